@@ -1,0 +1,2 @@
+//! The `kitbag` command.
+fn main() {}

@@ -1,0 +1,134 @@
+//! The manifest that travels inside a bundle: every default made explicit, as JSON text.
+//!
+//! The bundler writes it from `kitbag.toml`; the supervisor reads it and nothing else. A field that a
+//! reader does not know is ignored. What a reader must not ignore is named in [`Manifest::requires`].
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Names in [`Manifest::requires`] that this version understands.
+pub const KNOWN_REQUIREMENTS: &[&str] = &[];
+
+/// What a bundle is and what it starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The app's name: `[a-z0-9][a-z0-9._-]*`, at most 64 bytes. Names its state folder.
+    pub name: String,
+    /// The app's version, free text without white space.
+    pub version: String,
+    /// One line for people, possibly empty.
+    #[serde(default)]
+    pub description: String,
+    /// Features that a reader must know in order to run this bundle; see [`KNOWN_REQUIREMENTS`].
+    #[serde(default)]
+    pub requires: Vec<String>,
+    /// What the file does when it is run.
+    #[serde(flatten)]
+    pub run: Run,
+    /// Files copied to the state folder where nothing is there yet.
+    #[serde(default)]
+    pub seeds: Vec<Seed>,
+}
+
+/// The two kinds of bundle.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Run {
+    /// A tool: the file behaves as this program.
+    Command(Command),
+    /// A service bundle: the file supervises these, by name.
+    Services(BTreeMap<String, Service>),
+}
+
+/// A program with its arguments, environment and working directory. Strings are templates
+/// (see [`crate::template`]).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Command {
+    /// The program and its arguments. The program is a path in the bundle's tree without `${tree}/`, e.g. `bin/app`.
+    pub argv: Vec<String>,
+    /// Variables set for the program on top of the environment it inherits.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Working directory. `None`: a tool keeps its caller's, a service has the tree.
+    #[serde(default)]
+    pub cwd: Option<String>,
+}
+
+/// A supervised program.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// What is started.
+    #[serde(flatten)]
+    pub command: Command,
+    /// When it is started again.
+    #[serde(default)]
+    pub restart: Restart,
+    /// Signal that asks it to stop, by name: `SIGTERM`.
+    #[serde(default = "default_stop_signal")]
+    pub stop_signal: String,
+    /// How long it may take to stop before `SIGKILL`, in milliseconds.
+    #[serde(default = "default_stop_timeout_ms")]
+    pub stop_timeout_ms: u64,
+}
+
+/// When an ended service is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// Whatever its exit status.
+    #[default]
+    Always,
+    /// Unless it exited with status 0.
+    OnFailure,
+    /// Never.
+    Never,
+}
+
+/// A file of the tree that becomes a file of the state folder at the first start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seed {
+    /// Path in the tree, of a file or a folder.
+    pub from: String,
+    /// Path in the state folder.
+    pub to: String,
+}
+
+/// `SIGTERM`
+pub fn default_stop_signal() -> String {
+    "SIGTERM".to_owned()
+}
+
+/// Ten seconds.
+pub const fn default_stop_timeout_ms() -> u64 {
+    10_000
+}
+
+impl Manifest {
+    /// The manifest as it stands in a bundle: indented JSON with a newline at its end.
+    pub fn to_text(&self) -> String {
+        let mut text = serde_json::to_string_pretty(self).unwrap_or_default();
+        text.push('\n');
+        text
+    }
+
+    /// Reads what [`Self::to_text`] wrote; the error says where the JSON is wrong.
+    pub fn from_text(text: &str) -> Result<Self, serde_json::Error> {
+        serde_json::from_str(text)
+    }
+
+    /// True for a tool, false for a service bundle.
+    pub const fn is_tool(&self) -> bool {
+        matches!(self.run, Run::Command(_))
+    }
+
+    /// Every command with the name of its service, or `None` for a tool's.
+    pub fn commands(&self) -> Vec<(Option<&str>, &Command)> {
+        match &self.run {
+            Run::Command(command) => vec![(None, command)],
+            Run::Services(services) => {
+                services.iter().map(|(name, service)| (Some(name.as_str()), &service.command)).collect()
+            }
+        }
+    }
+}

@@ -1,0 +1,2 @@
+//! The runtime that every bundle starts with.
+fn main() {}
