@@ -2,6 +2,20 @@
 //! payload. `docs/format.md` specifies the bytes; this crate writes and reads them, for the bundler and
 //! the supervisor alike. It never trusts a length it has not bounded, and it never panics on hostile bytes.
 
+pub mod digest;
+pub mod elf;
+pub mod error;
 pub mod exit;
+pub mod extract;
+pub mod index;
+pub mod layout;
 pub mod manifest;
+pub mod reader;
 pub mod template;
+pub mod writer;
+
+pub use digest::Digest;
+pub use error::Error;
+pub use index::Index;
+pub use manifest::Manifest;
+pub use reader::Bundle;

@@ -1,0 +1,298 @@
+//! Unpacks the payload into a folder: frames in parallel, each verified before it is decompressed.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use nix::fcntl::{AtFlags, OFlag, open, openat};
+use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, mkdirat};
+use nix::unistd::{linkat, symlinkat};
+
+use crate::error::{Error, Region};
+use crate::index::{Entry, Index, Kind, Span};
+use crate::reader::Bundle;
+
+/// Below this many bytes of tar one thread is faster than several.
+const ALONE: u64 = 1 << 20;
+/// More threads than this only contend for the folder's locks.
+const MOST_THREADS: usize = 8;
+
+/// What to unpack, and how.
+pub struct Extraction<'a> {
+    /// From which bundle.
+    pub bundle: &'a Bundle,
+    /// Its index.
+    pub index: &'a Index,
+    /// Called for each regular file: true if it is there already and must be left alone.
+    pub present: &'a (dyn Fn(usize) -> bool + Sync),
+    /// Called after each frame with its bytes of tar.
+    pub progress: &'a (dyn Fn(u64) + Sync),
+    /// Take the write permission from everything, folders too.
+    pub read_only: bool,
+}
+
+/// The number of threads worth using for this many bytes.
+pub fn threads_for(bytes: u64) -> usize {
+    if bytes < ALONE {
+        return 1;
+    }
+    std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS)
+}
+
+/// Opens a folder without following a link in its last component.
+pub fn open_dir(path: &Path) -> io::Result<OwnedFd> {
+    Ok(open(
+        path,
+        OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )?)
+}
+
+impl Extraction<'_> {
+    /// Unpacks into the folder `root`, which is empty but for the files that are `present`. The process's umask
+    /// must let the owner do everything. What was written stays when an error ends it; the caller removes it.
+    pub fn run(&self, root: BorrowedFd) -> Result<(), Error> {
+        let spans: Vec<Span> = self.index.spans().collect();
+        self.make_dirs(root)?;
+        let cut = self.reserve_cut_files(root, &spans)?;
+        self.unpack_frames(root, &spans, &cut)?;
+        self.make_links(root)?;
+        self.finish_modes(root, &cut)
+    }
+
+    fn wanted(&self, number: usize) -> bool {
+        matches!(self.index.entries[number].kind, Kind::File { .. }) && !(self.present)(number)
+    }
+
+    /// Folders come before what they hold; the index made sure of it.
+    fn make_dirs(&self, root: BorrowedFd) -> Result<(), Error> {
+        let dirs = self.index.entries.iter().filter(|entry| entry.kind == Kind::Dir);
+        for entry in dirs {
+            mkdirat(root, entry.path.as_slice(), Mode::from_bits_truncate(0o755))
+                .or_else(|errno| if errno == nix::Error::EEXIST { Ok(()) } else { Err(errno) })
+                .map_err(failed("make the folder", entry))?;
+        }
+        Ok(())
+    }
+
+    /// Files that lie in more than one frame are made beforehand, at their full length, so that frames can be
+    /// written in any order and runs of zeros become holes.
+    fn reserve_cut_files(&self, root: BorrowedFd, spans: &[Span]) -> Result<Vec<bool>, Error> {
+        let mut cut = vec![false; spans.len()];
+        let mut end = 0u64;
+        let mut number = 0;
+        for frame in &self.index.frames {
+            end += u64::from(frame.raw);
+            while spans.get(number).is_some_and(|span| span.end <= end) {
+                number += 1;
+            }
+            if let Some(span) = spans.get(number)
+                && span.start < end
+                && !cut[number]
+                && self.wanted(number)
+            {
+                cut[number] = true;
+                let entry = &self.index.entries[number];
+                create(root, entry, 0o600)?.set_len(entry.size()).map_err(failed_io("write", entry))?;
+            }
+        }
+        Ok(cut)
+    }
+
+    fn unpack_frames(&self, root: BorrowedFd, spans: &[Span], cut: &[bool]) -> Result<(), Error> {
+        let jobs = self.jobs(spans)?;
+        let bytes = jobs.iter().map(|job| u64::from(self.index.frames[job.frame].raw)).sum();
+        let next = AtomicUsize::new(0);
+        let stop = AtomicBool::new(false);
+        let work = || {
+            let mut worker =
+                Worker { extraction: self, root, spans, cut, packed: Vec::new(), raw: Vec::new() };
+            let result = worker.run(&jobs, &next, &stop);
+            if result.is_err() {
+                stop.store(true, Ordering::Relaxed);
+            }
+            result
+        };
+        std::thread::scope(|scope| {
+            let helpers: Vec<_> = (1..threads_for(bytes).min(jobs.len().max(1)))
+                .map_while(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok())
+                .collect();
+            let mine = work();
+            helpers.into_iter().fold(mine, |sum, helper| sum.and(helper.join().unwrap_or(Ok(()))))
+        })
+    }
+
+    /// The frames that hold something wanted, each with its place and first entry.
+    fn jobs(&self, spans: &[Span]) -> Result<Vec<Job>, Error> {
+        let places = self.bundle.frame_places(self.index)?;
+        let mut jobs = Vec::new();
+        let (mut start, mut first) = (0u64, 0);
+        for (frame, offset) in places.into_iter().enumerate() {
+            let end = start + u64::from(self.index.frames[frame].raw);
+            while spans.get(first).is_some_and(|span| span.end <= start && span.start < start) {
+                first += 1;
+            }
+            let held = (first..spans.len()).take_while(|number| spans[*number].start < end);
+            if held.clone().any(|number| self.wanted(number)) {
+                jobs.push(Job { frame, offset, start, first });
+            }
+            first = held.last().unwrap_or(first);
+            start = end;
+        }
+        Ok(jobs)
+    }
+
+    fn make_links(&self, root: BorrowedFd) -> Result<(), Error> {
+        for entry in &self.index.entries {
+            match &entry.kind {
+                Kind::Symlink(target) => symlinkat(target.as_slice(), root, entry.path.as_slice())
+                    .map_err(failed("make the link", entry))?,
+                Kind::Link(to) => {
+                    let from = self.index.entries[*to].path.as_slice();
+                    linkat(root, from, root, entry.path.as_slice(), AtFlags::empty())
+                        .map_err(failed("make the link", entry))?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn finish_modes(&self, root: BorrowedFd, cut: &[bool]) -> Result<(), Error> {
+        for (number, entry) in self.index.entries.iter().enumerate().rev() {
+            if cut[number] || (self.read_only && entry.kind == Kind::Dir) {
+                let mode = Mode::from_bits_truncate(self.mode(&entry.kind));
+                fchmodat(root, entry.path.as_slice(), mode, FchmodatFlags::FollowSymlink)
+                    .map_err(failed("set the permissions of", entry))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Permissions of a file or a folder.
+    fn mode(&self, kind: &Kind) -> u32 {
+        let all = match kind {
+            Kind::File { executable: false, .. } => 0o644,
+            _ => 0o755,
+        };
+        if self.read_only { all & !0o222 } else { all }
+    }
+}
+
+/// One frame to unpack.
+struct Job {
+    frame: usize,
+    /// Place in the file.
+    offset: u64,
+    /// Place in the tar.
+    start: u64,
+    /// First entry that may have contents in it.
+    first: usize,
+}
+
+struct Worker<'a> {
+    extraction: &'a Extraction<'a>,
+    root: BorrowedFd<'a>,
+    spans: &'a [Span],
+    cut: &'a [bool],
+    packed: Vec<u8>,
+    raw: Vec<u8>,
+}
+
+impl Worker<'_> {
+    fn run(&mut self, jobs: &[Job], next: &AtomicUsize, stop: &AtomicBool) -> Result<(), Error> {
+        let mut decoder = zstd_safe::DCtx::create();
+        while !stop.load(Ordering::Relaxed) {
+            let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+            self.unpack(&mut decoder, job)?;
+            self.write(job)?;
+            (self.extraction.progress)(self.raw.len() as u64);
+        }
+        Ok(())
+    }
+
+    fn unpack(&mut self, decoder: &mut zstd_safe::DCtx, job: &Job) -> Result<(), Error> {
+        let frame = &self.extraction.index.frames[job.frame];
+        self.extraction.bundle.read_frame(job.frame, job.offset, frame, &mut self.packed)?;
+        self.raw.resize(frame.raw as usize, 0);
+        match decoder.decompress(self.raw.as_mut_slice(), &self.packed) {
+            Ok(length) if length == self.raw.len() => Ok(()),
+            _ => Err(Error::Malformed {
+                part: Region::Frame(job.frame),
+                what: "is no zstd frame of its length",
+            }),
+        }
+    }
+
+    fn write(&self, job: &Job) -> Result<(), Error> {
+        let end = job.start + self.raw.len() as u64;
+        for number in job.first..self.spans.len() {
+            let span = &self.spans[number];
+            if span.start >= end {
+                break;
+            }
+            if !self.extraction.wanted(number) || (span.end <= job.start && span.start < job.start) {
+                continue;
+            }
+            let from = span.start.max(job.start);
+            let piece = &self.raw[(from - job.start) as usize..(span.end.min(end) - job.start) as usize];
+            let entry = &self.extraction.index.entries[number];
+            if self.cut[number] {
+                self.write_piece(entry, piece, from - span.start)?;
+            } else {
+                let mut file = create(self.root, entry, self.extraction.mode(&entry.kind))?;
+                io::Write::write_all(&mut file, piece).map_err(failed_io("write", entry))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_piece(&self, entry: &Entry, piece: &[u8], at: u64) -> Result<(), Error> {
+        if piece.iter().all(|byte| *byte == 0) {
+            return Ok(());
+        }
+        let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file =
+            openat(self.root, entry.path.as_slice(), flags, Mode::empty()).map_err(failed("open", entry))?;
+        File::from(file).write_all_at(piece, at).map_err(failed_io("write", entry))
+    }
+}
+
+fn create(root: BorrowedFd, entry: &Entry, mode: u32) -> Result<File, Error> {
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    openat(root.as_fd(), entry.path.as_slice(), flags, Mode::from_bits_truncate(mode))
+        .map(File::from)
+        .map_err(failed("make", entry))
+}
+
+fn failed<'a>(doing: &'a str, entry: &'a Entry) -> impl FnOnce(nix::Error) -> Error + 'a {
+    move |errno| failed_io(doing, entry)(errno.into())
+}
+
+fn failed_io<'a>(doing: &'a str, entry: &'a Entry) -> impl FnOnce(io::Error) -> Error + 'a {
+    move |error| Error::io(format!("{doing} `{}`", String::from_utf8_lossy(&entry.path)))(error)
+}
+
+/// Unpacks a whole bundle into `dir`, a folder that is empty or not there yet, with ordinary permissions.
+pub fn unpack_to(bundle: &Bundle, dir: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<Index, Error> {
+    let show = dir.display();
+    bundle.verify_program()?;
+    let index = bundle.index()?;
+    let occupied = std::fs::read_dir(dir).map(|mut entries| entries.next().is_some());
+    match occupied {
+        Ok(true) => {
+            let error = io::Error::from(io::ErrorKind::DirectoryNotEmpty);
+            return Err(Error::io(format!("unpack into {show}"))(error));
+        }
+        Ok(false) => {}
+        Err(_) => std::fs::create_dir_all(dir).map_err(Error::io(format!("make the folder {show}")))?,
+    }
+    let root = open(dir, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(|errno| Error::io(format!("open the folder {show}"))(errno.into()))?;
+    let extraction = Extraction { bundle, index: &index, present: &|_| false, progress, read_only: false };
+    extraction.run(root.as_fd())?;
+    Ok(index)
+}

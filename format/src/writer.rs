@@ -1,0 +1,101 @@
+//! Writes a bundle: runtime, payload frames as they come, then index, manifest and section table; last the head.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use crate::digest::Digest;
+use crate::elf::{self, Section};
+use crate::error::Error;
+use crate::index::{Frame, Index};
+use crate::layout::{HEAD_LEN, HINT_TOOL, Head, Part, PartKind};
+use crate::manifest::Manifest;
+
+/// A bundle that is being written to an empty file.
+pub struct Writer {
+    file: io::BufWriter<File>,
+    runtime: Vec<u8>,
+    head_at: usize,
+    index: Index,
+}
+
+impl Writer {
+    /// Begins a bundle with a bare runtime's bytes.
+    pub fn new(file: File, runtime: &[u8], head_at: u64) -> Result<Self, Error> {
+        let mut writer = Self {
+            file: io::BufWriter::with_capacity(1 << 20, file),
+            runtime: runtime.to_vec(),
+            head_at: head_at as usize,
+            index: Index::default(),
+        };
+        if writer
+            .runtime
+            .get(writer.head_at..writer.head_at + HEAD_LEN)
+            .is_none_or(|head| head.iter().any(|b| *b != 0))
+        {
+            return Err(Error::NotABundle("the runtime has no empty head"));
+        }
+        writer.put(runtime)?;
+        Ok(writer)
+    }
+
+    /// Appends one frame to the payload.
+    pub fn frame(&mut self, packed: &[u8], raw: u32, digest: Digest, key: Digest) -> Result<(), Error> {
+        self.index.frames.push(Frame { packed: packed.len() as u32, raw, digest, key });
+        self.put(packed)
+    }
+
+    /// Writes the rest. Returns the file, not yet synchronised, and the bundle digest.
+    pub fn finish(mut self, index: Index, manifest: &Manifest) -> Result<(File, Digest, Index), Error> {
+        self.index.entries = index.entries;
+        let texts = (self.index.to_bytes(), manifest.to_text());
+        let payload_length = self.index.frames.iter().map(|frame| u64::from(frame.packed)).sum();
+        let mut parts = Parts::default();
+        parts.add(PartKind::Runtime, self.runtime.len() as u64, Digest::default());
+        let payload = parts.add(PartKind::Payload, payload_length, self.index.payload_digest());
+        let listed = parts.add(PartKind::Index, texts.0.len() as u64, Digest::of(&texts.0));
+        let described = parts.add(PartKind::Manifest, texts.1.len() as u64, Digest::of(texts.1.as_bytes()));
+        let sections = [
+            Section { name: ".kitbag.payload", range: payload },
+            Section { name: ".kitbag.index", range: listed },
+            Section { name: ".kitbag.manifest", range: described },
+        ];
+        let table = elf::extend_sections(&mut self.runtime, &sections, parts.end)
+            .ok_or(Error::NotABundle("the runtime has no section table"))?;
+        parts.add(PartKind::Sections, table.len() as u64, Digest::of(&table));
+        let Parts { end, mut parts } = parts;
+        parts[0].digest = Digest::of(&self.runtime);
+        let hints = if manifest.is_tool() { HINT_TOOL } else { 0 };
+        let head = Head { refuse: 0, hints, file_length: end, digest: Digest::default(), parts };
+        let (head, digest) = head.to_bytes();
+        for bytes in [&texts.0, texts.1.as_bytes(), &table] {
+            self.put(bytes)?;
+        }
+        self.runtime[self.head_at..self.head_at + HEAD_LEN].copy_from_slice(&head);
+        let file =
+            self.file.into_inner().map_err(|error| Error::io("write the bundle")(error.into_error()))?;
+        file.write_all_at(&self.runtime, 0).map_err(Error::io("write the bundle"))?;
+        Ok((file, digest, self.index))
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.file.write_all(bytes).map_err(Error::io("write the bundle"))
+    }
+}
+
+/// Parts laid one behind the other.
+#[derive(Default)]
+struct Parts {
+    end: u64,
+    parts: Vec<Part>,
+}
+
+impl Parts {
+    fn add(&mut self, kind: PartKind, length: u64, digest: Digest) -> Range<u64> {
+        let offset = self.end;
+        self.parts.push(Part { kind, flags: 0, offset, length, digest });
+        self.end += length;
+        offset..self.end
+    }
+}
