@@ -27,13 +27,17 @@ pub fn section_table(header: &[u8]) -> u64 {
     u64_at(header, 40)
 }
 
-/// Where in the file the content of kitbag's note is.
-pub fn find_note(file: &File, length: u64) -> Result<Option<Range<u64>>, Error> {
-    let header = read(file, 0, HEADER)?;
+/// Where in a file of `length` bytes the content of kitbag's note is. `read` reads at an offset, fewer bytes than
+/// asked for only at the end.
+pub fn find_note(
+    read: impl Fn(u64, usize) -> Result<Vec<u8>, Error>,
+    length: u64,
+) -> Result<Option<Range<u64>>, Error> {
+    let header = read(0, HEADER)?;
     if !is_elf64(&header) {
         return Err(Error::NotABundle("it is not an ELF executable"));
     }
-    let table = read(file, u64_at(&header, 32), usize::from(u16_at(&header, 56)) * PROGRAM_HEADER)?;
+    let table = read(u64_at(&header, 32), usize::from(u16_at(&header, 56)) * PROGRAM_HEADER)?;
     for program in table.as_chunks::<PROGRAM_HEADER>().0 {
         let (offset, size) = (u64_at(program, 8), u64_at(program, 32));
         if u32_at(program, 0) != PT_NOTE || size > MOST_NOTES {
@@ -43,11 +47,20 @@ pub fn find_note(file: &File, length: u64) -> Result<Option<Range<u64>>, Error> 
         if end > length {
             return Err(Error::Truncated { expected: end, found: length });
         }
-        if let Some(content) = find_in_notes(&read(file, offset, size as usize)?) {
+        if let Some(content) = find_in_notes(&read(offset, size as usize)?) {
             return Ok(Some(offset + content.start as u64..offset + content.end as u64));
         }
     }
     Ok(None)
+}
+
+/// The same in memory.
+pub fn find_note_in(program: &[u8]) -> Result<Option<Range<u64>>, Error> {
+    let read = |offset: u64, length: usize| {
+        let rest = usize::try_from(offset).ok().and_then(|at| program.get(at..)).unwrap_or_default();
+        Ok(rest[..length.min(rest.len())].to_vec())
+    };
+    find_note(read, program.len() as u64)
 }
 
 /// Notes are {name size, content size, type} with name and content padded to 4 bytes.

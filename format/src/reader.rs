@@ -42,7 +42,7 @@ impl Bundle {
             return Err(Error::NotABundle("it is not a regular file"));
         }
         let length = metadata.len();
-        let (head_at, head) = match elf::find_note(&file, length)? {
+        let (head_at, head) = match elf::find_note(|at, length| elf::read(&file, at, length), length)? {
             Some(note) => (note.start, read_head(&file, note.start)?),
             None => return Err(search_head(&file)),
         };
