@@ -1,0 +1,178 @@
+//! The command line: one definition for parser, help and completions.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueHint};
+use clap_complete::Shell;
+
+const LONG_ABOUT: &str = "\
+Packs an app, its assets and a manifest into one self-extracting static executable.
+
+The file needs nothing on the server it is copied to: no runtime, no libraries, no shell, no container \
+engine, no root. It is a tool that behaves as one program, or a service bundle that supervises several.";
+
+const EXAMPLES: &str = "\
+Examples:
+  kitbag run                     pack the app in this folder and run it here
+  kitbag pack -o guestbook       pack it into the file `guestbook`
+  scp guestbook server: && ssh server ./guestbook
+  kitbag inspect guestbook       what is in that file";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+    0  done
+    1  it did not work; the message says why
+    2  the command line is wrong
+    3  kitbag.toml, or what it names, is wrong; nothing was written
+    4  the file is not a bundle, or it is damaged
+    5  no folder can be used to unpack in, or the disk is full
+    6  the bundle is running already
+    7  a service failed, and its restart policy does not start it again
+  125  a tool bundle's program could not be started
+A tool bundle's exit status is its program's.";
+
+/// Packs an app into one self-extracting static executable
+#[derive(Debug, Parser)]
+#[command(
+    name = "kitbag",
+    version,
+    long_about = LONG_ABOUT,
+    after_help = EXAMPLES,
+    after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"),
+    max_term_width = 110
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Pack the app in a folder into one file
+    Pack(PackArgs),
+    /// Pack the app in a folder to a temporary file, and run it here
+    Run(RunArgs),
+    /// Show what a bundle is: manifest, digests, sizes
+    Inspect(InspectArgs),
+    /// List the files in a bundle
+    List(ListArgs),
+    /// Unpack a bundle's files into a folder
+    Unpack(UnpackArgs),
+    /// Check every byte of a bundle against its digests
+    Verify(VerifyArgs),
+    /// Print completions for a shell
+    Completions(CompletionsArgs),
+}
+
+/// `kitbag pack`
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Pack the app in a folder into one file.\n\n\
+        The folder has a kitbag.toml that says what goes in and what is started. A Cargo package needs none: \
+        its bins are built, statically, and its Cargo.toml gives name and version.",
+    after_help = "Examples:\n  \
+        kitbag pack                            this folder, into ./NAME\n  \
+        kitbag pack app -o out/app             another folder, another file\n  \
+        kitbag pack --dry-run                  only list what would go in\n  \
+        kitbag pack --base app-1.0 -o app-1.1  take unchanged parts from an earlier bundle, which is quicker"
+)]
+pub struct PackArgs {
+    /// The app's folder, with a kitbag.toml or a Cargo.toml
+    #[arg(default_value = ".", value_hint = ValueHint::DirPath)]
+    pub dir: PathBuf,
+    /// The file to write [default: ./NAME, or ./NAME.kitbag where NAME is a folder]
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: Option<PathBuf>,
+    /// zstd level from 1 (quick) to 19 (small) [default: `compression` in kitbag.toml, or 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=19))]
+    pub level: Option<i32>,
+    /// An earlier bundle, to take unchanged parts from
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub base: Option<PathBuf>,
+    /// Overwrite the output file even if it is not a bundle
+    #[arg(long)]
+    pub force: bool,
+    /// List what would go in, and write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Say nothing but warnings and errors
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// `kitbag run`
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Pack the app in a folder to a temporary file, and run it here.\n\n\
+        What stands after `--` goes to the app. The exit status is the app's.",
+    after_help = "Examples:\n  \
+        kitbag run                   this folder\n  \
+        kitbag run app -- --help     another folder, with an argument for its program"
+)]
+pub struct RunArgs {
+    /// The app's folder, with a kitbag.toml or a Cargo.toml
+    #[arg(default_value = ".", value_hint = ValueHint::DirPath)]
+    pub dir: PathBuf,
+    /// Arguments for the app
+    #[arg(last = true, value_name = "ARGS")]
+    pub args: Vec<std::ffi::OsString>,
+}
+
+/// `kitbag inspect`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  kitbag inspect guestbook\n  kitbag inspect --json guestbook | jq .manifest"
+)]
+pub struct InspectArgs {
+    /// The bundle
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// As JSON, for programs
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `kitbag list`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  kitbag list --long guestbook")]
+pub struct ListArgs {
+    /// The bundle
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// With kind, size and digest
+    #[arg(short, long)]
+    pub long: bool,
+}
+
+/// `kitbag unpack`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  kitbag unpack guestbook /tmp/look")]
+pub struct UnpackArgs {
+    /// The bundle
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// The folder to unpack into, new or empty [default: ./NAME-VERSION]
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub dir: Option<PathBuf>,
+}
+
+/// `kitbag verify`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  kitbag verify guestbook && scp guestbook server:")]
+pub struct VerifyArgs {
+    /// The bundle
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+}
+
+/// `kitbag completions`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  kitbag completions bash > ~/.local/share/bash-completion/completions/kitbag"
+)]
+pub struct CompletionsArgs {
+    /// The shell
+    pub shell: Shell,
+}

@@ -1,0 +1,407 @@
+//! From the manifest as written, and the file system, to what is packed: every default made explicit.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use kitbag_format::manifest::{Command, Manifest, Run, Seed, Service};
+use kitbag_format::template::{Piece, Template};
+
+use crate::cargo::{self, CargoPackage};
+use crate::diagnostic::{Diagnostic, Failure};
+use crate::manifest::{self, CommandSource, Project, RunSource, name_fault, version_fault};
+use crate::read::Text;
+use crate::tree::{self, Kind, Node, Planter, Tree, shown};
+
+/// zstd's own default.
+const DEFAULT_LEVEL: i32 = 3;
+
+/// What is packed.
+#[derive(Debug)]
+pub struct Plan {
+    /// The manifest that travels.
+    pub manifest: Manifest,
+    /// zstd level, 1 to 19.
+    pub compression: i32,
+    /// The tree, sorted by the bytes of the path: a folder stands before what is in it.
+    pub entries: Vec<PlanEntry>,
+    /// Where the bundle is written: as told, or else [`default_output`].
+    pub output: PathBuf,
+    /// One sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// A place of the tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlanEntry {
+    /// Relative, without `/` at its beginning or end; any bytes but NUL.
+    pub path: Vec<u8>,
+    /// What is there.
+    pub kind: PlanKind,
+}
+
+/// What is at a place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PlanKind {
+    /// A folder.
+    Dir,
+    /// A regular file.
+    File {
+        /// Where it is read from.
+        source: PathBuf,
+        /// It may be executed.
+        executable: bool,
+        /// Bytes, when the plan was made.
+        size: u64,
+    },
+    /// A symbolic link that stays in the tree.
+    Symlink {
+        /// What it says.
+        target: Vec<u8>,
+    },
+}
+
+/// What a plan depends on beside the folder.
+#[derive(Debug, Clone, Default)]
+pub struct PlanOptions {
+    /// The file that will be written, and is left out of the tree if an included folder holds it. `None`:
+    /// the one of [`default_output`].
+    pub output: Option<PathBuf>,
+    /// Cargo shows errors only.
+    pub quiet: bool,
+}
+
+/// Where a bundle called `name` is written unless told: `./NAME`, or `./NAME.kitbag` where that is a folder
+/// or one of the files to pack, `inputs`.
+fn default_output(name: &str, inputs: impl IntoIterator<Item = PathBuf>) -> PathBuf {
+    let path = Path::new(".").join(name);
+    let Ok(there) = fs::metadata(&path) else { return path };
+    let is_it = |input: PathBuf| fs::metadata(input).is_ok_and(|input| tree::id(&input) == tree::id(&there));
+    if there.is_dir() || inputs.into_iter().any(is_it) {
+        return path.with_file_name(format!("{name}.kitbag"));
+    }
+    path
+}
+
+/// Plans the bundle of folder `dir`; builds it first if it is a Cargo project.
+///
+/// Everything that is wrong with the manifest and the files it names is collected in one [`Failure`], with
+/// exit code `MANIFEST`; nothing is built then. A build that fails has exit code `FAILURE`.
+pub fn plan(dir: &Path, options: &PlanOptions) -> Result<Plan, Failure> {
+    let project = manifest::load(dir)?;
+    if !project.is_cargo {
+        return Draft::new(&project, None, options).finish(&BTreeMap::new());
+    }
+    let package = match cargo::find(dir, &project.manifest.cargo) {
+        Ok(package) => package,
+        Err(errors) => {
+            let errors = [project.errors, errors].concat();
+            return Err(Failure::manifest(project.source, errors));
+        }
+    };
+    // Twice: mistakes show before a long build, and what the build changed in included folders is seen after.
+    let unbuilt = package.bins.iter().map(|bin| (bin.clone(), PathBuf::new())).collect();
+    Draft::new(&project, Some(&package), options).finish(&unbuilt)?;
+    let built = cargo::build(dir, &package, &project.manifest.cargo, options.quiet)?;
+    Draft::new(&project, Some(&package), options).finish(&built)
+}
+
+/// A plan in the making.
+struct Draft<'a> {
+    project: &'a Project,
+    package: Option<&'a CargoPackage>,
+    options: &'a PlanOptions,
+    errors: Vec<Diagnostic>,
+    warnings: Vec<String>,
+    tree: Tree,
+    /// The tree has everything in it, so that what is missing is an error.
+    whole: bool,
+}
+
+impl<'a> Draft<'a> {
+    fn new(project: &'a Project, package: Option<&'a CargoPackage>, options: &'a PlanOptions) -> Self {
+        let errors = project.errors.clone();
+        Self { project, package, options, errors, warnings: Vec::new(), tree: Tree::default(), whole: false }
+    }
+
+    fn finish(mut self, bins: &BTreeMap<String, PathBuf>) -> Result<Plan, Failure> {
+        let source = &self.project.manifest;
+        let name = self.name();
+        let version = self.version();
+        let output = self.output(&name);
+        self.grow_tree(&output, bins);
+        let run = self.run();
+        let seeds = self.seeds();
+        let (Some(run), true) = (run, self.errors.is_empty()) else {
+            return Err(Failure::manifest(self.project.source.clone(), self.errors));
+        };
+        let description = source.description.as_ref().map(Text::get_ref);
+        let description = description.or(self.package.map(|package| &package.description));
+        let description =
+            description.map_or("", String::as_str).split_whitespace().collect::<Vec<_>>().join(" ");
+        Ok(Plan {
+            manifest: Manifest { name, version, description, requires: Vec::new(), run, seeds },
+            compression: source.compression.unwrap_or(DEFAULT_LEVEL),
+            entries: self.tree.nodes.into_iter().map(entry).collect(),
+            output,
+            warnings: self.warnings,
+        })
+    }
+
+    fn name(&mut self) -> String {
+        let inherited = self.package.map(|package| package.name.as_str());
+        let key = self.project.manifest.name.as_ref();
+        self.identity("name", key, inherited, name_fault, "guestbook")
+    }
+
+    fn version(&mut self) -> String {
+        let inherited = self.package.map(|package| package.version.as_str());
+        let key = self.project.manifest.version.as_ref();
+        self.identity("version", key, inherited, version_fault, "1.2.3")
+    }
+
+    /// The name or version: the manifest's, or else Cargo's.
+    fn identity(
+        &mut self,
+        key: &str,
+        written: Option<&Text>,
+        inherited: Option<&str>,
+        fault: fn(&str) -> Option<String>,
+        example: &str,
+    ) -> String {
+        if let Some(written) = written {
+            return written.get_ref().clone();
+        }
+        let Some(inherited) = inherited else {
+            // One of the wrong type is reported already.
+            if !self.project.keys.iter().any(|written| written == key) {
+                let error = Diagnostic::new(format!("the manifest has no `{key}`"));
+                self.errors.push(error.help(format!("write `{key} = \"{example}\"` at its beginning")));
+            }
+            return String::new();
+        };
+        if let Some(fault) = fault(inherited) {
+            let error =
+                Diagnostic::new(format!("the package's {key} `{inherited}` cannot be a bundle's: {fault}"));
+            self.errors.push(error.help(format!("give the bundle its own: `{key} = \"{example}\"`")));
+        }
+        inherited.to_owned()
+    }
+
+    fn output(&self, name: &str) -> PathBuf {
+        let includes = self.project.manifest.includes.iter();
+        let inputs = includes.map(|include| tree::join(&self.project.dir, include.from.get_ref()));
+        self.options.output.clone().unwrap_or_else(|| default_output(name, inputs))
+    }
+
+    fn grow_tree(&mut self, output: &Path, bins: &BTreeMap<String, PathBuf>) {
+        let source = &self.project.manifest;
+        let output = fs::metadata(output).ok().filter(fs::Metadata::is_file);
+        let output = output.map(|metadata| tree::id(&metadata));
+        let mut planter = Planter::new(&self.project.dir, &source.includes, &source.exclude, output);
+        for (bin, path) in bins {
+            let size = fs::metadata(path).map_or(0, |metadata| metadata.len());
+            planter.bin(bin, path.clone(), size);
+        }
+        let (mut tree, unused) = planter.plant();
+        self.whole = source.includes_whole && tree.errors.is_empty();
+        self.errors.append(&mut tree.errors);
+        for pattern in unused {
+            let line = self.project.source.line(pattern.span().start);
+            let (pattern, path) = (pattern.get_ref(), &self.project.source.path);
+            self.warnings.push(format!("`{pattern}` in `exclude` matches nothing ({path} line {line})"));
+        }
+        for (link, target) in tree.dangling() {
+            self.warnings.push(format!("the link `{link}` leads to `{target}`, where the tree has nothing"));
+        }
+        self.tree = tree;
+    }
+
+    fn run(&mut self) -> Option<Run> {
+        match &self.project.manifest.run {
+            RunSource::Wrong => None,
+            RunSource::None => self.only_bin().map(Run::Command),
+            RunSource::Command(command) => self.command(command).map(Run::Command),
+            RunSource::Services(services) => {
+                let mut run = BTreeMap::new();
+                for (name, service) in services {
+                    let service = Service {
+                        command: self.command(&service.command).unwrap_or_default(),
+                        restart: service.restart,
+                        stop_signal: service.stop_signal.clone(),
+                        stop_timeout_ms: service.stop_timeout_ms,
+                    };
+                    run.insert(name.get_ref().clone(), service);
+                }
+                Some(Run::Services(run))
+            }
+        }
+    }
+
+    /// A Cargo package with one bin is a tool without a word.
+    fn only_bin(&mut self) -> Option<Command> {
+        let bins = self.package.map_or(&[][..], |package| &package.bins);
+        if let [bin] = bins {
+            return Some(Command { argv: vec![format!("bin/{bin}")], ..Command::default() });
+        }
+        let program = bins.first().map_or("tool", String::as_str);
+        let mut error =
+            Diagnostic::new("the manifest says nothing to start: neither `command` nor `services`");
+        if bins.len() > 1 {
+            let list = bins.iter().map(|bin| format!("`bin/{bin}`")).collect::<Vec<_>>().join(", ");
+            error = error.help(format!("the package has several bins: {list}"));
+        }
+        error = error
+            .help(format!("a tool, which behaves as one program: `command = [\"bin/{program}\"]`"))
+            .help(format!(
+                "a service bundle: `[services.{program}]` and below it `argv = [\"bin/{program}\"]`"
+            ));
+        self.errors.push(error);
+        None
+    }
+
+    fn command(&mut self, source: &CommandSource) -> Option<Command> {
+        let (program, arguments) = source.argv.split_first()?;
+        let program = self.program(program)?;
+        let arguments = arguments.iter().map(|argument| argument.get_ref().clone());
+        let pairs = source.env.iter();
+        Some(Command {
+            argv: std::iter::once(program).chain(arguments).collect(),
+            env: pairs.map(|(name, value)| (name.get_ref().clone(), value.get_ref().clone())).collect(),
+            cwd: source.cwd.as_ref().and_then(|cwd| self.cwd(cwd)),
+        })
+    }
+
+    /// The program's path in the tree, if it can be executed.
+    fn program(&mut self, text: &Text) -> Option<String> {
+        let path = match tree_path(text.get_ref()) {
+            Ok(path) => path,
+            Err(fault) => {
+                self.errors.push(
+                    Diagnostic::new(format!("`{}` cannot be started", text.get_ref()))
+                        .at(text.span(), fault)
+                        .help("the path in the tree begins at `to` of an `[[include]]`: `bin/tool`"),
+                );
+                return None;
+            }
+        };
+        match self.tree.resolve(path.as_bytes()) {
+            Some((_, Some(Node { kind: Kind::File { executable: true, .. }, .. }))) => {}
+            Some((_, Some(Node { kind: Kind::File { .. }, source, .. }))) => {
+                let error = Diagnostic::new(format!("`{path}` cannot be started"))
+                    .at(text.span(), "it is not executable")
+                    .help(format!("chmod +x {}", source.display()));
+                self.errors.push(error);
+            }
+            Some(_) => {
+                let error = Diagnostic::new(format!("`{path}` cannot be started"));
+                self.errors.push(error.at(text.span(), "it is a folder, not a program"));
+            }
+            None => self.not_in_tree(&path, text.span(), "program"),
+        }
+        Some(path)
+    }
+
+    fn not_in_tree(&mut self, path: &str, span: Range<usize>, what: &str) {
+        if !self.whole {
+            return;
+        }
+        let mut error = Diagnostic::new(format!("there is no `{path}` in the tree"))
+            .at(span, format!("expected the path of a {what} in the tree"));
+        if self.tree.left_out.as_deref() == Some(path.as_bytes()) {
+            error = error.help("it is the file that the bundle is written to: choose another one with `-o`");
+        } else if let Some(near) = self.tree.near(path) {
+            error = error.near(Some(near));
+        } else {
+            error =
+                error.help("`[[include]]` brings files into the tree; `kitbag pack --dry-run` lists them");
+        }
+        self.errors.push(error);
+    }
+
+    /// A working directory that is not absolute is in the tree.
+    fn cwd(&mut self, text: &Text) -> Option<String> {
+        let cwd = text.get_ref().as_str();
+        if cwd.starts_with('/') || cwd.starts_with("${state}") || cwd.starts_with("${env.") {
+            return Some(cwd.to_owned());
+        }
+        let path = match cwd.trim_start_matches("./") {
+            "." | "" | "${tree}" => return Some("${tree}".to_owned()),
+            cwd => tree_path(cwd),
+        };
+        let fault = match path {
+            Err(fault) => fault,
+            Ok(path) => match self.tree.resolve(path.as_bytes()) {
+                Some((_, None | Some(Node { kind: Kind::Dir, .. }))) => {
+                    return Some(format!("${{tree}}/{path}"));
+                }
+                Some(_) => "it is not a folder".to_owned(),
+                None => {
+                    self.not_in_tree(&path, text.span(), "folder");
+                    return None;
+                }
+            },
+        };
+        let error = Diagnostic::new(format!("`{cwd}` cannot be a working directory")).at(text.span(), fault);
+        self.errors
+            .push(error.help("a folder of the tree, an absolute path, or one that begins with `${state}`"));
+        None
+    }
+
+    fn seeds(&mut self) -> Vec<Seed> {
+        let mut seeds = Vec::new();
+        for seed in &self.project.manifest.seeds {
+            let from = seed.from.get_ref();
+            if self.tree.resolve(from.as_bytes()).is_none() {
+                self.not_in_tree(from, seed.from.span(), "file or folder");
+            }
+            seeds.push(Seed { from: from.clone(), to: seed.to.get_ref().clone() });
+        }
+        seeds
+    }
+}
+
+/// A path in the tree, written with `${tree}/` before it or without; else what is wrong with it.
+fn tree_path(text: &str) -> Result<String, String> {
+    let template = Template::parse(text).map_err(|error| error.to_string())?;
+    let path = match &template.0[..] {
+        [Piece::Text(path)] if path.starts_with('/') => {
+            return Err("it runs from the bundle's tree: include it, and give its path there".to_owned());
+        }
+        [Piece::Text(path)] => path.as_str(),
+        [Piece::Tree, Piece::Text(path)] if path.starts_with('/') => &path[1..],
+        _ => {
+            return Err(
+                "expected a path in the tree; of the placeholders only `${tree}/` may begin it".to_owned()
+            );
+        }
+    };
+    let path = path.strip_prefix("./").unwrap_or(path);
+    if path.contains('$') {
+        return Err("a `$` cannot be part of it".to_owned());
+    }
+    if path.split('/').any(|name| matches!(name, "" | "." | "..")) {
+        return Err("expected a path without `.`, `..`, doubled `/` or `/` at its end".to_owned());
+    }
+    Ok(path.to_owned())
+}
+
+fn entry((path, node): (Vec<u8>, Node)) -> PlanEntry {
+    let kind = match node.kind {
+        Kind::Dir => PlanKind::Dir,
+        Kind::File { executable, size } => PlanKind::File { source: node.source, executable, size },
+        Kind::Symlink { target } => PlanKind::Symlink { target },
+    };
+    PlanEntry { path, kind }
+}
+
+impl PlanEntry {
+    /// The path for people.
+    pub fn shown(&self) -> String {
+        shown(&self.path)
+    }
+}
+
+#[cfg(test)]
+mod tests;
