@@ -20,8 +20,8 @@ use nix::unistd::linkat;
 use crate::payload::{self, FramePlan, Layout, Piece, Scanned, Unreadable};
 use crate::plan::{Plan, PlanKind};
 
-/// The runtime that every bundle starts with: `supervisor/`, built for the same target.
-pub const RUNTIME: &[u8] = include_bytes!(env!("KITBAG_RUNTIME"));
+/// The runtime that every bundle starts with: `supervisor/`, which the build script built for the same target.
+pub static RUNTIME: &[u8] = include_bytes!(env!("KITBAG_RUNTIME"));
 
 /// Compressed frames that may wait for their turn.
 const AHEAD: usize = 64;
@@ -137,7 +137,12 @@ impl Job<'_> {
         })
     }
 
-    fn pack_frames(&self, next: &AtomicUsize, stop: &AtomicBool, sender: SyncSender<(usize, Result<Packed, Failure>)>) {
+    fn pack_frames(
+        &self,
+        next: &AtomicUsize,
+        stop: &AtomicBool,
+        sender: SyncSender<(usize, Result<Packed, Failure>)>,
+    ) {
         let compression = compression(self.plan.compression);
         let mut packer = Packer::new(self.plan.compression);
         while !stop.load(Ordering::Relaxed) {
@@ -159,7 +164,9 @@ impl Job<'_> {
         for piece in &frame.pieces {
             match piece {
                 Piece::Bytes(bytes) => packer.raw.extend_from_slice(bytes),
-                Piece::Content { file, start, length } => self.read(*file, *start, *length, &mut packer.raw)?,
+                Piece::Content { file, start, length } => {
+                    self.read(*file, *start, *length, &mut packer.raw)?
+                }
             }
         }
         let bytes = packer.pack()?;
@@ -196,7 +203,8 @@ impl Job<'_> {
                 if let Some(packed) = waiting.remove(&number) {
                     break packed;
                 }
-                let (arrived, packed) = receiver.recv().map_err(|_| Error::NotABundle("a packing thread died"))?;
+                let (arrived, packed) =
+                    receiver.recv().map_err(|_| Error::NotABundle("a packing thread died"))?;
                 waiting.insert(arrived, packed?);
             };
             writer.frame(&packed.bytes, frame.raw as u32, packed.digest, packed.key)?;
@@ -245,7 +253,8 @@ struct Target<'a> {
 impl<'a> Target<'a> {
     fn new(output: &'a Path) -> io::Result<Self> {
         let dir = output.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let unnamed = fs::OpenOptions::new().read(true).write(true).custom_flags(OFlag::O_TMPFILE.bits()).open(dir);
+        let unnamed =
+            fs::OpenOptions::new().read(true).write(true).custom_flags(OFlag::O_TMPFILE.bits()).open(dir);
         match unnamed {
             Ok(file) => Ok(Self { file, named: None, dir, output }),
             Err(_) => {

@@ -4,24 +4,26 @@
 mod cargo;
 mod cli;
 mod diagnostic;
+mod executable;
+mod inspect;
 mod manifest;
+mod pack;
+mod payload;
 mod plan;
+mod progress;
 mod read;
+mod run;
+mod tar_header;
 mod tree;
 
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use kitbag_format::exit;
 
-use cli::{Cli, Command, PackArgs};
+use cli::{Cli, Command};
 use diagnostic::Failure;
-use plan::{Plan, PlanKind, PlanOptions, plan};
-
-/// The runtime that every bundle starts with; the build script builds it.
-pub static RUNTIME: &[u8] = include_bytes!(env!("KITBAG_RUNTIME"));
 
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
@@ -37,51 +39,18 @@ fn main() -> ExitCode {
 /// Does what the command line says.
 fn run(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Pack(args) => pack(&args),
-        Command::Run(args) => Err(not_here("run", &args.dir)),
-        Command::Inspect(args) => Err(not_here("inspect", &args.file)),
-        Command::List(args) => Err(not_here("list", &args.file)),
-        Command::Unpack(args) => Err(not_here("unpack", &args.file)),
-        Command::Verify(args) => Err(not_here("verify", &args.file)),
+        Command::Pack(args) => pack::pack(&args),
+        Command::Run(args) => run::run(&args),
+        Command::Inspect(args) => inspect::inspect(&args.file, args.json),
+        Command::List(args) => inspect::list(&args.file, args.long),
+        Command::Unpack(args) => inspect::unpack(&args.file, args.dir.as_deref()),
+        Command::Verify(args) => inspect::verify(&args.file),
         Command::Completions(args) => {
             let mut script = Vec::new();
             clap_complete::generate(args.shell, &mut Cli::command(), "kitbag", &mut script);
             print(&script)
         }
     }
-}
-
-fn pack(args: &PackArgs) -> Result<(), Failure> {
-    let options = PlanOptions { output: args.output.clone(), quiet: args.quiet };
-    let plan = plan(&args.dir, &options)?;
-    for warning in &plan.warnings {
-        let _ = writeln!(io::stderr(), "warning: {warning}");
-    }
-    if args.dry_run {
-        return print(listing(&plan).as_bytes());
-    }
-    Err(not_here("pack", &args.dir))
-}
-
-fn not_here(command: &str, what: &Path) -> Failure {
-    Failure::new(exit::FAILURE, format!("`kitbag {command} {}` is not there yet", what.display()))
-}
-
-/// What `pack --dry-run` prints: the manifest that would travel, and the tree.
-fn listing(plan: &Plan) -> String {
-    let mut text = plan.manifest.to_text();
-    text.push_str(&format!("to be written: {} (zstd level {})\n", plan.output.display(), plan.compression));
-    for entry in &plan.entries {
-        let path = entry.shown();
-        let line = match &entry.kind {
-            PlanKind::Dir => format!("{path}/"),
-            PlanKind::File { source, .. } => format!("{path}  <- {}", source.display()),
-            PlanKind::Symlink { target } => format!("{path} -> {}", tree::shown(target)),
-        };
-        text.push_str(&line);
-        text.push('\n');
-    }
-    text
 }
 
 /// Writes to stdout; a reader that has gone (`| head`) is no failure.

@@ -142,7 +142,11 @@ impl FramePlan {
                 }
                 Piece::Content { file, start, length } => {
                     let digest = scanned[*file].as_ref().map_or_else(Digest::default, |file| file.digest);
-                    hasher.update(&start.to_le_bytes()).update(&[1]).update(&length.to_le_bytes()).update(&digest.0);
+                    hasher
+                        .update(&start.to_le_bytes())
+                        .update(&[1])
+                        .update(&length.to_le_bytes())
+                        .update(&digest.0);
                 }
             }
         }
@@ -178,7 +182,9 @@ struct Builder {
 impl Builder {
     fn add(&mut self, number: usize, planned: &PlanEntry, scanned: Option<&Scanned>) {
         match (&planned.kind, scanned) {
-            (PlanKind::Symlink { target }, _) => self.add_header(&planned.path, Kind::Symlink(target.clone())),
+            (PlanKind::Symlink { target }, _) => {
+                self.add_header(&planned.path, Kind::Symlink(target.clone()))
+            }
             (PlanKind::File { executable, size, .. }, Some(file)) => {
                 let known = self.first.get(&(file.digest, *executable)).filter(|_| *size > 0);
                 if let Some(first) = known.copied() {

@@ -16,7 +16,9 @@ pub fn bytes(path: &[u8], kind: &Kind, link: &[u8]) -> Vec<u8> {
             name.push(b'/');
             (EntryType::Directory, 0o755, 0)
         }
-        Kind::File { executable, size, .. } => (EntryType::Regular, if *executable { 0o755 } else { 0o644 }, *size),
+        Kind::File { executable, size, .. } => {
+            (EntryType::Regular, if *executable { 0o755 } else { 0o644 }, *size)
+        }
         Kind::Symlink(_) => (EntryType::Symlink, 0o777, 0),
         Kind::Link(_) => (EntryType::Link, 0o644, 0),
     };
