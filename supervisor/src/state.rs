@@ -1,0 +1,621 @@
+//! What a service does next: pure values, no clock and no system call.
+//!
+//! [`Service::step`] takes one service from an [`Event`] to its next [`State`] and says what is to be done;
+//! [`Whole::step`] does the same for the bundle. Time comes in as milliseconds on a monotonic clock. All of
+//! it is plain data, so that a supervisor's knowledge can be written down and read back by the next one.
+//! The whole behaviour stands in `docs/transitions.txt`, which a test compares with this code.
+
+use kitbag_format::manifest::Restart;
+
+/// Milliseconds on a monotonic clock, or a span of it.
+pub type Ms = u64;
+
+/// A process group, which is also the process id of the service's leader.
+pub type Group = i32;
+
+/// Delay before the first restart; each further one doubles it.
+pub const FIRST_DELAY: Ms = 100;
+/// The delay grows no further.
+pub const LONGEST_DELAY: Ms = 30_000;
+/// A service that ran this long starts with [`FIRST_DELAY`] again.
+pub const STABLE_AFTER: Ms = 10_000;
+/// How long the kernel may take to end what got SIGKILL. A process in uninterruptible sleep may take longer;
+/// nobody waits for it.
+pub const DEATH_DEADLINE: Ms = 5_000;
+/// A stop signal this soon after the first is the same request: a terminal's `^C` reaches a launcher and its
+/// child, and launchers pass it on.
+pub const SAME_REQUEST: Ms = 100;
+/// After a requested stop, how long the reader of our output may leave it untouched.
+pub const DRAIN_DEADLINE: Ms = 1_000;
+
+/// How a service's process came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It exited with this status.
+    Status(i32),
+    /// This signal ended it.
+    Signal(i32),
+    /// There was no program to run: a step on the way to it failed.
+    NotStarted(Fault),
+}
+
+impl End {
+    /// True for exit status 0 alone.
+    pub const fn well(self) -> bool {
+        matches!(self, Self::Status(0))
+    }
+}
+
+/// A failed step between the decision to start a program and its first instruction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fault {
+    /// The step.
+    pub stage: Stage,
+    /// Why, as in errno(3).
+    pub errno: i32,
+}
+
+/// The steps from the decision to start a program to its first instruction, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Stage {
+    /// Arguments and environment as C strings (a NUL byte in one is `EINVAL`).
+    Arguments = 1,
+    /// Pipes for its output and for the report of these stages.
+    Pipes,
+    /// fork(2)
+    Fork,
+    /// setsid(2)
+    Session,
+    /// prctl(2) `PR_SET_PDEATHSIG`
+    ParentDeath,
+    /// Standard input, output and error.
+    StandardFiles,
+    /// setrlimit(2), back to the limit on open files that the supervisor was started with.
+    Limits,
+    /// chdir(2)
+    WorkingDirectory,
+    /// execve(2)
+    Exec,
+}
+
+impl Stage {
+    /// The stage with this number.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        Some(match number {
+            1 => Self::Arguments,
+            2 => Self::Pipes,
+            3 => Self::Fork,
+            4 => Self::Session,
+            5 => Self::ParentDeath,
+            6 => Self::StandardFiles,
+            7 => Self::Limits,
+            8 => Self::WorkingDirectory,
+            9 => Self::Exec,
+            _ => return None,
+        })
+    }
+}
+
+/// How a service is treated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rules {
+    /// When an ended service is started again.
+    pub restart: Restart,
+    /// From its stop signal to SIGKILL.
+    pub stop_timeout: Ms,
+}
+
+/// Where a service stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Not started yet.
+    New,
+    /// To be forked.
+    Starting {
+        /// Since when.
+        since: Ms,
+    },
+    /// Forked; the program's exec is not known to have worked.
+    Executing {
+        /// Its process group.
+        group: Group,
+        /// Since when.
+        since: Ms,
+    },
+    /// The program runs.
+    Running {
+        /// Its process group.
+        group: Group,
+        /// Since when.
+        since: Ms,
+    },
+    /// Its process group was asked to end: on request, or because its leader ended and left others behind.
+    Stopping {
+        /// Its process group.
+        group: Group,
+        /// When it gets SIGKILL.
+        kill_at: Ms,
+        /// What follows when the group is gone.
+        then: Then,
+    },
+    /// Its process group got SIGKILL.
+    Killing {
+        /// Its process group.
+        group: Group,
+        /// When nobody waits for it any longer.
+        give_up_at: Ms,
+        /// What follows when the group is gone.
+        then: Then,
+    },
+    /// Nothing runs; it starts again when the time has come.
+    Waiting {
+        /// When.
+        until: Ms,
+    },
+    /// Nothing runs and nothing is going to.
+    Ended(Outcome),
+}
+
+/// What follows a stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// Another start.
+    Start {
+        /// Not before this time.
+        at: Ms,
+    },
+    /// Rest.
+    End(Outcome),
+}
+
+/// How a service came to rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Its last run ended well and its restart policy asks for no other.
+    Succeeded,
+    /// Its last run failed and its restart policy asks for no other.
+    Failed,
+    /// It was told to stop.
+    Stopped,
+}
+
+/// What happens to a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// Somebody wants it to run.
+    Start,
+    /// Its process was forked.
+    Forked(Group),
+    /// Its program's first instruction is next.
+    Executed,
+    /// Its leader ended, or did not come to life.
+    Exited(End),
+    /// No process of its group is left.
+    GroupGone,
+    /// The time of [`State::deadline`] may have come.
+    Tick,
+    /// Somebody wants it to stop.
+    Stop,
+    /// Somebody wants it to stop now.
+    Kill,
+}
+
+/// What is to be done for a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Fork its process; answered by [`Event::Forked`] or [`Event::Exited`].
+    Spawn,
+    /// Send its stop signal to its group, and SIGCONT after it.
+    Ask(Group),
+    /// Send SIGKILL to its group.
+    Kill(Group),
+    /// Tell the person in front.
+    Say(Note),
+}
+
+/// What a person is told about a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Note {
+    /// Its run ended without being asked to.
+    Ended {
+        /// How.
+        end: End,
+        /// How long it ran.
+        after: Ms,
+        /// The delay before its next start, if there is one.
+        again: Option<Ms>,
+    },
+    /// It did not stop in time and gets SIGKILL.
+    Overdue,
+    /// It did not even end after SIGKILL.
+    Undead,
+}
+
+impl State {
+    /// When [`Event::Tick`] changes this state, if it ever does.
+    pub const fn deadline(&self) -> Option<Ms> {
+        match *self {
+            Self::Stopping { kill_at: at, .. }
+            | Self::Killing { give_up_at: at, .. }
+            | Self::Waiting { until: at } => Some(at),
+            Self::New
+            | Self::Starting { .. }
+            | Self::Executing { .. }
+            | Self::Running { .. }
+            | Self::Ended(_) => None,
+        }
+    }
+
+    /// The process group that exists in this state.
+    pub const fn group(&self) -> Option<Group> {
+        match *self {
+            Self::Executing { group, .. }
+            | Self::Running { group, .. }
+            | Self::Stopping { group, .. }
+            | Self::Killing { group, .. } => Some(group),
+            Self::New | Self::Starting { .. } | Self::Waiting { .. } | Self::Ended(_) => None,
+        }
+    }
+}
+
+/// All that a supervisor remembers about a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Service {
+    /// Where it stands.
+    pub state: State,
+    /// Ends in a row, none after [`STABLE_AFTER`]: what the delay grows with.
+    pub failures: u32,
+}
+
+impl Default for Service {
+    fn default() -> Self {
+        Self { state: State::New, failures: 0 }
+    }
+}
+
+impl Service {
+    /// The service after `event` at time `now`, and what is to be done, in this order.
+    /// `jitter` (any number, best a random one) lengthens a delay by up to a quarter.
+    #[must_use]
+    pub fn step(self, event: Event, now: Ms, rules: &Rules, jitter: u8) -> (Self, Vec<Action>) {
+        let same = (self, Vec::new());
+        match (self.state, event) {
+            (State::New | State::Waiting { .. } | State::Ended(_), Event::Start) => self.start(now),
+            (State::Stopping { .. } | State::Killing { .. }, Event::Start) => {
+                (self.followed_by(Then::Start { at: now }), Vec::new())
+            }
+            (State::Starting { .. } | State::Executing { .. } | State::Running { .. }, Event::Start) => same,
+
+            (State::Starting { since }, Event::Forked(group)) => {
+                (self.to(State::Executing { group, since }), Vec::new())
+            }
+            // A process that nobody is waiting for any more.
+            (State::New | State::Waiting { .. } | State::Ended(_), Event::Forked(group)) => {
+                let then = match self.state {
+                    State::Waiting { until } => Then::Start { at: until },
+                    _ => Then::End(Outcome::Stopped),
+                };
+                self.kill(group, now, then)
+            }
+            (
+                State::Executing { .. }
+                | State::Running { .. }
+                | State::Stopping { .. }
+                | State::Killing { .. },
+                Event::Forked(_),
+            ) => same,
+
+            (State::Executing { group, since }, Event::Executed) => {
+                (self.to(State::Running { group, since }), Vec::new())
+            }
+            (
+                State::New
+                | State::Starting { .. }
+                | State::Running { .. }
+                | State::Stopping { .. }
+                | State::Killing { .. }
+                | State::Waiting { .. }
+                | State::Ended(_),
+                Event::Executed,
+            ) => same,
+
+            (State::Starting { since }, Event::Exited(end)) => {
+                let (next, then, note) = self.judge(end, since, now, rules, jitter);
+                (next.settle(then), vec![note])
+            }
+            (State::Executing { group, since } | State::Running { group, since }, Event::Exited(end)) => {
+                let (next, then, note) = self.judge(end, since, now, rules, jitter);
+                let kill_at = now.saturating_add(rules.stop_timeout);
+                (next.to(State::Stopping { group, kill_at, then }), vec![note, Action::Ask(group)])
+            }
+            (
+                State::New
+                | State::Stopping { .. }
+                | State::Killing { .. }
+                | State::Waiting { .. }
+                | State::Ended(_),
+                Event::Exited(_),
+            ) => same,
+
+            (State::Stopping { then, .. } | State::Killing { then, .. }, Event::GroupGone) => {
+                (self.settle(then), Vec::new())
+            }
+            (
+                State::New
+                | State::Starting { .. }
+                | State::Executing { .. }
+                | State::Running { .. }
+                | State::Waiting { .. }
+                | State::Ended(_),
+                Event::GroupGone,
+            ) => same,
+
+            (State::Waiting { until }, Event::Tick) if until <= now => self.start(now),
+            (State::Stopping { group, kill_at, then }, Event::Tick) if kill_at <= now => {
+                let (next, mut actions) = self.kill(group, now, then);
+                actions.insert(0, Action::Say(Note::Overdue));
+                (next, actions)
+            }
+            (State::Killing { give_up_at, then, .. }, Event::Tick) if give_up_at <= now => {
+                (self.settle(then), vec![Action::Say(Note::Undead)])
+            }
+            (
+                State::New
+                | State::Starting { .. }
+                | State::Executing { .. }
+                | State::Running { .. }
+                | State::Stopping { .. }
+                | State::Killing { .. }
+                | State::Waiting { .. }
+                | State::Ended(_),
+                Event::Tick,
+            ) => same,
+
+            (State::Executing { group, .. } | State::Running { group, .. }, Event::Stop) => {
+                let kill_at = now.saturating_add(rules.stop_timeout);
+                let then = Then::End(Outcome::Stopped);
+                (self.to(State::Stopping { group, kill_at, then }), vec![Action::Ask(group)])
+            }
+            (State::Executing { group, .. } | State::Running { group, .. }, Event::Kill)
+            | (State::Stopping { group, .. }, Event::Kill) => {
+                self.kill(group, now, Then::End(Outcome::Stopped))
+            }
+            (State::Stopping { .. }, Event::Stop) | (State::Killing { .. }, Event::Stop | Event::Kill) => {
+                (self.followed_by(Then::End(Outcome::Stopped)), Vec::new())
+            }
+            // A fork under way is answered by `Forked`, which finds nobody waiting.
+            (State::New | State::Starting { .. } | State::Waiting { .. }, Event::Stop | Event::Kill) => {
+                (self.to(State::Ended(Outcome::Stopped)), Vec::new())
+            }
+            (State::Ended(_), Event::Stop | Event::Kill) => same,
+        }
+    }
+
+    const fn to(self, state: State) -> Self {
+        Self { state, ..self }
+    }
+
+    fn start(self, now: Ms) -> (Self, Vec<Action>) {
+        (self.to(State::Starting { since: now }), vec![Action::Spawn])
+    }
+
+    fn kill(self, group: Group, now: Ms, then: Then) -> (Self, Vec<Action>) {
+        let give_up_at = now.saturating_add(DEATH_DEADLINE);
+        (self.to(State::Killing { group, give_up_at, then }), vec![Action::Kill(group)])
+    }
+
+    /// The same stop, with another sequel.
+    const fn followed_by(self, then: Then) -> Self {
+        match self.state {
+            State::Stopping { group, kill_at, .. } => self.to(State::Stopping { group, kill_at, then }),
+            State::Killing { group, give_up_at, .. } => self.to(State::Killing { group, give_up_at, then }),
+            _ => self,
+        }
+    }
+
+    const fn settle(self, then: Then) -> Self {
+        match then {
+            Then::Start { at } => self.to(State::Waiting { until: at }),
+            Then::End(outcome) => self.to(State::Ended(outcome)),
+        }
+    }
+
+    /// What the restart policy makes of an end that nobody asked for.
+    fn judge(mut self, end: End, since: Ms, now: Ms, rules: &Rules, jitter: u8) -> (Self, Then, Action) {
+        let after = now.saturating_sub(since);
+        if after >= STABLE_AFTER {
+            self.failures = 0;
+        }
+        let again = match rules.restart {
+            Restart::Always => true,
+            Restart::OnFailure => !end.well(),
+            Restart::Never => false,
+        };
+        let (then, again) = if again {
+            let delay = delay(self.failures, jitter);
+            self.failures = self.failures.saturating_add(1);
+            (Then::Start { at: now.saturating_add(delay) }, Some(delay))
+        } else {
+            (Then::End(if end.well() { Outcome::Succeeded } else { Outcome::Failed }), None)
+        };
+        (self, then, Action::Say(Note::Ended { end, after, again }))
+    }
+}
+
+/// The delay before a start that follows `failures` failed ones, lengthened by up to a quarter.
+fn delay(failures: u32, jitter: u8) -> Ms {
+    let grown = FIRST_DELAY.checked_shl(failures.min(32)).unwrap_or(LONGEST_DELAY).min(LONGEST_DELAY);
+    (grown + grown * Ms::from(jitter) / 1024).min(LONGEST_DELAY)
+}
+
+/// Where the bundle stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Services run, or wait to.
+    Serving,
+    /// Every service was told to stop.
+    Stopping {
+        /// Since when.
+        since: Ms,
+    },
+    /// No service is left. What they left behind was asked to end.
+    Asking {
+        /// When that gets SIGKILL.
+        kill_at: Ms,
+    },
+    /// What the services left behind gets SIGKILL.
+    Killing {
+        /// When nobody waits for it any longer.
+        give_up_at: Ms,
+    },
+    /// No process is left. What they printed is written out.
+    Draining {
+        /// When the rest is dropped: after a stop. Otherwise the reader may take its time.
+        give_up_at: Option<Ms>,
+    },
+    /// Nothing is left to do.
+    Over,
+}
+
+/// All that a supervisor remembers beside its services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Whole {
+    /// Where the bundle stands.
+    pub phase: Phase,
+    /// Somebody asked for the stop.
+    pub requested: bool,
+    /// Somebody asked twice.
+    pub forced: bool,
+}
+
+impl Default for Whole {
+    fn default() -> Self {
+        Self { phase: Phase::Serving, requested: false, forced: false }
+    }
+}
+
+/// What happens to the bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// SIGTERM or SIGINT: asked for a second time, it forces.
+    Stop,
+    /// SIGHUP or SIGQUIT, which never forces: a closing terminal sends more than one signal.
+    StopGently,
+    /// No service runs or is going to.
+    AllEnded,
+    /// No child process is left.
+    NoneLeft,
+    /// The reader of our output took some.
+    Progress,
+    /// All output is written.
+    Drained,
+    /// The time of [`Whole::deadline`] may have come.
+    Tick,
+}
+
+/// What is to be done for the bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deed {
+    /// [`Event::Stop`] to every service.
+    StopAll,
+    /// [`Event::Kill`] to every service.
+    KillAll,
+    /// SIGTERM and SIGCONT to what the services left behind, now and whenever more of it comes to light.
+    AskLeft,
+    /// SIGKILL to it, now and whenever more of it comes to light.
+    KillLeft,
+    /// Say that some of it could not be ended.
+    GiveUp,
+}
+
+impl Whole {
+    /// The bundle after `turn` at time `now`, and what is to be done. `grace` is how long
+    /// what services left behind has between SIGTERM and SIGKILL.
+    #[must_use]
+    pub fn step(self, turn: Turn, now: Ms, grace: Ms) -> (Self, Option<Deed>) {
+        let asked = Self { requested: true, ..self };
+        match (self.phase, turn) {
+            (Phase::Serving, Turn::Stop | Turn::StopGently) => {
+                (asked.to(Phase::Stopping { since: now }), Some(Deed::StopAll))
+            }
+            (Phase::Stopping { since }, Turn::Stop) if now.saturating_sub(since) >= SAME_REQUEST => {
+                (Self { forced: true, ..asked }, Some(Deed::KillAll))
+            }
+            (Phase::Stopping { .. }, Turn::Stop | Turn::StopGently) => (asked, None),
+            (Phase::Asking { .. }, Turn::Stop) => asked.kill(now),
+            (Phase::Asking { .. }, Turn::StopGently)
+            | (Phase::Killing { .. }, Turn::Stop | Turn::StopGently) => (asked, None),
+            (Phase::Draining { .. }, Turn::Stop | Turn::StopGently) => (asked.to(Phase::Over), None),
+
+            (Phase::Serving | Phase::Stopping { .. }, Turn::AllEnded) if self.forced => self.kill(now),
+            (Phase::Serving | Phase::Stopping { .. }, Turn::AllEnded) => {
+                let kill_at = now.saturating_add(grace);
+                (self.to(Phase::Asking { kill_at }), Some(Deed::AskLeft))
+            }
+            (
+                Phase::Asking { .. } | Phase::Killing { .. } | Phase::Draining { .. } | Phase::Over,
+                Turn::AllEnded,
+            ) => (self, None),
+
+            (Phase::Asking { .. } | Phase::Killing { .. }, Turn::NoneLeft) => (self.drain(now), None),
+            (
+                Phase::Serving | Phase::Stopping { .. } | Phase::Draining { .. } | Phase::Over,
+                Turn::NoneLeft,
+            ) => (self, None),
+
+            (Phase::Draining { .. }, Turn::Progress) => (self.drain(now), None),
+            (Phase::Draining { .. }, Turn::Drained) => (self.to(Phase::Over), None),
+            (
+                Phase::Serving
+                | Phase::Stopping { .. }
+                | Phase::Asking { .. }
+                | Phase::Killing { .. }
+                | Phase::Over,
+                Turn::Progress | Turn::Drained,
+            ) => (self, None),
+
+            (Phase::Asking { kill_at }, Turn::Tick) if kill_at <= now => self.kill(now),
+            (Phase::Killing { give_up_at }, Turn::Tick) if give_up_at <= now => {
+                (self.drain(now), Some(Deed::GiveUp))
+            }
+            (Phase::Draining { give_up_at: Some(at) }, Turn::Tick) if at <= now => {
+                (self.to(Phase::Over), None)
+            }
+            (
+                Phase::Serving
+                | Phase::Stopping { .. }
+                | Phase::Asking { .. }
+                | Phase::Killing { .. }
+                | Phase::Draining { .. }
+                | Phase::Over,
+                Turn::Tick,
+            ) => (self, None),
+
+            (Phase::Over, Turn::Stop | Turn::StopGently) => (self, None),
+        }
+    }
+
+    /// When [`Turn::Tick`] changes this state, if it ever does.
+    pub const fn deadline(&self) -> Option<Ms> {
+        match self.phase {
+            Phase::Asking { kill_at: at } | Phase::Killing { give_up_at: at } => Some(at),
+            Phase::Draining { give_up_at } => give_up_at,
+            Phase::Serving | Phase::Stopping { .. } | Phase::Over => None,
+        }
+    }
+
+    const fn to(self, phase: Phase) -> Self {
+        Self { phase, ..self }
+    }
+
+    const fn kill(self, now: Ms) -> (Self, Option<Deed>) {
+        let give_up_at = now.saturating_add(DEATH_DEADLINE);
+        (self.to(Phase::Killing { give_up_at }), Some(Deed::KillLeft))
+    }
+
+    fn drain(self, now: Ms) -> Self {
+        let give_up_at = self.requested.then(|| now.saturating_add(DRAIN_DEADLINE));
+        self.to(Phase::Draining { give_up_at })
+    }
+}

@@ -1,0 +1,209 @@
+//! Descriptors: standard ones made sure of, pipes, and output that never blocks.
+
+use std::io::Write;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::{Errno, check};
+
+/// What POLLOUT promises to take without blocking (pipe(7)).
+const PIPE_BUF: usize = 4096;
+
+/// Fills the standard descriptors that are closed, so that no later file gets their numbers; and marks all
+/// inherited ones beyond them close-on-exec, so that no service gets them.
+pub fn sanitise() {
+    for wanted in 0..=2 {
+        // SAFETY: F_GETFD takes a number and touches no memory.
+        let open = unsafe { libc::fcntl(wanted, libc::F_GETFD) } >= 0;
+        if !open && let Ok(file) = nothing() {
+            // Descriptors are given lowest first, so it has got the wanted number already. It stays open.
+            let _ = std::os::fd::IntoRawFd::into_raw_fd(file);
+        }
+    }
+    close_on_exec_from(3);
+}
+
+/// Marks every descriptor from `first` on close-on-exec. Async-signal-safe.
+pub(super) fn close_on_exec_from(first: RawFd) {
+    /// Linux before 5.11 has to be told of each; how far is enough.
+    const ENOUGH: RawFd = 1024;
+    // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC takes numbers and sets a flag.
+    let answer = unsafe {
+        libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_uint)
+    };
+    if answer != 0 {
+        for number in first..ENOUGH {
+            // SAFETY: F_SETFD takes numbers; on a closed descriptor it answers EBADF.
+            unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+    }
+}
+
+/// A descriptor that reads as empty: `/dev/null`, and where there is none, a pipe that nobody writes to.
+pub fn nothing() -> Result<OwnedFd, Errno> {
+    let null = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_CLOEXEC | libc::O_NOCTTY)
+        .open("/dev/null");
+    match null {
+        Ok(file) => Ok(file.into()),
+        Err(_) => pipe().map(|(read, _write)| read),
+    }
+}
+
+/// A pipe, its read end non-blocking, its write end as a program expects it; both close-on-exec.
+pub fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
+    let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok((read, write))
+}
+
+/// Reads what is there: its length, 0 at the end, `None` if there is nothing yet.
+pub fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<usize>, Errno> {
+    loop {
+        match nix::unistd::read(fd, buffer) {
+            Ok(length) => return Ok(Some(length)),
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => return Ok(None),
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// Lets this process have as many open files as it may, and returns the limit that its services get.
+/// `None` leaves it as it is.
+pub fn raise_open_files() -> Option<libc::rlimit> {
+    let mut limit = MaybeUninit::<libc::rlimit>::zeroed();
+    // SAFETY: `limit` is valid for writes, and all-zero is a valid `rlimit`.
+    let before = unsafe {
+        check(libc::getrlimit(libc::RLIMIT_NOFILE, limit.as_mut_ptr())).ok()?;
+        limit.assume_init()
+    };
+    let raised = libc::rlimit { rlim_cur: before.rlim_max, ..before };
+    // SAFETY: reads the `rlimit` it is given.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) }).ok()?;
+    Some(before)
+}
+
+/// True if both are the same file, pipe or terminal.
+pub fn same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
+    match (nix::sys::stat::fstat(one), nix::sys::stat::fstat(other)) {
+        (Ok(one), Ok(other)) => one.st_dev == other.st_dev && one.st_ino == other.st_ino,
+        _ => false,
+    }
+}
+
+/// How a descriptor that others share is written to without blocking us or changing it for them.
+#[derive(Debug)]
+enum Way {
+    /// Opened a second time, for us alone and non-blocking: a pipe or a terminal, where there is a /proc.
+    Own(OwnedFd),
+    /// send(2) with MSG_DONTWAIT.
+    Socket,
+    /// At most [`PIPE_BUF`] bytes at a time, when poll(2) says that they fit.
+    Polled,
+    /// A regular file or the like: always ready.
+    File,
+}
+
+/// A standard descriptor to write to.
+#[derive(Debug)]
+pub struct Target {
+    number: RawFd,
+    way: Way,
+}
+
+impl Target {
+    /// Standard output (1) or error (2) as it was inherited; it has to stay open.
+    pub fn inherited(number: RawFd) -> Self {
+        let kind = nix::sys::stat::fstat(borrow(number)).map_or(0, |stat| stat.st_mode & libc::S_IFMT);
+        let way = match kind {
+            libc::S_IFSOCK => Way::Socket,
+            libc::S_IFIFO | libc::S_IFCHR => reopen(number).map_or(Way::Polled, Way::Own),
+            _ => Way::File,
+        };
+        Self { number, way }
+    }
+
+    /// What to poll for writing.
+    pub fn pollable(&self) -> BorrowedFd<'_> {
+        match &self.way {
+            Way::Own(own) => own.as_fd(),
+            Way::Socket | Way::Polled | Way::File => borrow(self.number),
+        }
+    }
+
+    /// Writes some of `bytes`: how many, `None` if it takes none now.
+    pub fn write(&self, bytes: &[u8]) -> Result<Option<usize>, Errno> {
+        loop {
+            let answer = match &self.way {
+                Way::Own(own) => nix::unistd::write(own, bytes),
+                Way::File => nix::unistd::write(borrow(self.number), bytes),
+                Way::Socket => self.send(bytes),
+                Way::Polled if self.is_ready() => {
+                    nix::unistd::write(borrow(self.number), &bytes[..bytes.len().min(PIPE_BUF)])
+                }
+                Way::Polled => return Ok(None),
+            };
+            match answer {
+                Ok(length) => return Ok(Some(length)),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(None),
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        let mut polled = [PollFd::new(borrow(self.number), PollFlags::POLLOUT)];
+        matches!(poll(&mut polled, PollTimeout::ZERO), Ok(1..))
+    }
+
+    fn send(&self, bytes: &[u8]) -> Result<usize, Errno> {
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        // SAFETY: pointer and length are those of `bytes`, which send(2) only reads.
+        let sent = unsafe { libc::send(self.number, bytes.as_ptr().cast(), bytes.len(), flags) };
+        Errno::result(sent).map(isize::cast_unsigned)
+    }
+}
+
+/// One of the three standard descriptors, which [`sanitise`] has made sure of and nobody closes.
+fn borrow(number: RawFd) -> BorrowedFd<'static> {
+    debug_assert!((0..=2).contains(&number));
+    // SAFETY: numbers 0 to 2 are open from `sanitise` to the end of the process; std never closes them either.
+    unsafe { BorrowedFd::borrow_raw(number) }
+}
+
+/// Standard output.
+pub fn stdout() -> BorrowedFd<'static> {
+    borrow(1)
+}
+
+/// Standard error.
+pub fn stderr() -> BorrowedFd<'static> {
+    borrow(2)
+}
+
+/// The same pipe or terminal under an open file description of our own: non-blocking is a property of the
+/// description, and the inherited one belongs to others too.
+fn reopen(number: RawFd) -> Option<OwnedFd> {
+    // On the stack: a path of 16 bytes.
+    let mut path = [0_u8; 24];
+    let mut rest = &mut path[..];
+    write!(rest, "/proc/self/fd/{number}\0").ok()?;
+    let flags = libc::O_WRONLY | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: the path ends with a NUL.
+    let opened = unsafe { libc::open(path.as_ptr().cast(), flags) };
+    // SAFETY: it was opened here and nobody else knows it.
+    (opened > 2).then(|| unsafe { OwnedFd::from_raw_fd(opened) })
+}
+
+/// True if both ends are numbers that a child's standard files cannot overwrite.
+pub(super) fn above_standard(fds: &[&OwnedFd]) -> bool {
+    fds.iter().all(|fd| fd.as_raw_fd() > 2)
+}

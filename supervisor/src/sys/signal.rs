@@ -1,0 +1,113 @@
+//! Signals: which the supervisor takes, how it sends them, what they are called.
+
+use std::mem::MaybeUninit;
+use std::ptr;
+
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use super::{Errno, Pid, check};
+
+/// The names that a manifest may use, without `SIG`. Their numbers differ between architectures.
+const NAMES: &[(&str, i32)] = &[
+    ("HUP", libc::SIGHUP),
+    ("INT", libc::SIGINT),
+    ("QUIT", libc::SIGQUIT),
+    ("ILL", libc::SIGILL),
+    ("TRAP", libc::SIGTRAP),
+    ("ABRT", libc::SIGABRT),
+    ("BUS", libc::SIGBUS),
+    ("FPE", libc::SIGFPE),
+    ("KILL", libc::SIGKILL),
+    ("USR1", libc::SIGUSR1),
+    ("SEGV", libc::SIGSEGV),
+    ("USR2", libc::SIGUSR2),
+    ("PIPE", libc::SIGPIPE),
+    ("ALRM", libc::SIGALRM),
+    ("TERM", libc::SIGTERM),
+    ("CHLD", libc::SIGCHLD),
+    ("CONT", libc::SIGCONT),
+    ("STOP", libc::SIGSTOP),
+    ("TSTP", libc::SIGTSTP),
+    ("TTIN", libc::SIGTTIN),
+    ("TTOU", libc::SIGTTOU),
+    ("URG", libc::SIGURG),
+    ("XCPU", libc::SIGXCPU),
+    ("XFSZ", libc::SIGXFSZ),
+    ("VTALRM", libc::SIGVTALRM),
+    ("PROF", libc::SIGPROF),
+    ("WINCH", libc::SIGWINCH),
+    ("IO", libc::SIGIO),
+    ("PWR", libc::SIGPWR),
+    ("SYS", libc::SIGSYS),
+];
+
+/// The last signal number, `SIGRTMAX` of the kernel. It is 128 on MIPS, where those above 64 stay as they are.
+pub(super) const LAST: i32 = 64;
+
+/// The number of a signal by its name, `SIGTERM` or `TERM`; `None` for a name that is none.
+pub fn number(name: &str) -> Option<i32> {
+    let short = name.strip_prefix("SIG").unwrap_or(name);
+    NAMES.iter().find(|(known, _)| *known == short).map(|&(_, number)| number)
+}
+
+/// The name of a signal without `SIG`; `None` for real-time signals.
+pub fn name(number: i32) -> Option<&'static str> {
+    NAMES.iter().find(|&&(_, known)| known == number).map(|&(name, _)| name)
+}
+
+/// Blocks every signal but SIGTSTP (`^Z` still works) and returns a descriptor that reads those a
+/// supervisor acts on: SIGCHLD, SIGTERM, SIGINT, SIGQUIT, and SIGHUP unless it is ignored (nohup(1)).
+/// All others stay blocked, so that none ends the supervisor; SIGPIPE is ignored besides.
+pub fn take() -> Result<SignalFd, Errno> {
+    let mut ours = SigSet::empty();
+    for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT] {
+        ours.add(signal);
+    }
+    if !is_ignored(libc::SIGHUP) {
+        ours.add(Signal::SIGHUP);
+    }
+    dispose(libc::SIGPIPE, libc::SIG_IGN, 0)?;
+    // An inherited SIG_IGN would have the kernel reap our children behind our back.
+    dispose(libc::SIGCHLD, libc::SIG_DFL, libc::SA_NOCLDSTOP)?;
+    let mut blocked = SigSet::all();
+    blocked.remove(Signal::SIGTSTP);
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&blocked), None)?;
+    SignalFd::with_flags(&ours, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+}
+
+/// True if the signal's disposition is `SIG_IGN`.
+fn is_ignored(signal: i32) -> bool {
+    let mut now = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: a null `act` only asks; `now` is valid for writes, and all-zero is a valid `sigaction`.
+    unsafe {
+        libc::sigaction(signal, ptr::null(), now.as_mut_ptr()) == 0
+            && now.assume_init().sa_sigaction == libc::SIG_IGN
+    }
+}
+
+/// Sets a signal's disposition to `SIG_DFL` or `SIG_IGN`. Async-signal-safe.
+pub(super) fn dispose(signal: i32, handler: libc::sighandler_t, flags: i32) -> Result<(), Errno> {
+    // SAFETY: all-zero is a valid `sigaction` (empty mask); the handler is SIG_DFL or SIG_IGN, no code of ours.
+    let answer = unsafe {
+        let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
+        action.sa_sigaction = handler;
+        action.sa_flags = flags;
+        libc::sigaction(signal, &raw const action, ptr::null_mut())
+    };
+    check(answer).map(drop)
+}
+
+/// Sends a signal to one process. The caller holds its id: it is an unreaped child.
+pub fn send(pid: Pid, signal: i32) -> Result<(), Errno> {
+    debug_assert!(pid > 1);
+    // SAFETY: kill(2) takes two numbers and touches no memory of ours.
+    check(unsafe { libc::kill(pid, signal) }).map(drop)
+}
+
+/// Sends a signal to a process group. The caller holds its id: an unreaped child is a member.
+pub fn send_group(group: Pid, signal: i32) -> Result<(), Errno> {
+    debug_assert!(group > 1);
+    // SAFETY: as in `send`.
+    check(unsafe { libc::kill(-group, signal) }).map(drop)
+}
