@@ -13,6 +13,7 @@ use crate::layout::{NOTE_NAME, NOTE_TYPE, u16_at, u32_at, u64_at};
 pub const HEADER: usize = 64;
 const PROGRAM_HEADER: usize = 56;
 const SECTION_HEADER: usize = 64;
+const PT_INTERP: u32 = 3;
 const PT_NOTE: u32 = 4;
 const SHT_PROGBITS: u32 = 1;
 const MOST_NOTES: u64 = 64 << 10;
@@ -61,6 +62,14 @@ pub fn find_note_in(program: &[u8]) -> Result<Option<Range<u64>>, Error> {
         Ok(rest[..length.min(rest.len())].to_vec())
     };
     find_note(read, program.len() as u64)
+}
+
+/// True if the program is one that the kernel starts through an interpreter, or no 64-bit ELF file at all.
+pub fn needs_interpreter(program: &[u8]) -> bool {
+    let start = usize::try_from(u64_at(program, 32)).unwrap_or(usize::MAX);
+    let table = program.get(start..).unwrap_or_default().as_chunks::<PROGRAM_HEADER>().0;
+    let count = usize::from(u16_at(program, 56));
+    !is_elf64(program) || table.iter().take(count).any(|header| u32_at(header, 0) == PT_INTERP)
 }
 
 /// Notes are {name size, content size, type} with name and content padded to 4 bytes.

@@ -217,14 +217,7 @@ impl Worker<'_> {
     fn unpack(&mut self, decoder: &mut zstd_safe::DCtx, job: &Job) -> Result<(), Error> {
         let frame = &self.extraction.index.frames[job.frame];
         self.extraction.bundle.read_frame(job.frame, job.offset, frame, &mut self.packed)?;
-        self.raw.resize(frame.raw as usize, 0);
-        match decoder.decompress(self.raw.as_mut_slice(), &self.packed) {
-            Ok(length) if length == self.raw.len() => Ok(()),
-            _ => Err(Error::Malformed {
-                part: Region::Frame(job.frame),
-                what: "is no zstd frame of its length",
-            }),
-        }
+        decompress(decoder, job.frame, frame.raw, &self.packed, &mut self.raw)
     }
 
     fn write(&self, job: &Job) -> Result<(), Error> {
@@ -295,4 +288,38 @@ pub fn unpack_to(bundle: &Bundle, dir: &Path, progress: &(dyn Fn(u64) + Sync)) -
     let extraction = Extraction { bundle, index: &index, present: &|_| false, progress, read_only: false };
     extraction.run(root.as_fd())?;
     Ok(index)
+}
+
+/// The contents of one file, by number, in memory. For small ones.
+pub fn contents(bundle: &Bundle, index: &Index, number: usize) -> Result<Vec<u8>, Error> {
+    let span = index.spans().nth(number).unwrap_or_default();
+    let places = bundle.frame_places(index)?;
+    let mut decoder = zstd_safe::DCtx::create();
+    let (mut packed, mut raw, mut out, mut start) = (Vec::new(), Vec::new(), Vec::new(), 0u64);
+    for (number, (frame, place)) in index.frames.iter().zip(places).enumerate() {
+        let end = start + u64::from(frame.raw);
+        if start < span.end && span.start < end {
+            bundle.read_frame(number, place, frame, &mut packed)?;
+            decompress(&mut decoder, number, frame.raw, &packed, &mut raw)?;
+            out.extend_from_slice(
+                &raw[(span.start.max(start) - start) as usize..(span.end.min(end) - start) as usize],
+            );
+        }
+        start = end;
+    }
+    Ok(out)
+}
+
+fn decompress(
+    decoder: &mut zstd_safe::DCtx,
+    number: usize,
+    length: u32,
+    packed: &[u8],
+    raw: &mut Vec<u8>,
+) -> Result<(), Error> {
+    raw.resize(length as usize, 0);
+    match decoder.decompress(raw.as_mut_slice(), packed) {
+        Ok(found) if found == raw.len() => Ok(()),
+        _ => Err(Error::Malformed { part: Region::Frame(number), what: "is no zstd frame of its length" }),
+    }
 }

@@ -88,11 +88,6 @@ impl Template {
         }
         Ok(Self(pieces))
     }
-
-    /// True if any piece is `${state}`.
-    pub fn uses_state(&self) -> bool {
-        self.0.contains(&Piece::State)
-    }
 }
 
 impl Piece {

@@ -23,3 +23,16 @@ fn check(answer: libc::c_int) -> Result<libc::c_int, Errno> {
 pub fn become_subreaper() -> Result<(), Errno> {
     nix::sys::prctl::set_child_subreaper(true)
 }
+
+/// The path that execve(2) was given (getauxval(3) `AT_EXECFN`); relative to the working folder of that moment.
+pub fn executed_path() -> Option<std::path::PathBuf> {
+    use std::os::unix::ffi::OsStrExt;
+    // SAFETY: reads a number from the auxiliary vector.
+    let address = unsafe { libc::getauxval(libc::AT_EXECFN) };
+    if address == 0 {
+        return None;
+    }
+    // SAFETY: the kernel put a text with a zero at its end there, which stays for the process's life.
+    let text = unsafe { std::ffi::CStr::from_ptr(address as *const libc::c_char) };
+    Some(std::ffi::OsStr::from_bytes(text.to_bytes()).into())
+}

@@ -1,0 +1,329 @@
+//! The bundle's own command line, and the edge: what went wrong as a sentence, and the exit code.
+//!
+//! One table of commands feeds dispatch, help and the near miss of a typing error.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kitbag_format::manifest::Run;
+use kitbag_format::report::{self, Summary};
+use kitbag_format::{Error, exit, extract};
+use lexopt::prelude::*;
+
+use crate::collect::{self, Policy};
+use crate::expand::ExpandError;
+use crate::open::{self, Own};
+use crate::place::{self, Facts};
+use crate::store::StoreError;
+use crate::{heal, service, tool};
+
+/// Why a bundle's command, or its start, did not work.
+#[derive(Debug)]
+pub enum Failure {
+    /// The bundle's bytes.
+    Bundle(Error),
+    /// The store, or the state folder.
+    Store(StoreError),
+    /// A placeholder.
+    Expand(ExpandError),
+    /// A tool's program.
+    NotStarted {
+        /// Its path.
+        program: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The command line.
+    Usage(String),
+    /// Found and reported; only the code is left to say.
+    Found(u8),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Bundle(error)
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<ExpandError> for Failure {
+    fn from(error: ExpandError) -> Self {
+        Self::Expand(error)
+    }
+}
+
+impl From<lexopt::Error> for Failure {
+    fn from(error: lexopt::Error) -> Self {
+        Self::Usage(error.to_string())
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bundle(error) => write!(f, "{error}\n  to fix  {}", error.advice()),
+            Self::Store(error) => error.fmt(f),
+            Self::Expand(error) => error.fmt(f),
+            Self::NotStarted { program, error } => write!(f, "cannot start {}: {error}", program.display()),
+            Self::Usage(why) => write!(f, "{why}\n  to fix  see `--help`; of a tool bundle, `--kitbag help`"),
+            Self::Found(_) => Ok(()),
+        }
+    }
+}
+
+impl Failure {
+    /// The exit code. What keeps a tool from starting has one of its own, as the program's could be any other.
+    fn code(&self, starting_tool: bool) -> u8 {
+        match self {
+            Self::Usage(_) => exit::USAGE,
+            Self::Found(code) => *code,
+            _ if starting_tool => exit::NOT_STARTED,
+            Self::Bundle(Error::Io { .. }) | Self::Expand(_) => exit::FAILURE,
+            Self::Bundle(_) => exit::DAMAGED,
+            Self::Store(error) => error.exit_code(),
+            Self::NotStarted { .. } => exit::NOT_STARTED,
+        }
+    }
+}
+
+/// What a person hears from us while a program is about to run.
+pub fn say(text: &str) {
+    // Nobody is left to hear that stderr is gone.
+    let _ = writeln!(io::stderr(), "kitbag: {text}");
+}
+
+struct Command {
+    name: &'static str,
+    arguments: &'static str,
+    about: &'static str,
+    run: fn(&Own, lexopt::Parser) -> Result<(), Failure>,
+}
+
+const COMMANDS: &[Command] = &[
+    Command { name: "inspect", arguments: "[--json]", about: "what the bundle is, and where it unpacks", run: inspect },
+    Command { name: "list", arguments: "[--long]", about: "the files in it", run: list },
+    Command { name: "unpack", arguments: "DIR", about: "its files into a new or empty folder", run: unpack },
+    Command {
+        name: "verify",
+        arguments: "[--unpacked]",
+        about: "every byte against its digest; also those unpacked earlier",
+        run: verify,
+    },
+    Command {
+        name: "gc",
+        arguments: "[--keep N] [--older-than 30d] [--dry-run]",
+        about: "remove unpacked bundles that nothing runs: all but the N last used of each app, and what was not used for that long",
+        run: gc,
+    },
+];
+
+/// Does what the file was started for. Returns the exit code.
+pub fn main() -> u8 {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let ours = arguments.first().is_some_and(|first| first == "--kitbag");
+    let own = match open::own() {
+        Ok(own) => own,
+        Err(error) => {
+            let tool = kitbag_entry::head()[16] & 1 == 1 && !ours;
+            return report_failure(&Failure::Bundle(error), tool);
+        }
+    };
+    let starting_tool = own.bundle.is_tool() && !ours;
+    let result = if starting_tool { tool::start(&own, &arguments).map(|()| exit::OK) } else { dispatch(&own, &arguments[usize::from(ours)..]) };
+    result.unwrap_or_else(|failure| report_failure(&failure, starting_tool))
+}
+
+fn report_failure(failure: &Failure, starting_tool: bool) -> u8 {
+    if !matches!(failure, Failure::Found(_)) {
+        let _ = writeln!(io::stderr(), "kitbag: error: {failure}");
+    }
+    failure.code(starting_tool)
+}
+
+fn dispatch(own: &Own, arguments: &[OsString]) -> Result<u8, Failure> {
+    let name = arguments.first().map(|name| name.to_string_lossy()).unwrap_or_default();
+    let rest = lexopt::Parser::from_args(arguments.iter().skip(1).cloned());
+    match name.as_ref() {
+        "" | "run" if !own.bundle.is_tool() => {
+            nothing_more(rest)?;
+            return service::run(own);
+        }
+        "" | "help" | "--help" | "-h" => print(help(own)?.as_bytes())?,
+        "--version" | "-V" => {
+            let manifest = own.bundle.manifest()?;
+            print(format!("{} {}\n", manifest.name, manifest.version).as_bytes())?;
+        }
+        _ => match COMMANDS.iter().find(|command| command.name == name) {
+            Some(command) => (command.run)(own, rest)?,
+            None => return Err(Failure::Usage(unknown(&name))),
+        },
+    }
+    Ok(exit::OK)
+}
+
+fn unknown(name: &str) -> String {
+    let near = COMMANDS.iter().map(|command| command.name).chain(["run", "help"]).find(|known| is_near(name, known));
+    match near {
+        Some(near) => format!("there is no command `{name}`; did you mean `{near}`?"),
+        None => format!("there is no command `{name}`"),
+    }
+}
+
+/// One letter added, lost, or changed; or a beginning.
+fn is_near(typed: &str, known: &str) -> bool {
+    let shared = typed.bytes().zip(known.bytes()).take_while(|(a, b)| a == b).count();
+    let tail = typed.bytes().rev().zip(known.bytes().rev()).take_while(|(a, b)| a == b).count();
+    let longest = typed.len().max(known.len());
+    (shared >= 2 && shared == typed.len()) || (shared + tail + 1 >= longest && longest > 2)
+}
+
+fn help(own: &Own) -> Result<String, Failure> {
+    let manifest = own.bundle.manifest()?;
+    let tool = manifest.is_tool();
+    let mut text = format!("{} {}", manifest.name, manifest.version);
+    if !manifest.description.is_empty() {
+        text.push_str(&format!(": {}", manifest.description));
+    }
+    text.push_str("\n\nOne file with all it needs, packed by kitbag.\n\nUsage:\n");
+    let prefix = if tool { "FILE --kitbag" } else { "FILE" };
+    match &manifest.run {
+        Run::Command(_) => text.push_str("  FILE [ARGUMENTS]   run the program; all arguments are its own\n"),
+        Run::Services(services) => {
+            let names: Vec<&str> = services.keys().map(String::as_str).collect();
+            text.push_str(&format!("  FILE [run]\n      run here until stopped: {}\n", names.join(", ")));
+        }
+    }
+    for command in COMMANDS {
+        text.push_str(&format!("  {prefix} {} {}\n      {}\n", command.name, command.arguments, command.about));
+    }
+    text.push_str(
+        "\nEnvironment:\n  KITBAG_STORE   folder to unpack in\n  KITBAG_STATE   folder of this app's state\n  \
+         KITBAG_GC=off  keep unpacked bundles until `gc` is asked for\n\n\
+         Exit codes: 0 done, 1 failed, 2 usage, 4 damaged, 5 no place or disk full, 6 running already,\n\
+         7 a service failed, 125 the tool's program could not be started\n",
+    );
+    Ok(text)
+}
+
+fn nothing_more(mut parser: lexopt::Parser) -> Result<(), Failure> {
+    match parser.next()? {
+        Some(argument) => Err(argument.unexpected().into()),
+        None => Ok(()),
+    }
+}
+
+/// Reads one optional flag and nothing else.
+fn flag(mut parser: lexopt::Parser, short: Option<char>, long: &str) -> Result<bool, Failure> {
+    let mut set = false;
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long(name) if name == long => set = true,
+            Short(name) if Some(name) == short => set = true,
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(set)
+}
+
+fn inspect(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
+    let json = flag(parser, None, "json")?;
+    let summary = Summary::of(&own.bundle)?;
+    let places = place::survey(&Facts::of_process(Some(&own.path)), &own.bundle)?;
+    if json {
+        let mut value = summary.to_json();
+        value["places"] = places.iter().map(|place| serde_json::Value::from(place.to_string())).collect();
+        return print(report::json_text(&value).as_bytes());
+    }
+    let mut text = summary.to_text();
+    for (number, place) in places.iter().enumerate() {
+        text.push_str(&format!("  {:<12}{place}\n", if number == 0 { "unpacks in" } else { "" }));
+    }
+    print(text.as_bytes())
+}
+
+fn list(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
+    let long = flag(parser, Some('l'), "long")?;
+    print(&report::list(&own.bundle.index()?, long))
+}
+
+fn unpack(own: &Own, mut parser: lexopt::Parser) -> Result<(), Failure> {
+    let dir = match parser.next()? {
+        Some(Value(dir)) => PathBuf::from(dir),
+        Some(other) => return Err(other.unexpected().into()),
+        None => return Err(Failure::Usage("name the folder to unpack in: `unpack DIR`".to_owned())),
+    };
+    nothing_more(parser)?;
+    extract::unpack_to(&own.bundle, Path::new(&dir), &|_| ())?;
+    print(format!("{}\n", dir.display()).as_bytes())
+}
+
+fn verify(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
+    let unpacked = flag(parser, None, "unpacked")?;
+    own.bundle.verify(extract::threads_for(own.bundle.head().file_length))?;
+    print(format!("{}: whole, digest {}\n", own.path.display(), own.bundle.digest()).as_bytes())?;
+    if !unpacked {
+        return Ok(());
+    }
+    let mut wrong = 0;
+    for store in place::existing(&Facts::of_process(Some(&own.path))) {
+        let tree = store.tree_dir(&own.bundle.digest());
+        if !tree.exists() {
+            continue;
+        }
+        let findings = heal::verify_unpacked(&store, &own.bundle)?;
+        wrong += findings.len();
+        let state = if findings.is_empty() { "whole" } else { "damaged; the next start heals it" };
+        print(format!("{}: {state}\n", tree.display()).as_bytes())?;
+        for finding in findings {
+            print(format!("  {finding}\n").as_bytes())?;
+        }
+    }
+    if wrong > 0 { Err(Failure::Found(exit::DAMAGED)) } else { Ok(()) }
+}
+
+fn gc(own: &Own, mut parser: lexopt::Parser) -> Result<(), Failure> {
+    let mut policy = Policy::default();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("keep") => policy.keep = parser.value()?.parse()?,
+            Long("older-than") => policy.older_than = duration(&parser.value()?.string()?)?,
+            Long("dry-run") => policy.dry_run = true,
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    for store in place::existing(&Facts::of_process(Some(&own.path))) {
+        print(collect::collect(&store, &policy)?.to_string().as_bytes())?;
+    }
+    Ok(())
+}
+
+/// `30d`, `12h`, `5m`, `10s`.
+fn duration(text: &str) -> Result<Duration, Failure> {
+    let wrong = || Failure::Usage(format!("`{text}` is not a time: a number and `s`, `m`, `h` or `d`, as in `30d`"));
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    Ok(Duration::from_secs(number.saturating_mul(seconds)))
+}
+
+/// Writes to stdout; a reader that has gone (`| head`) is no failure.
+fn print(bytes: &[u8]) -> Result<(), Failure> {
+    match io::stdout().write_all(bytes) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::io("write to stdout")(error).into()),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,71 @@
+//! A service bundle in the foreground: unpack, compare the whole tree, then supervise.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kitbag_format::manifest::{Manifest, Run, Service};
+
+use crate::commands::{Failure, say};
+use crate::expand::{self, Values};
+use crate::open::Own;
+use crate::place::{self, Facts};
+use crate::supervise::{self, ServiceSpec};
+use crate::unpack::{self, Compare, Opening};
+use crate::state_folder;
+
+/// Runs the bundle's services until they end or are asked to. Returns the exit code.
+pub fn run(own: &Own) -> Result<u8, Failure> {
+    let manifest = own.bundle.manifest()?;
+    let Run::Services(services) = &manifest.run else { return Ok(0) };
+    let facts = Facts::of_process(Some(&own.path));
+    let (store, _) = place::choose(&facts, &own.bundle)?;
+    let opening = Opening { bundle: &own.bundle, manifest: &manifest, compare: Compare::Everything, say: &say };
+    let tree = unpack::open_tree(&store, &opening)?;
+    tree.touch();
+    let state = if needs_state(&manifest, services) { Some(state_folder::choose(&facts, &manifest.name)?) } else { None };
+    let lock = state.as_deref().map(state_folder::lock).transpose()?;
+    if let Some(state) = &state {
+        for planted in state_folder::plant(&tree.root, state, &manifest.seeds)? {
+            say(&format!("state begins with {planted} in {}", state.display()));
+        }
+    }
+    let values = Values { tree: &tree.root, state: state.as_deref(), manifest: &manifest };
+    let specs = services.iter().map(|(name, service)| spec(name, service, &values)).collect::<Result<Vec<_>, _>>()?;
+    let code = supervise::supervise(&manifest.name, specs);
+    // Held until nothing runs any more.
+    drop((lock, tree));
+    Ok(code)
+}
+
+fn needs_state(manifest: &Manifest, services: &BTreeMap<String, Service>) -> bool {
+    !manifest.seeds.is_empty() || services.values().any(|service| expand::uses_state(&service.command))
+}
+
+fn spec(name: &str, service: &Service, values: &Values) -> Result<ServiceSpec, Failure> {
+    let command = &service.command;
+    let program = values.program(command);
+    let mut argv = vec![program.clone().into_os_string()];
+    for argument in command.argv.iter().skip(1) {
+        argv.push(values.text(argument)?);
+    }
+    let mut env: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
+    for (name, text) in &command.env {
+        env.insert(name.into(), values.text(text)?);
+    }
+    let cwd = match &command.cwd {
+        Some(cwd) => PathBuf::from(values.text(cwd)?),
+        None => Path::to_owned(values.tree),
+    };
+    Ok(ServiceSpec {
+        name: name.to_owned(),
+        program,
+        argv,
+        env: env.into_iter().collect(),
+        cwd,
+        restart: service.restart,
+        stop_signal: supervise::signal_number(&service.stop_signal).unwrap_or(15),
+        stop_timeout: Duration::from_millis(service.stop_timeout_ms),
+    })
+}
