@@ -152,11 +152,12 @@ impl Healing<'_> {
         work: &Path,
         open: &mut Opened,
     ) -> Result<(Vec<(usize, Stat)>, Vec<usize>), StoreError> {
-        let mut again = Vec::new();
+        let (mut fine, mut again) = (Vec::new(), Vec::new());
         let mut suspects: BTreeSet<usize> = suspects.iter().copied().collect();
-        self.heal_dirs(&mut suspects, open, &mut again)?;
+        self.heal_dirs(&mut suspects, open, (&mut fine, &mut again))?;
         let others: Vec<usize> = suspects.into_iter().filter(|number| !is_dir(self.index, *number)).collect();
         let (right, wrong) = examine_all(self.root, self.index, &others);
+        fine.extend(right);
         let mut lost = Vec::new();
         for (number, what, path) in wrong {
             self.tell(&path, what);
@@ -170,7 +171,7 @@ impl Healing<'_> {
             self.restore(&lost, work, open, &mut again)?;
         }
         again.extend(open.numbers());
-        Ok((right, again))
+        Ok((fine, again))
     }
 
     /// Folders first, parents before children: what lies below one that was not there is suspect too.
@@ -178,18 +179,18 @@ impl Healing<'_> {
         &self,
         suspects: &mut BTreeSet<usize>,
         open: &mut Opened,
-        again: &mut Vec<usize>,
+        (fine, again): (&mut Vec<(usize, Stat)>, &mut Vec<usize>),
     ) -> Result<(), StoreError> {
         let names = sorted_paths(self.index);
         let tree = self.index.entries.len();
         let root_first = suspects.remove(&tree).then_some(tree);
         if let Some(number) = root_first {
-            self.heal_dir(number, &names, open, again)?;
+            self.heal_dir(number, &names, open, (fine, again))?;
         }
         let mut next = 0;
         while let Some(number) = suspects.range(next..).next().copied() {
             next = number + 1;
-            if is_dir(self.index, number) && self.heal_dir(number, &names, open, again)? {
+            if is_dir(self.index, number) && self.heal_dir(number, &names, open, (fine, again))? {
                 let prefix = [path_of(self.index, number), b"/"].concat();
                 let below = |entry: &Entry| entry.path.starts_with(&prefix);
                 suspects.extend((next..tree).filter(|number| below(&self.index.entries[*number])));
@@ -204,15 +205,18 @@ impl Healing<'_> {
         number: usize,
         names: &[&[u8]],
         open: &mut Opened,
-        again: &mut Vec<usize>,
+        (fine, again): (&mut Vec<(usize, Stat)>, &mut Vec<usize>),
     ) -> Result<bool, StoreError> {
         let path = path_of(self.index, number);
-        again.push(number);
         let made = match examine(self.root, self.index, number) {
-            Ok(_) => false,
+            Ok(stat) => {
+                fine.push((number, stat));
+                false
+            }
             Err(What::Permissions) => {
                 self.tell(path, What::Permissions);
                 self.set_mode(number)?;
+                again.push(number);
                 false
             }
             Err(what) => {
