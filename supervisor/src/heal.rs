@@ -27,6 +27,11 @@ const PIECE: usize = 128 << 10;
 /// How often a file is hashed anew when its ctime moves meanwhile: somebody links it, or writes to it.
 const TRIES: usize = 3;
 
+/// Entries that are right, with their stats.
+type Right = Vec<(usize, Stat)>;
+/// Entries that are wrong, with their paths.
+type Wrong = Vec<(usize, What, Vec<u8>)>;
+
 /// What is wrong with an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum What {
@@ -151,7 +156,7 @@ impl Healing<'_> {
         suspects: &[usize],
         work: &Path,
         open: &mut Opened,
-    ) -> Result<(Vec<(usize, Stat)>, Vec<usize>), StoreError> {
+    ) -> Result<(Right, Vec<usize>), StoreError> {
         let (mut fine, mut again) = (Vec::new(), Vec::new());
         let mut suspects: BTreeSet<usize> = suspects.iter().copied().collect();
         self.heal_dirs(&mut suspects, open, (&mut fine, &mut again))?;
@@ -179,7 +184,7 @@ impl Healing<'_> {
         &self,
         suspects: &mut BTreeSet<usize>,
         open: &mut Opened,
-        (fine, again): (&mut Vec<(usize, Stat)>, &mut Vec<usize>),
+        (fine, again): (&mut Right, &mut Vec<usize>),
     ) -> Result<(), StoreError> {
         let names = sorted_paths(self.index);
         let tree = self.index.entries.len();
@@ -205,7 +210,7 @@ impl Healing<'_> {
         number: usize,
         names: &[&[u8]],
         open: &mut Opened,
-        (fine, again): (&mut Vec<(usize, Stat)>, &mut Vec<usize>),
+        (fine, again): (&mut Right, &mut Vec<usize>),
     ) -> Result<bool, StoreError> {
         let path = path_of(self.index, number);
         let made = match examine(self.root, self.index, number) {
@@ -392,12 +397,7 @@ impl Opened<'_> {
 }
 
 /// Examines entries in parallel: what is right with its stat, what is wrong with its path; both in order.
-#[expect(clippy::type_complexity, reason = "two lists, taken apart at once")]
-fn examine_all(
-    root: BorrowedFd,
-    index: &Index,
-    numbers: &[usize],
-) -> (Vec<(usize, Stat)>, Vec<(usize, What, Vec<u8>)>) {
+fn examine_all(root: BorrowedFd, index: &Index, numbers: &[usize]) -> (Right, Wrong) {
     let (right, wrong) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
     parallel::for_each(numbers.len(), 16, &|turn| {
         let number = numbers[turn];
