@@ -27,6 +27,11 @@ const PIECE: usize = 128 << 10;
 /// How often a file is hashed anew when its ctime moves meanwhile: somebody links it, or writes to it.
 const TRIES: usize = 3;
 
+/// Entries that are right, with their stats.
+type Right = Vec<(usize, Stat)>;
+/// Entries that are wrong, with their paths.
+type Wrong = Vec<(usize, What, Vec<u8>)>;
+
 /// What is wrong with an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum What {
@@ -151,12 +156,13 @@ impl Healing<'_> {
         suspects: &[usize],
         work: &Path,
         open: &mut Opened,
-    ) -> Result<(Vec<(usize, Stat)>, Vec<usize>), StoreError> {
-        let mut again = Vec::new();
+    ) -> Result<(Right, Vec<usize>), StoreError> {
+        let (mut fine, mut again) = (Vec::new(), Vec::new());
         let mut suspects: BTreeSet<usize> = suspects.iter().copied().collect();
-        self.heal_dirs(&mut suspects, open, &mut again)?;
+        self.heal_dirs(&mut suspects, open, (&mut fine, &mut again))?;
         let others: Vec<usize> = suspects.into_iter().filter(|number| !is_dir(self.index, *number)).collect();
         let (right, wrong) = examine_all(self.root, self.index, &others);
+        fine.extend(right);
         let mut lost = Vec::new();
         for (number, what, path) in wrong {
             self.tell(&path, what);
@@ -170,7 +176,7 @@ impl Healing<'_> {
             self.restore(&lost, work, open, &mut again)?;
         }
         again.extend(open.numbers());
-        Ok((right, again))
+        Ok((fine, again))
     }
 
     /// Folders first, parents before children: what lies below one that was not there is suspect too.
@@ -178,18 +184,18 @@ impl Healing<'_> {
         &self,
         suspects: &mut BTreeSet<usize>,
         open: &mut Opened,
-        again: &mut Vec<usize>,
+        (fine, again): (&mut Right, &mut Vec<usize>),
     ) -> Result<(), StoreError> {
         let names = sorted_paths(self.index);
         let tree = self.index.entries.len();
         let root_first = suspects.remove(&tree).then_some(tree);
         if let Some(number) = root_first {
-            self.heal_dir(number, &names, open, again)?;
+            self.heal_dir(number, &names, open, (fine, again))?;
         }
         let mut next = 0;
         while let Some(number) = suspects.range(next..).next().copied() {
             next = number + 1;
-            if is_dir(self.index, number) && self.heal_dir(number, &names, open, again)? {
+            if is_dir(self.index, number) && self.heal_dir(number, &names, open, (fine, again))? {
                 let prefix = [path_of(self.index, number), b"/"].concat();
                 let below = |entry: &Entry| entry.path.starts_with(&prefix);
                 suspects.extend((next..tree).filter(|number| below(&self.index.entries[*number])));
@@ -204,15 +210,18 @@ impl Healing<'_> {
         number: usize,
         names: &[&[u8]],
         open: &mut Opened,
-        again: &mut Vec<usize>,
+        (fine, again): (&mut Right, &mut Vec<usize>),
     ) -> Result<bool, StoreError> {
         let path = path_of(self.index, number);
-        again.push(number);
         let made = match examine(self.root, self.index, number) {
-            Ok(_) => false,
+            Ok(stat) => {
+                fine.push((number, stat));
+                false
+            }
             Err(What::Permissions) => {
                 self.tell(path, What::Permissions);
                 self.set_mode(number)?;
+                again.push(number);
                 false
             }
             Err(what) => {
@@ -388,12 +397,7 @@ impl Opened<'_> {
 }
 
 /// Examines entries in parallel: what is right with its stat, what is wrong with its path; both in order.
-#[expect(clippy::type_complexity, reason = "two lists, taken apart at once")]
-fn examine_all(
-    root: BorrowedFd,
-    index: &Index,
-    numbers: &[usize],
-) -> (Vec<(usize, Stat)>, Vec<(usize, What, Vec<u8>)>) {
+fn examine_all(root: BorrowedFd, index: &Index, numbers: &[usize]) -> (Right, Wrong) {
     let (right, wrong) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
     parallel::for_each(numbers.len(), 16, &|turn| {
         let number = numbers[turn];

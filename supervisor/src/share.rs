@@ -128,7 +128,7 @@ fn donors(others: &[Other], wanted: &[(Key, usize)]) -> Vec<Donor> {
             }
         }
     }
-    donors.sort_by(|a, b| a.key.cmp(&b.key));
+    donors.sort_by_key(|donor| donor.key);
     donors.dedup_by(|b, a| a.key == b.key && a.tree == b.tree);
     donors
 }
