@@ -17,7 +17,7 @@ fn main() {
 fn small(libc: &str) {
     let script = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_default() + "/runtime.ld";
     println!("cargo::rerun-if-changed={script}");
-    println!("cargo::rustc-link-arg-bins=-Wl,-T,{script},--no-eh-frame-hdr");
+    println!("cargo::rustc-link-arg-bins=-Wl,-T,{script},--no-eh-frame-hdr,--icf=all");
     if libc == "gnu" && has_relr() {
         println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
     }
