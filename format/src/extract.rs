@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -121,7 +122,9 @@ impl Extraction<'_> {
                 .map_while(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok())
                 .collect();
             let mine = work();
-            helpers.into_iter().fold(mine, |sum, helper| sum.and(helper.join().unwrap_or(Ok(()))))
+            helpers
+                .into_iter()
+                .fold(mine, |sum, helper| sum.and(helper.join().unwrap_or_else(|p| resume_unwind(p))))
         })
     }
 
