@@ -16,6 +16,11 @@ pub const BLOCK: u64 = 512;
 pub const MAX_FRAME: u32 = 8 << 20;
 /// Longest path in the tree, in bytes: leaves room for the store's own path within `PATH_MAX`.
 pub const MAX_PATH: usize = 3072;
+/// Most entries of an index.
+pub const MAX_ENTRIES: usize = 4 << 20;
+/// Most bytes of all paths together. Without it a few bytes of index could ask for gigabytes of memory, since a
+/// path can repeat the one before.
+pub const MAX_PATHS: usize = 512 << 20;
 
 /// The parsed index.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -217,7 +222,11 @@ fn parse_frames(reader: &mut Reader) -> Result<Vec<Frame>, Error> {
 
 fn parse_entries(reader: &mut Reader) -> Result<Vec<Entry>, Error> {
     let count = reader.count(4)?;
+    if count > MAX_ENTRIES {
+        return Err(malformed("has too many entries"));
+    }
     let mut entries: Vec<Entry> = Vec::with_capacity(count);
+    let mut paths = 0;
     for number in 0..count {
         let tag = reader.byte()?;
         let before = entries.last().map_or(&[][..], |entry| &entry.path);
@@ -225,6 +234,10 @@ fn parse_entries(reader: &mut Reader) -> Result<Vec<Entry>, Error> {
         let mut path =
             before.get(..shared).ok_or_else(|| malformed("shares more of a path than there is"))?.to_vec();
         path.extend_from_slice(reader.bytes(MAX_PATH)?);
+        paths += path.len();
+        if path.len() > MAX_PATH || paths > MAX_PATHS {
+            return Err(malformed("has a path that is too long"));
+        }
         let header = u32::try_from(reader.number()?.saturating_mul(BLOCK))
             .map_err(|_| malformed("has a header without end"))?;
         let kind = match tag {
@@ -249,10 +262,8 @@ fn check_tree(entries: &[Entry]) -> Result<(), Error> {
     let mut known: HashMap<&[u8], bool> = HashMap::with_capacity(entries.len());
     for entry in entries {
         let path = entry.path.as_slice();
-        if path.len() > MAX_PATH || !is_normal(path) {
-            return Err(malformed(
-                "has a path that is not plain: empty, absolute, too long, or with `.` or `..`",
-            ));
+        if !is_normal(path) {
+            return Err(malformed("has a path that is not plain: empty, absolute, or with `.` or `..`"));
         }
         if let Some(slash) = path.iter().rposition(|byte| *byte == b'/')
             && known.get(&path[..slash]) != Some(&true)

@@ -157,6 +157,9 @@ impl Head {
         if at != self.file_length {
             return Err(malformed("has parts that do not fill the file"));
         }
+        if self.parts.first().is_none_or(|part| part.kind != PartKind::Runtime) {
+            return Err(malformed("does not begin with the runtime"));
+        }
         for kind in
             [PartKind::Runtime, PartKind::Payload, PartKind::Index, PartKind::Manifest, PartKind::Sections]
         {

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::index::is_normal;
+
 /// Names in [`Manifest::requires`] that this version understands.
 pub const KNOWN_REQUIREMENTS: &[&str] = &[];
 
@@ -16,7 +18,7 @@ pub const KNOWN_REQUIREMENTS: &[&str] = &[];
 pub struct Manifest {
     /// The app's name: `[a-z0-9][a-z0-9._-]*`, at most 64 bytes. Names its state folder.
     pub name: String,
-    /// The app's version, free text without white space.
+    /// The app's version, free text without white space and `/`, at most 64 bytes.
     pub version: String,
     /// One line for people, possibly empty.
     pub description: String,
@@ -110,6 +112,23 @@ impl Manifest {
         serde_json::from_str(text)
     }
 
+    /// What a reader refuses, as words after "its manifest", or `None`. Names become parts of paths, so a hostile
+    /// one must not lead anywhere else.
+    pub fn fault(&self) -> Option<&'static str> {
+        let commands = self.commands();
+        let programs = commands.iter().map(|(_, command)| command.argv.first().map_or("", String::as_str));
+        let seeded = self.seeds.iter().flat_map(|seed| [seed.from.as_str(), seed.to.as_str()]);
+        if !is_name(&self.name) || commands.iter().any(|(name, _)| name.is_some_and(|name| !is_name(name))) {
+            Some("has a name that is none")
+        } else if !is_version(&self.version) {
+            Some("has a version that is none")
+        } else if commands.is_empty() || programs.chain(seeded).any(|path| !is_normal(path.as_bytes())) {
+            Some("has no program, or a path that leaves the tree")
+        } else {
+            None
+        }
+    }
+
     /// True for a tool, false for a service bundle.
     pub const fn is_tool(&self) -> bool {
         matches!(self.run, Run::Command(_))
@@ -124,6 +143,23 @@ impl Manifest {
             }
         }
     }
+}
+
+/// Longest name and longest version, in bytes.
+const LONGEST: usize = 64;
+
+/// True for a name of a bundle or a service: `[a-z0-9][a-z0-9._-]*`, at most 64 bytes.
+fn is_name(name: &str) -> bool {
+    let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    name.len() <= LONGEST
+        && name.bytes().next().is_some_and(letter)
+        && name.bytes().all(|byte| letter(byte) || b"._-".contains(&byte))
+}
+
+/// True for a version: not empty, at most 64 bytes, no `/`, white space or control characters.
+fn is_version(version: &str) -> bool {
+    let odd = |letter: char| letter == '/' || letter.is_whitespace() || letter.is_control();
+    (1..=LONGEST).contains(&version.len()) && !version.contains(odd)
 }
 
 /// The manifest as its text has it: what is optional, and what stands beside what. (Serde's `flatten` says the

@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -42,9 +43,14 @@ impl Bundle {
             return Err(Error::NotABundle("it is not a regular file"));
         }
         let length = metadata.len();
-        let (head_at, head) = match elf::find_note(|at, length| elf::read(&file, at, length), length)? {
-            Some(note) => (note.start, read_head(&file, note.start)?),
-            None => return Err(search_head(&file)),
+        let (head_at, head) = match elf::find_note(|at, length| elf::read(&file, at, length), length) {
+            Ok(Some(note)) => (note.start, read_head(&file, note.start)?),
+            Ok(None) => {
+                let ordinary = Error::NotABundle("it is an ordinary executable, without kitbag's note");
+                return Err(without_note(&file, length, ordinary));
+            }
+            Err(Error::Io { doing, source }) => return Err(Error::Io { doing, source }),
+            Err(error) => return Err(without_note(&file, length, error)),
         };
         let bundle = Self { file, head, head_at };
         bundle.check_length(length)?;
@@ -109,6 +115,9 @@ impl Bundle {
         {
             return Err(Error::TooNew(format!("it requires `{unknown}`")));
         }
+        if let Some(what) = manifest.fault() {
+            return Err(malformed(what));
+        }
         if manifest.is_tool() != self.is_tool() {
             return Err(malformed("and the head disagree on what the file is"));
         }
@@ -151,9 +160,13 @@ impl Bundle {
                     self.read_frame(number, *offset, frame, &mut packed)?;
                 }
             };
-            let helpers: Vec<_> = (1..threads.min(places.len())).map(|_| scope.spawn(work)).collect();
+            let helpers: Vec<_> = (1..threads.min(places.len()))
+                .map_while(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok())
+                .collect();
             let mine = work();
-            helpers.into_iter().fold(mine, |sum, helper| sum.and(helper.join().unwrap_or(Ok(()))))
+            helpers
+                .into_iter()
+                .fold(mine, |sum, helper| sum.and(helper.join().unwrap_or_else(|p| resume_unwind(p))))
         })
     }
 
@@ -216,16 +229,18 @@ fn read_head(file: &File, offset: u64) -> Result<Head, Error> {
     }
 }
 
-/// No note leads to a head. If there is a whole one all the same, the ELF header or the note are damaged.
-fn search_head(file: &File) -> Error {
+/// No note leads to a head, for the reason of `error`. If there is a whole one all the same, the file is one of
+/// ours: cut short, or the ELF headers or the note are damaged.
+fn without_note(file: &File, found: u64, error: Error) -> Error {
     let bytes = elf::read(file, 0, SEARCH).unwrap_or_default();
     let whole = bytes
         .windows(HEAD_LEN)
         .filter(|window| window.starts_with(&MAGIC))
         .find_map(|window| Head::parse(window.try_into().ok()?).ok());
-    match whole.as_ref().map(|head| head.part(PartKind::Runtime)) {
-        Some(Ok(part)) => damaged(part),
-        _ => Error::NotABundle("it is an ordinary executable, without kitbag's note"),
+    match whole.as_ref().map(|head| (head.file_length, head.part(PartKind::Runtime))) {
+        Some((expected, _)) if found < expected => Error::Truncated { expected, found },
+        Some((_, Ok(part))) => damaged(part),
+        _ => error,
     }
 }
 

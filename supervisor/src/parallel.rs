@@ -19,7 +19,7 @@ pub fn for_each(count: usize, batch: usize, work: &(dyn Fn(usize) + Sync)) {
             (start..count.min(start + batch)).for_each(work);
         }
     };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = kitbag_format::extract::cores();
     let threads = count.div_ceil(batch).min(cores).clamp(1, MOST_THREADS);
     std::thread::scope(|scope| {
         for _ in 1..threads {

@@ -1,0 +1,70 @@
+//! Any bytes as a file. As hardly any mutation survives the digests, a second round makes them right: the
+//! hostile packer.
+#![no_main]
+
+use std::fs::File;
+use std::io::Write;
+
+use kitbag_format::layout::{HEAD_LEN, MAGIC};
+use kitbag_format::report::{Summary, list};
+use kitbag_format::{Bundle, Digest, extract};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: &[u8]| {
+    read(input);
+    if let Some(forged) = forge(input) {
+        read(&forged);
+    }
+});
+
+/// All that is done with a file of unknown origin.
+fn read(bytes: &[u8]) {
+    let Some(file) = file_of(bytes) else { return };
+    let Ok(bundle) = Bundle::open(file) else { return };
+    let _ = (bundle.verify(1), bundle.runtime(), Summary::of(&bundle).map(|summary| summary.to_text()));
+    let Ok(index) = bundle.index() else { return };
+    let _ = list(&index, true);
+    let small = index.tar_length() < 1 << 20 && index.entries.len() < 50;
+    if !small {
+        return;
+    }
+    for number in 0..index.entries.len() {
+        let _ = extract::contents(&bundle, &index, number);
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let inside = folder.path().join("inside");
+    let _ = extract::unpack_to(&bundle, &inside, &|_| ());
+    let beside = std::fs::read_dir(folder.path()).expect("the folder").count();
+    assert!(beside <= 1, "something was written beside the tree");
+}
+
+fn file_of(bytes: &[u8]) -> Option<File> {
+    let mut file = tempfile::tempfile().ok()?;
+    file.write_all(bytes).ok()?;
+    Some(file)
+}
+
+/// The same bytes with every digest of the head, and the payload's frames' in the index, made right as far as the
+/// head's list of parts makes sense.
+fn forge(input: &[u8]) -> Option<Vec<u8>> {
+    let mut bytes = input.to_vec();
+    let at = bytes.windows(8).position(|window| window == MAGIC)?;
+    let mut head: [u8; HEAD_LEN] = *bytes.get(at..)?.first_chunk()?;
+    bytes[at..at + HEAD_LEN].fill(0);
+    let length = bytes.len() as u64;
+    head[24..32].copy_from_slice(&length.to_le_bytes());
+    for part in head[64..].as_chunks_mut::<64>().0 {
+        let number = |at: usize| part[at..].first_chunk().copied().map_or(0, u64::from_le_bytes) as usize;
+        let (start, length) = (number(8), number(16));
+        let payload = part[0] == 2;
+        if let (Some(content), false) = (bytes.get(start..start.saturating_add(length)), payload) {
+            let digest = Digest::of(content);
+            part[32..].copy_from_slice(&digest.0);
+        }
+    }
+    head[32..64].fill(0);
+    let digest = Digest::of(&head);
+    head[32..64].copy_from_slice(&digest.0);
+    bytes[at..at + HEAD_LEN].copy_from_slice(&head);
+    Some(bytes)
+}

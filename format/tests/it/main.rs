@@ -1,0 +1,9 @@
+//! The format from outside: a small bundle made here, and every way to spoil one.
+
+mod bundle;
+mod extract;
+mod head;
+mod index;
+mod manifest;
+mod pinned;
+mod spoiled;
