@@ -1,4 +1,4 @@
-//! The manifest that travels inside a bundle: every default made explicit, as JSON text.
+//! The manifest that travels inside a bundle: every default made explicit, as JSON text. See `docs/format.md`.
 //!
 //! The bundler writes it from `kitbag.toml`; the supervisor reads it and nothing else. A field that a
 //! reader does not know is ignored. What a reader must not ignore is named in [`Manifest::requires`].
