@@ -16,6 +16,7 @@ use kitbag_format::{Bundle, Error, elf};
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::linkat;
+use zstd_safe::CParameter;
 
 use crate::payload::{self, FramePlan, Layout, Piece, Scanned, Unreadable};
 use crate::plan::{Plan, PlanKind};
@@ -144,7 +145,10 @@ impl Job<'_> {
         sender: SyncSender<(usize, Result<Packed, Failure>)>,
     ) {
         let compression = compression(self.plan.compression);
-        let mut packer = Packer::new(self.plan.compression);
+        let mut packer = match Packer::new(self.plan.compression) {
+            Ok(packer) => packer,
+            Err(error) => return drop(sender.send((0, Err(error.into())))),
+        };
         while !stop.load(Ordering::Relaxed) {
             let number = next.fetch_add(1, Ordering::Relaxed);
             let Some(frame) = self.layout.frames.get(number) else { return };
@@ -186,7 +190,7 @@ impl Job<'_> {
             })
             .map_err(|error| unreadable(error.to_string()))?;
         if self.scanned[number].as_ref().is_none_or(|scanned| scanned.seen != seen) {
-            return Err(unreadable("it changed while it was packed".to_owned()).into());
+            return Err(unreadable(payload::CHANGED.to_owned()).into());
         }
         Ok(())
     }
@@ -218,27 +222,42 @@ impl Job<'_> {
 
 /// Names the compressor and its settings: what a frame's bytes depend on besides its contents.
 fn compression(level: i32) -> String {
-    format!("zstd {} level {level}", zstd_safe::version_number())
+    format!("zstd {} {:?}", zstd_safe::version_number(), settings(level))
+}
+
+/// zstd's default level is fitted to frames of a megabyte or two: larger tables, shorter matches. Measured on a
+/// Python of 60 MB: 1.5 % smaller, at the same speed of packing.
+fn settings(level: i32) -> Vec<CParameter> {
+    let mut settings = vec![CParameter::CompressionLevel(level)];
+    if level == 3 {
+        settings.extend([CParameter::HashLog(18), CParameter::ChainLog(18), CParameter::MinMatch(4)]);
+    }
+    settings
 }
 
 struct Packer {
     context: zstd_safe::CCtx<'static>,
-    level: i32,
     raw: Vec<u8>,
 }
 
 impl Packer {
-    fn new(level: i32) -> Self {
-        Self { context: zstd_safe::CCtx::create(), level, raw: Vec::new() }
+    fn new(level: i32) -> Result<Self, Error> {
+        let mut context = zstd_safe::CCtx::create();
+        for setting in settings(level) {
+            context.set_parameter(setting).map_err(zstd_failed)?;
+        }
+        Ok(Self { context, raw: Vec::new() })
     }
 
     fn pack(&mut self) -> Result<Vec<u8>, Error> {
         let mut packed = Vec::with_capacity(zstd_safe::compress_bound(self.raw.len()));
-        self.context
-            .compress(&mut packed, &self.raw, self.level)
-            .map_err(|code| Error::io("compress")(io::Error::other(zstd_safe::get_error_name(code))))?;
+        self.context.compress2(&mut packed, &self.raw).map_err(zstd_failed)?;
         Ok(packed)
     }
+}
+
+fn zstd_failed(code: zstd_safe::ErrorCode) -> Error {
+    Error::io("compress")(io::Error::other(zstd_safe::get_error_name(code)))
 }
 
 /// A file that has no name until it is whole, so that nothing is left behind whatever ends us.

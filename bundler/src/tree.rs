@@ -8,7 +8,6 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
-use walkdir::WalkDir;
 
 use crate::diagnostic::{Diagnostic, near_miss};
 use crate::manifest::Include;
@@ -164,35 +163,48 @@ impl<'a> Planter<'a> {
 
     fn folder(&mut self, index: usize, root: &Path, globs: &GlobSet, own: &mut Used) {
         let includes = self.includes;
-        let to = includes[index].to.as_bytes();
-        let mut walk = WalkDir::new(root).into_iter();
-        while let Some(entry) = walk.next() {
-            let entry = match entry {
-                Ok(entry) => entry,
+        let place = |below: &Path| place(includes[index].to.as_bytes(), below);
+        let to = place(Path::new(""));
+        if !to.is_empty() && !self.insert(to, self.dir_node(index, root)) {
+            return;
+        }
+        let mut folders = vec![PathBuf::new()];
+        while let Some(folder) = folders.pop() {
+            let source = if folder.as_os_str().is_empty() { root.to_owned() } else { root.join(&folder) };
+            let listed = match fs::read_dir(&source) {
+                Ok(listed) => listed,
                 Err(error) => {
-                    self.unreadable_folder(index, &error);
+                    self.unreadable_folder(index, &source, &error);
                     continue;
                 }
             };
-            let below = entry.path().strip_prefix(root).unwrap_or(Path::new(""));
-            let is_root = entry.depth() == 0;
-            if !is_root && self.excluded(globs, below, own) {
-                if entry.file_type().is_dir() {
-                    walk.skip_current_dir();
+            for entry in listed {
+                // The entry's own metadata, which costs no walk down its whole path.
+                let found = entry.and_then(|entry| Ok((entry.file_name(), entry.file_type()?, entry)));
+                let (name, file_type, entry) = match found {
+                    Ok(found) => found,
+                    Err(error) => {
+                        self.unreadable_folder(index, &source, &error);
+                        continue;
+                    }
+                };
+                let below = folder.join(name);
+                if self.excluded(globs, &below, own) {
+                    continue;
                 }
-                continue;
-            }
-            let path = place(to, below);
-            let added = if is_root || entry.file_type().is_dir() {
-                path.is_empty() || self.insert(path, self.dir_node(index, entry.path()))
-            } else {
+                let path = place(&below);
+                if file_type.is_dir() {
+                    if self.insert(path, self.dir_node(index, &entry.path())) {
+                        folders.push(below);
+                    }
+                    continue;
+                }
                 match entry.metadata() {
-                    Ok(metadata) => self.add(index, path, entry.path(), &metadata),
-                    Err(error) => self.unreadable_folder(index, &error),
+                    Ok(metadata) => {
+                        self.add(index, path, &entry.path(), &metadata);
+                    }
+                    Err(error) => self.unreadable_folder(index, &entry.path(), &error),
                 }
-            };
-            if !added && entry.file_type().is_dir() {
-                walk.skip_current_dir();
             }
         }
     }
@@ -305,22 +317,16 @@ impl<'a> Planter<'a> {
         self.tree.errors.push(error);
     }
 
-    fn unreadable_folder(&mut self, index: usize, error: &walkdir::Error) -> bool {
-        let path = error.path().unwrap_or(Path::new("?")).to_owned();
-        let io = error.io_error();
-        let mut fault = io.map_or_else(
-            || Fault { what: "cannot be packed", why: error.to_string(), help: String::new() },
-            Fault::unreadable,
-        );
-        if io.is_some_and(|error| error.kind() == std::io::ErrorKind::InvalidFilename) {
+    fn unreadable_folder(&mut self, index: usize, path: &Path, error: &std::io::Error) {
+        let mut fault = Fault::unreadable(error);
+        if error.kind() == std::io::ErrorKind::InvalidFilename {
             fault.why = format!(
                 "its path has {} bytes, more than the system takes (PATH_MAX, 4096)",
                 path.as_os_str().len()
             );
             fault.help = "exclude it, or pack from a folder nearer to it".to_owned();
         }
-        self.refuse(index, &path, fault);
-        false
+        self.refuse(index, path, fault);
     }
 
     /// Links must lead to places in the tree.

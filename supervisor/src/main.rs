@@ -1,9 +1,8 @@
-//! The runtime that every bundle starts with.
+//! The runtime that every bundle starts with: open, unpack, start. A tool's later start has happened before
+//! this, in `kitbag-entry`.
 
-#[allow(dead_code)] // Written by a tool's full start, which comes next.
-mod start_record;
+use std::process::ExitCode;
 
-/// Links the entry point in.
-use kitbag_entry as _;
-
-fn main() {}
+fn main() -> ExitCode {
+    ExitCode::from(kitbag_supervisor::commands::main())
+}

@@ -47,7 +47,12 @@ pub fn start(own: &Own, arguments: &[OsString]) -> Result<(), Failure> {
     become_program(values.program(command), command, &values, arguments)
 }
 
-fn state(facts: &Facts, manifest: &Manifest, command: &Command, tree: &Tree) -> Result<Option<PathBuf>, Failure> {
+fn state(
+    facts: &Facts,
+    manifest: &Manifest,
+    command: &Command,
+    tree: &Tree,
+) -> Result<Option<PathBuf>, Failure> {
     if manifest.seeds.is_empty() && !expand::uses_state(command) {
         return Ok(None);
     }
@@ -64,7 +69,9 @@ fn record(
     command: &Command,
     digest: &str,
 ) -> Result<Option<Vec<u8>>, Failure> {
-    let Some(folder) = spelled_folder(facts, digest).filter(|folder| is_same(folder, &tree.dir)) else { return Ok(None) };
+    let Some(folder) = spelled_folder(facts, digest).filter(|folder| is_same(folder, &tree.dir)) else {
+        return Ok(None);
+    };
     let mut argv = vec![values.pieces(&values.program(command).to_string_lossy().replace('$', "$$"))?];
     for argument in command.argv.iter().skip(1) {
         argv.push(values.pieces(argument)?);
@@ -113,12 +120,22 @@ fn is_same(one: &Path, other: &Path) -> bool {
 }
 
 /// The one program of a bundle, from memory: there is no tree, and nothing that needs one.
-fn execute(program: PathBuf, command: &Command, manifest: &Manifest, arguments: &[OsString]) -> Result<(), Failure> {
+fn execute(
+    program: PathBuf,
+    command: &Command,
+    manifest: &Manifest,
+    arguments: &[OsString],
+) -> Result<(), Failure> {
     let values = Values { tree: Path::new("/nonexistent"), state: None, manifest };
     become_program(program, command, &values, arguments)
 }
 
-fn become_program(program: PathBuf, command: &Command, values: &Values, arguments: &[OsString]) -> Result<(), Failure> {
+fn become_program(
+    program: PathBuf,
+    command: &Command,
+    values: &Values,
+    arguments: &[OsString],
+) -> Result<(), Failure> {
     let mut process = process::Command::new(&program);
     for argument in command.argv.iter().skip(1) {
         process.arg(values.text(argument)?);

@@ -1,0 +1,513 @@
+//! Damage: found by comparing with the bundle's digests, healed from the bundle, and said.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::{error, fmt};
+
+use kitbag_format::extract::{self, Extraction};
+use kitbag_format::index::{Entry, Kind};
+use kitbag_format::{Bundle, Digest, Index};
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, mkdirat};
+use nix::unistd::{linkat, symlinkat};
+
+use crate::parallel;
+use crate::record::{self, Stat, path_of};
+use crate::store::{self, Store, StoreError};
+
+/// Bytes that are hashed at a time.
+const PIECE: usize = 128 << 10;
+/// How often a file is hashed anew when its ctime moves meanwhile: somebody links it, or writes to it.
+const TRIES: usize = 3;
+
+/// What is wrong with an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// There is nothing.
+    Deleted,
+    /// The file has no content left.
+    Emptied,
+    /// The content, or the link's target, is another.
+    Changed,
+    /// Its content cannot be read.
+    Unreadable,
+    /// The permissions are not those it was unpacked with.
+    Permissions,
+    /// Something of another kind is there.
+    Replaced,
+    /// It is not part of the bundle.
+    Stranger,
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Deleted => "it had been deleted",
+            Self::Emptied => "it had been emptied",
+            Self::Changed => "its content had changed",
+            Self::Unreadable => "it could not be read",
+            Self::Permissions => "its permissions had changed",
+            Self::Replaced => "something else was in its place",
+            Self::Stranger => "it is not part of the bundle",
+        })
+    }
+}
+
+/// Damage to one entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// Path in the tree, `.` the tree itself.
+    pub path: Vec<u8>,
+    /// What is wrong.
+    pub what: What,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", String::from_utf8_lossy(&self.path), self.what)
+    }
+}
+
+impl error::Error for Finding {}
+
+/// Compares every entry of the unpacked tree with the bundle's digests, in parallel. `None`: it is not
+/// unpacked here. Changes nothing.
+pub fn verify_unpacked(store: &Store, bundle: &Bundle) -> Result<Option<Vec<Finding>>, StoreError> {
+    let path = store.tree_dir(&bundle.digest()).join("tree");
+    let root = match extract::open_dir(&path) {
+        Ok(root) => root,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(StoreError::io("open", &path)(error)),
+    };
+    let index = bundle.index()?;
+    let all: Vec<usize> = (0..=index.entries.len()).collect();
+    let mut findings = examine_all(root.as_fd(), &index, &all).1;
+    let names = sorted_paths(&index);
+    for number in all.into_iter().filter(|number| is_dir(&index, *number)) {
+        for stranger in strangers(&path, path_of(&index, number), &names) {
+            findings.push((number, What::Stranger, stranger));
+        }
+    }
+    Ok(Some(findings.into_iter().map(|(_, what, path)| Finding { path, what }).collect()))
+}
+
+/// What a healing has to know.
+pub struct Healing<'a> {
+    /// The store.
+    pub store: &'a Store,
+    /// Where lost content comes from.
+    pub bundle: &'a Bundle,
+    /// Its index.
+    pub index: &'a Index,
+    /// The tree's folder.
+    pub root: BorrowedFd<'a>,
+    /// Its path.
+    pub path: &'a Path,
+    /// Called with a sentence for everything that was healed.
+    pub say: &'a (dyn Fn(&str) + Sync),
+}
+
+/// The outcome: new stats for the record, by entry, and whether anything had to be written.
+pub struct Healed {
+    /// Entry, its stat now that it is right.
+    pub stats: Vec<(usize, Stat)>,
+    /// False if everything was right and only the record was old.
+    pub wrote: bool,
+}
+
+impl Healing<'_> {
+    /// Examines the entries `suspects` (in order) and heals what is wrong. The caller has the tree's lock.
+    pub fn run(&self, suspects: &[usize]) -> Result<Healed, StoreError> {
+        let work = self.store.work(&format!("{}.heal", self.bundle.digest()));
+        let mut open = Opened { healing: self, dirs: BTreeSet::new() };
+        let result = self.heal(suspects, &work, &mut open);
+        let closed = open.close();
+        let removed = store::remove(&work).map_err(StoreError::io("remove", &work));
+        let (mut stats, mut again) = result?;
+        closed?;
+        removed?;
+        let wrote = !again.is_empty();
+        again.sort_unstable();
+        again.dedup();
+        for number in again {
+            let path = path_of(self.index, number);
+            let found =
+                record::stat(self.root, path).ok_or_else(|| self.failed("examine", path)(Errno::ENOENT))?;
+            stats.push((number, Stat::from(&found)));
+        }
+        Ok(Healed { stats, wrote })
+    }
+
+    /// Returns the stats of what was right, and the numbers of what was changed and has to be looked at again.
+    fn heal(
+        &self,
+        suspects: &[usize],
+        work: &Path,
+        open: &mut Opened,
+    ) -> Result<(Vec<(usize, Stat)>, Vec<usize>), StoreError> {
+        let mut again = Vec::new();
+        let mut suspects: BTreeSet<usize> = suspects.iter().copied().collect();
+        self.heal_dirs(&mut suspects, open, &mut again)?;
+        let others: Vec<usize> = suspects.into_iter().filter(|number| !is_dir(self.index, *number)).collect();
+        let (right, wrong) = examine_all(self.root, self.index, &others);
+        let mut lost = Vec::new();
+        for (number, what, path) in wrong {
+            self.tell(&path, what);
+            match what {
+                What::Permissions => self.set_mode(number)?,
+                _ => lost.push(number),
+            }
+            again.push(number);
+        }
+        if !lost.is_empty() {
+            self.restore(&lost, work, open, &mut again)?;
+        }
+        again.extend(open.numbers());
+        Ok((right, again))
+    }
+
+    /// Folders first, parents before children: what lies below one that was not there is suspect too.
+    fn heal_dirs(
+        &self,
+        suspects: &mut BTreeSet<usize>,
+        open: &mut Opened,
+        again: &mut Vec<usize>,
+    ) -> Result<(), StoreError> {
+        let names = sorted_paths(self.index);
+        let tree = self.index.entries.len();
+        let root_first = suspects.remove(&tree).then_some(tree);
+        if let Some(number) = root_first {
+            self.heal_dir(number, &names, open, again)?;
+        }
+        let mut next = 0;
+        while let Some(number) = suspects.range(next..).next().copied() {
+            next = number + 1;
+            if is_dir(self.index, number) && self.heal_dir(number, &names, open, again)? {
+                let prefix = [path_of(self.index, number), b"/"].concat();
+                let below = |entry: &Entry| entry.path.starts_with(&prefix);
+                suspects.extend((next..tree).filter(|number| below(&self.index.entries[*number])));
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns true if the folder had to be made.
+    fn heal_dir(
+        &self,
+        number: usize,
+        names: &[&[u8]],
+        open: &mut Opened,
+        again: &mut Vec<usize>,
+    ) -> Result<bool, StoreError> {
+        let path = path_of(self.index, number);
+        again.push(number);
+        let made = match examine(self.root, self.index, number) {
+            Ok(_) => false,
+            Err(What::Permissions) => {
+                self.tell(path, What::Permissions);
+                self.set_mode(number)?;
+                false
+            }
+            Err(what) => {
+                self.tell(path, what);
+                self.clear(path, open)?;
+                mkdirat(self.root, path, Mode::from_bits_truncate(0o755))
+                    .map_err(self.failed("make", path))?;
+                open.dirs.insert(path.to_vec());
+                true
+            }
+        };
+        for stranger in strangers(self.path, path, names) {
+            self.tell(&stranger, What::Stranger);
+            self.clear(&stranger, open)?;
+        }
+        Ok(made)
+    }
+
+    /// Removes what is at a path, if anything, and leaves its folder open for writing.
+    fn clear(&self, path: &[u8], open: &mut Opened) -> Result<(), StoreError> {
+        open.parent_of(path)?;
+        let full = self.path.join(OsStr::from_bytes(path));
+        store::remove(&full).map(|_| ()).map_err(StoreError::io("remove", &full))
+    }
+
+    /// Puts files and links back.
+    fn restore(
+        &self,
+        lost: &[usize],
+        work: &Path,
+        open: &mut Opened,
+        again: &mut Vec<usize>,
+    ) -> Result<(), StoreError> {
+        let kind = |number: usize| &self.index.entries[number].kind;
+        let tree = self.extract(lost, work)?;
+        for number in lost.iter().copied().filter(|number| matches!(kind(*number), Kind::File { .. })) {
+            let path = path_of(self.index, number);
+            self.clear_dir(path, open)?;
+            let from = self.path_in(&tree, path);
+            let file = File::open(&from).map_err(StoreError::io("open", &from))?;
+            fchmod(&file, self.mode(number)).map_err(StoreError::sys("set the permissions of", &from))?;
+            let staging = extract::open_dir(&tree).map_err(StoreError::io("open", &tree))?;
+            renameat(&staging, path, self.root, path).map_err(self.failed("put back", path))?;
+        }
+        for number in lost.iter().copied() {
+            let path = path_of(self.index, number);
+            match kind(number) {
+                Kind::Symlink(target) => {
+                    self.clear(path, open)?;
+                    symlinkat(target.as_slice(), self.root, path).map_err(self.failed("put back", path))?;
+                }
+                Kind::Link(to) => {
+                    self.clear(path, open)?;
+                    let from = path_of(self.index, *to);
+                    linkat(self.root, from, self.root, path, AtFlags::empty())
+                        .map_err(self.failed("put back", path))?;
+                    again.push(*to);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// A file replaces a file in one step; something else has to go first.
+    fn clear_dir(&self, path: &[u8], open: &mut Opened) -> Result<(), StoreError> {
+        match record::stat(self.root, path) {
+            Some(found) if kind_of(&found) == SFlag::S_IFDIR => self.clear(path, open),
+            _ => open.parent_of(path),
+        }
+    }
+
+    /// Unpacks the lost files alone, in an own folder. Only their frames are read.
+    fn extract(&self, lost: &[usize], work: &Path) -> Result<PathBuf, StoreError> {
+        let tree = work.join("tree");
+        store::remove(work).map_err(StoreError::io("remove", work))?;
+        fs::create_dir_all(&tree).map_err(StoreError::io("make", &tree))?;
+        let root = extract::open_dir(&tree).map_err(StoreError::io("open", &tree))?;
+        let needed = |number: usize| {
+            let file = matches!(self.index.entries[number].kind, Kind::File { .. });
+            file && lost.binary_search(&number).is_ok()
+        };
+        self.bundle.verify_program()?;
+        let index = self.reduced(&needed);
+        let extraction = Extraction {
+            bundle: self.bundle,
+            index: &index,
+            present: &|number| !needed(number),
+            progress: &|_| {},
+            read_only: false,
+        };
+        extraction.run(root.as_fd())?;
+        Ok(tree)
+    }
+
+    /// The index with every link, and every folder that leads to no needed file, turned into the folder `.`,
+    /// which is there: the places of the contents stay what they are.
+    fn reduced(&self, needed: &dyn Fn(usize) -> bool) -> Index {
+        let mut index = self.index.clone();
+        let mut dirs: BTreeSet<&[u8]> = BTreeSet::new();
+        for number in (0..self.index.entries.len()).filter(|number| needed(*number)) {
+            dirs.extend(parents(path_of(self.index, number)));
+        }
+        for entry in &mut index.entries {
+            let keep = match entry.kind {
+                Kind::Dir => dirs.contains(entry.path.as_slice()),
+                Kind::File { .. } => true,
+                _ => false,
+            };
+            if !keep {
+                (entry.kind, entry.path) = (Kind::Dir, b".".to_vec());
+            }
+        }
+        index
+    }
+
+    fn set_mode(&self, number: usize) -> Result<(), StoreError> {
+        let path = path_of(self.index, number);
+        fchmodat(self.root, path, self.mode(number), FchmodatFlags::FollowSymlink)
+            .map_err(self.failed("set the permissions of", path))
+    }
+
+    fn mode(&self, number: usize) -> Mode {
+        Mode::from_bits_truncate(mode(self.index, number))
+    }
+
+    fn tell(&self, path: &[u8], what: What) {
+        let verb = if what == What::Stranger { "removed" } else { "healed" };
+        (self.say)(&format!("{verb} {}: {what}", String::from_utf8_lossy(path)));
+    }
+
+    fn path_in(&self, tree: &Path, path: &[u8]) -> PathBuf {
+        tree.join(OsStr::from_bytes(path))
+    }
+
+    fn failed(&self, doing: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> StoreError + use<> {
+        let path = self.path_in(self.path, path);
+        move |errno| StoreError::sys(doing, &path)(errno)
+    }
+}
+
+/// Folders that were made writable for the time of healing.
+struct Opened<'a> {
+    healing: &'a Healing<'a>,
+    dirs: BTreeSet<Vec<u8>>,
+}
+
+impl Opened<'_> {
+    fn parent_of(&mut self, path: &[u8]) -> Result<(), StoreError> {
+        let parent = parents(path).next().unwrap_or(b".");
+        if self.dirs.contains(parent) {
+            return Ok(());
+        }
+        let (root, mode) = (self.healing.root, Mode::from_bits_truncate(0o755));
+        fchmodat(root, parent, mode, FchmodatFlags::FollowSymlink)
+            .map_err(self.healing.failed("set the permissions of", parent))?;
+        self.dirs.insert(parent.to_vec());
+        Ok(())
+    }
+
+    fn close(&self) -> Result<(), StoreError> {
+        let mode = Mode::from_bits_truncate(0o555);
+        self.dirs.iter().try_for_each(|path| {
+            fchmodat(self.healing.root, path.as_slice(), mode, FchmodatFlags::FollowSymlink)
+                .map_err(self.healing.failed("set the permissions of", path))
+        })
+    }
+
+    fn numbers(&self) -> impl Iterator<Item = usize> {
+        let index = self.healing.index;
+        self.dirs.iter().map(|path| index.find(path).unwrap_or(index.entries.len()))
+    }
+}
+
+/// Examines entries in parallel: what is right with its stat, what is wrong with its path; both in order.
+#[expect(clippy::type_complexity, reason = "two lists, taken apart at once")]
+fn examine_all(
+    root: BorrowedFd,
+    index: &Index,
+    numbers: &[usize],
+) -> (Vec<(usize, Stat)>, Vec<(usize, What, Vec<u8>)>) {
+    let (right, wrong) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
+    parallel::for_each(numbers.len(), 16, &|turn| {
+        let number = numbers[turn];
+        match examine(root, index, number) {
+            Ok(stat) => right.lock().map(|mut all| all.push((number, stat))).unwrap_or(()),
+            Err(what) => wrong.lock().map(|mut all| all.push((number, what))).unwrap_or(()),
+        }
+    });
+    let right = right.into_inner().unwrap_or_default();
+    let mut wrong = wrong.into_inner().unwrap_or_default();
+    wrong.sort_unstable_by_key(|(number, _)| *number);
+    let named = |(number, what)| (number, what, path_of(index, number).to_vec());
+    (right, wrong.into_iter().map(named).collect())
+}
+
+/// Compares one entry with the index, a file's content with its digest. Returns its stat if it is right.
+pub fn examine(root: BorrowedFd, index: &Index, number: usize) -> Result<Stat, What> {
+    let path = path_of(index, number);
+    let found = record::stat(root, path).ok_or(What::Deleted)?;
+    let expected = match index.entries.get(number).map(|entry| &entry.kind) {
+        None | Some(Kind::Dir) => SFlag::S_IFDIR,
+        Some(Kind::Symlink(_)) => SFlag::S_IFLNK,
+        Some(_) => SFlag::S_IFREG,
+    };
+    if kind_of(&found) != expected {
+        return Err(What::Replaced);
+    }
+    if let Some((size, digest, _)) = index.file(number) {
+        return examine_file(root, path, (size, digest), mode(index, number));
+    }
+    if let Some(Kind::Symlink(target)) = index.entries.get(number).map(|entry| &entry.kind) {
+        let same = readlinkat(root, path).is_ok_and(|now| now.as_bytes() == target);
+        return if same { Ok(Stat::from(&found)) } else { Err(What::Changed) };
+    }
+    check_mode(&found, mode(index, number))
+}
+
+fn examine_file(root: BorrowedFd, path: &[u8], content: (u64, Digest), mode: u32) -> Result<Stat, What> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let file = File::from(openat(root, path, flags, Mode::empty()).map_err(|_| What::Unreadable)?);
+    for _ in 0..TRIES {
+        let before = fstat(&file).map_err(|_| What::Unreadable)?;
+        match before.st_size as u64 {
+            size if size == content.0 => {}
+            0 => return Err(What::Emptied),
+            _ => return Err(What::Changed),
+        }
+        if hash(&file).map_err(|_| What::Unreadable)? != content.1 {
+            return Err(What::Changed);
+        }
+        let after = fstat(&file).map_err(|_| What::Unreadable)?;
+        if Stat::from(&before) == Stat::from(&after) {
+            return check_mode(&after, mode);
+        }
+    }
+    // It is right, but restless. An old ctime makes the next start look again.
+    let now = fstat(&file).map_err(|_| What::Unreadable)?;
+    check_mode(&now, mode).map(|stat| Stat { ctime: 0, ..stat })
+}
+
+fn hash(file: &File) -> io::Result<Digest> {
+    let mut hasher = blake3::Hasher::new();
+    let mut piece = vec![0; PIECE];
+    let mut from = file;
+    io::Seek::rewind(&mut from)?;
+    loop {
+        match from.read(&mut piece) {
+            Ok(0) => return Ok(hasher.finalize().into()),
+            Ok(length) => hasher.update(&piece[..length]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+    }
+}
+
+fn check_mode(found: &FileStat, mode: u32) -> Result<Stat, What> {
+    if found.st_mode & 0o7777 == mode { Ok(Stat::from(found)) } else { Err(What::Permissions) }
+}
+
+fn kind_of(found: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits())
+}
+
+fn mode(index: &Index, number: usize) -> u32 {
+    match index.file(number) {
+        Some((_, _, false)) => 0o444,
+        _ => 0o555,
+    }
+}
+
+fn is_dir(index: &Index, number: usize) -> bool {
+    index.entries.get(number).is_none_or(|entry| entry.kind == Kind::Dir)
+}
+
+/// The folders above a path, the nearest first, the tree itself not among them.
+fn parents(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    fn above(path: &[u8]) -> Option<&[u8]> {
+        path.iter().rposition(|byte| *byte == b'/').map(|slash| &path[..slash])
+    }
+    std::iter::successors(above(path), |path| above(path))
+}
+
+fn sorted_paths(index: &Index) -> Vec<&[u8]> {
+    let mut paths: Vec<&[u8]> = index.entries.iter().map(|entry| entry.path.as_slice()).collect();
+    paths.sort_unstable();
+    paths
+}
+
+/// Paths of what is in a folder of the tree and not in the index.
+fn strangers(tree: &Path, dir: &[u8], names: &[&[u8]]) -> Vec<Vec<u8>> {
+    let inside = fs::read_dir(tree.join(OsStr::from_bytes(dir))).into_iter().flatten().flatten();
+    let path = |entry: fs::DirEntry| match dir {
+        b"." => entry.file_name().as_bytes().to_vec(),
+        _ => [dir, b"/", entry.file_name().as_bytes()].concat(),
+    };
+    inside.map(path).filter(|path| names.binary_search(&path.as_slice()).is_err()).collect()
+}

@@ -1,0 +1,203 @@
+//! Where the store is: the first candidate that can be used, and why the others cannot.
+//!
+//! `KITBAG_STORE` is a decision, not a wish: where it cannot be used, that is an error. Else root has
+//! `/var/cache/kitbag` and users the XDG base directory's cache; then come folders that most machines have.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::{fmt, fs};
+
+use kitbag_format::Bundle;
+use nix::sys::statvfs::{FsFlags, statvfs};
+
+use crate::owned::{self, Refusal};
+use crate::share;
+use crate::store::{Store, StoreError};
+
+/// What the choice depends on.
+pub struct Facts<'a> {
+    /// The effective user.
+    pub uid: u32,
+    /// The environment.
+    pub var: &'a dyn Fn(&str) -> Option<OsString>,
+    /// `/etc/passwd`; empty where it cannot be read.
+    pub passwd: Vec<u8>,
+    /// The bundle's own file.
+    pub bundle: Option<&'a Path>,
+}
+
+impl<'a> Facts<'a> {
+    /// This process's.
+    pub fn of_process(bundle: Option<&'a Path>) -> Self {
+        Self {
+            uid: nix::unistd::geteuid().as_raw(),
+            var: &|name| std::env::var_os(name).filter(|value| !value.is_empty()),
+            passwd: fs::read("/etc/passwd").unwrap_or_default(),
+            bundle,
+        }
+    }
+
+    /// A variable as a path.
+    pub fn path(&self, name: &str) -> Option<PathBuf> {
+        (self.var)(name).map(PathBuf::from)
+    }
+
+    /// The user's home folder by passwd(5), read by hand: libc's getpwuid needs the host's libraries.
+    pub fn passwd_home(&self) -> Option<PathBuf> {
+        self.passwd.split(|byte| *byte == b'\n').find_map(|line| {
+            let fields: Vec<&[u8]> = line.split(|byte| *byte == b':').collect();
+            let uid: u32 = std::str::from_utf8(fields.get(2)?).ok()?.parse().ok()?;
+            let home = *fields.get(5).filter(|home| uid == self.uid && home.starts_with(b"/"))?;
+            Some(PathBuf::from(OsString::from_vec(home.to_vec())))
+        })
+    }
+}
+
+/// A place that was considered.
+#[derive(Debug)]
+pub struct Candidate {
+    /// Where; `None` if what would name it is not set.
+    pub path: Option<PathBuf>,
+    /// What names it.
+    pub why: &'static str,
+    /// Whether it can be used.
+    pub verdict: Result<(), Refusal>,
+}
+
+impl fmt::Display for Candidate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(path) = &self.path {
+            write!(f, "{} ", path.display())?;
+        }
+        write!(f, "({}): ", self.why)?;
+        match &self.verdict {
+            Ok(()) => f.write_str("usable"),
+            Err(refusal) => refusal.fmt(f),
+        }
+    }
+}
+
+/// Room that a tree takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Need {
+    /// Bytes on the disk.
+    pub bytes: u64,
+    /// Files, folders and links.
+    pub files: u64,
+}
+
+/// Chooses the store for this bundle. Returns it with all candidates up to it, itself the last.
+pub fn choose(facts: &Facts, bundle: &Bundle) -> Result<(Store, Vec<Candidate>), StoreError> {
+    let mut tried = Vec::new();
+    for (why, path) in candidates(facts) {
+        let explicit = why == "KITBAG_STORE";
+        let verdict = match &path {
+            Some(path) => usable(path, facts.uid, bundle)?,
+            None => Err(Refusal::NotSet),
+        };
+        let (store, verdict) = match verdict {
+            Ok(store) => (Some(store), Ok(())),
+            Err(refusal) => (None, Err(refusal)),
+        };
+        let set = path.is_some();
+        tried.push(Candidate { path, why, verdict });
+        match store {
+            Some(store) => return Ok((store, tried)),
+            None if explicit && set => break,
+            None => {}
+        }
+    }
+    Err(StoreError::NoPlace(tried))
+}
+
+/// The stores that are there, for `gc` and `verify --unpacked`. Makes nothing.
+pub fn existing(facts: &Facts) -> Vec<Store> {
+    let mut stores: Vec<Store> = Vec::new();
+    for (why, path) in candidates(facts) {
+        let Some(path) = path else { continue };
+        if let Ok(real) = owned::existing(&path, facts.uid)
+            && Store::is_at(&real)
+            && stores.iter().all(|store| store.place != real)
+        {
+            stores.push(Store::at(real));
+        }
+        if why == "KITBAG_STORE" {
+            break;
+        }
+    }
+    stores
+}
+
+fn candidates(facts: &Facts) -> Vec<(&'static str, Option<PathBuf>)> {
+    let uid = facts.uid;
+    let kitbag = |path: PathBuf| path.join("kitbag");
+    let cache = |path: PathBuf| path.join(".cache/kitbag");
+    let mut all = vec![("KITBAG_STORE", facts.path("KITBAG_STORE"))];
+    if uid == 0 {
+        all.push(("root's cache", Some("/var/cache/kitbag".into())));
+    } else {
+        all.push(("XDG_CACHE_HOME", facts.path("XDG_CACHE_HOME").map(kitbag)));
+        all.push(("HOME", facts.path("HOME").map(cache)));
+        all.push(("home folder in /etc/passwd", facts.passwd_home().map(cache)));
+    }
+    for (why, folder) in [("/var/tmp", "/var/tmp"), ("/tmp", "/tmp"), ("memory", "/dev/shm")] {
+        all.push((why, Some(format!("{folder}/kitbag-{uid}").into())));
+    }
+    let beside = facts.bundle.and_then(Path::parent).map(|folder| folder.join(format!(".kitbag-{uid}")));
+    all.push(("beside the bundle", beside));
+    all
+}
+
+/// The outer error is the bundle's: no place would help.
+fn usable(path: &Path, uid: u32, bundle: &Bundle) -> Result<Result<Store, Refusal>, StoreError> {
+    let store = match open(path, uid) {
+        Ok(store) => store,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    if fs::symlink_metadata(store.tree_dir(&bundle.digest()).join("record")).is_ok() {
+        return Ok(Ok(store));
+    }
+    let needs = crate::unpack::need(bundle)?;
+    Ok(match room(&store, uid, needs) {
+        Err(Refusal::Space(..) | Refusal::Inodes(..)) => {
+            let index = bundle.index()?;
+            room(&store, uid, share::still_needed(&store, &index, needs))
+        }
+        other => other,
+    }
+    .map(|()| store))
+}
+
+fn open(path: &Path, uid: u32) -> Result<Store, Refusal> {
+    let mode = if uid == 0 { 0o755 } else { 0o700 };
+    let store = Store::at(owned::folder(path, uid, mode)?);
+    for name in ["v1", "v1/trees", "v1/locks", "v1/work"] {
+        owned::below(&store.place, name, uid, mode)?;
+    }
+    let disk = statvfs(store.place.as_path()).map_err(std::io::Error::from)?;
+    if disk.flags().contains(FsFlags::ST_NOEXEC) {
+        return Err(Refusal::NoExec);
+    }
+    Ok(store)
+}
+
+/// Whether what is needed fits. Root may use the reserved blocks; a file system without a table of inodes
+/// (btrfs) counts none.
+fn room(store: &Store, uid: u32, needs: Need) -> Result<(), Refusal> {
+    let disk = statvfs(store.place.as_path()).map_err(std::io::Error::from)?;
+    if disk.flags().contains(FsFlags::ST_RDONLY) {
+        return Err(Refusal::ReadOnly);
+    }
+    let root = uid == 0;
+    let blocks = if root { disk.blocks_free() } else { disk.blocks_available() };
+    let bytes = blocks.saturating_mul(disk.fragment_size());
+    if bytes < needs.bytes {
+        return Err(Refusal::Space(needs.bytes, bytes));
+    }
+    let files = if root { disk.files_free() } else { disk.files_available() };
+    if disk.files() > 0 && files < needs.files {
+        return Err(Refusal::Inodes(needs.files, files));
+    }
+    Ok(())
+}

@@ -1,0 +1,182 @@
+//! The folder where an app writes, and the files that travel inside the bundle and become its state.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use kitbag_format::manifest::Seed;
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, Flock, OFlag};
+use nix::unistd::linkat;
+
+use crate::owned::{self, Refusal};
+use crate::place::{Candidate, Facts};
+use crate::store::{self, StoreError, lock_file, read_pid};
+
+/// Name of the lock in a state folder.
+const LOCK: &str = ".kitbag.lock";
+/// What the names of half copies begin with.
+const PART: &str = ".kitbag.part.";
+
+/// Chooses, makes and checks the state folder of the app `name`: `KITBAG_STATE` as it is, else the
+/// conventional place of root or user.
+pub fn choose(facts: &Facts, name: &str) -> Result<PathBuf, StoreError> {
+    let mut tried = Vec::new();
+    for (why, path) in candidates(facts, name) {
+        let explicit = why == "KITBAG_STATE" && path.is_some();
+        let verdict = match &path {
+            Some(path) => owned::folder(path, facts.uid, 0o700),
+            None => Err(Refusal::NotSet),
+        };
+        match verdict {
+            Ok(real) => return Ok(real),
+            Err(refusal) => tried.push(Candidate { path, why, verdict: Err(refusal) }),
+        }
+        if explicit {
+            break;
+        }
+    }
+    Err(StoreError::NoState(tried))
+}
+
+fn candidates(facts: &Facts, name: &str) -> Vec<(&'static str, Option<PathBuf>)> {
+    let mut all = vec![("KITBAG_STATE", facts.path("KITBAG_STATE"))];
+    if facts.uid == 0 {
+        all.push(("root's state", Some(Path::new("/var/lib/kitbag").join(name))));
+        return all;
+    }
+    let kitbag = |path: PathBuf| path.join("kitbag").join(name);
+    let local = |path: PathBuf| path.join(".local/state/kitbag").join(name);
+    all.push(("XDG_STATE_HOME", facts.path("XDG_STATE_HOME").map(kitbag)));
+    all.push(("HOME", facts.path("HOME").map(local)));
+    all.push(("home folder in /etc/passwd", facts.passwd_home().map(local)));
+    all
+}
+
+/// The right to use a state folder. Ends when dropped, or with the process.
+pub struct StateLock(#[expect(dead_code, reason = "held, not read")] Flock<File>);
+
+/// Takes the state folder for this process alone.
+pub fn lock(state: &Path) -> Result<StateLock, StoreError> {
+    let path = state.join(LOCK);
+    match lock_file(&path).map_err(StoreError::io("lock", &path))? {
+        Some(file) => Ok(StateLock(file)),
+        None => Err(StoreError::AlreadyRunning { pid: read_pid(&path), folder: state.into() }),
+    }
+}
+
+/// Copies each seed from the tree to the state folder where nothing is there yet. What is there is left
+/// alone, whatever it is. A copy is whole and on the disk before it has its name. The caller has the state's
+/// lock. Returns the seeds that were planted.
+pub fn plant(tree: &Path, state: &Path, seeds: &[Seed]) -> Result<Vec<String>, StoreError> {
+    let mut planted = Vec::new();
+    for (number, seed) in seeds.iter().enumerate() {
+        let part = state.join(format!("{PART}{number}"));
+        store::remove(&part).map_err(StoreError::io("remove", &part))?;
+        let to = state.join(&seed.to);
+        if fs::symlink_metadata(&to).is_ok() {
+            continue;
+        }
+        make_parents(state, &to)?;
+        let from = tree.join(&seed.from);
+        copy(&from, &part)?;
+        if publish(&part, &to)? {
+            planted.push(seed.to.clone());
+        }
+        store::remove(&part).map_err(StoreError::io("remove", &part))?;
+    }
+    remove_leftovers(state)?;
+    Ok(planted)
+}
+
+/// Folders between the state folder and a seed; none of them may be a link.
+fn make_parents(state: &Path, to: &Path) -> Result<(), StoreError> {
+    let mut between: Vec<&Path> = to.ancestors().skip(1).take_while(|above| *above != state).collect();
+    between.reverse();
+    for folder in between {
+        match fs::DirBuilder::new().mode(0o700).create(folder) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(StoreError::io("make", folder)(error));
+            }
+            _ => {}
+        }
+        let found = fs::symlink_metadata(folder).map_err(StoreError::io("examine", folder))?;
+        if !found.is_dir() {
+            let error = io::Error::from(io::ErrorKind::NotADirectory);
+            return Err(StoreError::io("plant a seed in", folder)(error));
+        }
+    }
+    Ok(())
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), StoreError> {
+    let failed = |error| StoreError::io("copy the seed", from)(error);
+    let found = fs::symlink_metadata(from).map_err(failed)?;
+    if found.is_symlink() {
+        let target = fs::read_link(from).map_err(failed)?;
+        return std::os::unix::fs::symlink(target, to).map_err(failed);
+    }
+    if !found.is_dir() {
+        return copy_file(from, to, found.mode()).map_err(failed);
+    }
+    fs::create_dir(to).map_err(failed)?;
+    set_mode(to, 0o700)?;
+    for entry in fs::read_dir(from).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        copy(&from.join(&name), &to.join(&name))?;
+    }
+    sync(to)
+}
+
+fn copy_file(from: &Path, to: &Path, mode: u32) -> io::Result<()> {
+    let mut source = OpenOptions::new().read(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(from)?;
+    let mode = if mode & 0o111 == 0 { 0o600 } else { 0o700 };
+    let mut target = OpenOptions::new().write(true).create_new(true).mode(mode).open(to)?;
+    io::copy(&mut source, &mut target)?;
+    target.sync_all()
+}
+
+/// Gives a whole copy its name, in one step that never replaces anything: a file and a link by a second
+/// name, a folder by a rename, which fails on all but an empty folder. False if something was there.
+fn publish(part: &Path, to: &Path) -> Result<bool, StoreError> {
+    let failed = |error| StoreError::io("plant the seed", to)(error);
+    let found = fs::symlink_metadata(part).map_err(failed)?;
+    let result = if found.is_dir() {
+        fs::rename(part, to)
+    } else {
+        match linkat(AT_FDCWD, part, AT_FDCWD, to, AtFlags::empty()) {
+            // No hard links here (vfat, some network file systems). The state's lock keeps others out.
+            Err(Errno::EPERM | Errno::EOPNOTSUPP | Errno::ENOSYS) => fs::rename(part, to),
+            other => other.map_err(io::Error::from),
+        }
+    };
+    match result {
+        Ok(()) => to.parent().map_or(Ok(()), sync).map(|()| true),
+        Err(error) => match error.kind() {
+            io::ErrorKind::AlreadyExists
+            | io::ErrorKind::DirectoryNotEmpty
+            | io::ErrorKind::NotADirectory => Ok(false),
+            _ => Err(failed(error)),
+        },
+    }
+}
+
+fn remove_leftovers(state: &Path) -> Result<(), StoreError> {
+    for entry in fs::read_dir(state).map_err(StoreError::io("read", state))?.flatten() {
+        let path = entry.path();
+        if entry.file_name().as_encoded_bytes().starts_with(PART.as_bytes()) {
+            store::remove(&path).map_err(StoreError::io("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+fn set_mode(path: &Path, mode: u32) -> Result<(), StoreError> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .map_err(StoreError::io("set the permissions of", path))
+}
+
+fn sync(folder: &Path) -> Result<(), StoreError> {
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(StoreError::io("synchronise", folder))
+}
