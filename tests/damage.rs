@@ -8,27 +8,39 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use kitbag_format::layout::PartKind;
-use kitbag_tests::{App, Bundle, Cmd, Folder, Outcome, Sandbox, tools};
+use kitbag_format::Index;
+use kitbag_format::layout::{Head, MAGIC, PartKind};
+use kitbag_tests::{App, Cmd, Folder, Outcome, Sandbox, tools};
 
 /// What the program prints when it runs.
 const RAN: &str = "HELLO";
 
-/// A small bundle with several frames.
-fn bundle() -> &'static Bundle {
-    static BUNDLE: OnceLock<Bundle> = OnceLock::new();
-    BUNDLE.get_or_init(|| {
-        let noise = |seed: u32| -> Vec<u8> {
-            (1..400_000u32)
-                .flat_map(|n| (n ^ seed).wrapping_mul(2_654_435_761).rotate_left(n % 31).to_le_bytes())
-                .collect()
-        };
+/// What is damaged: a small bundle with several frames.
+struct Whole {
+    bytes: Vec<u8>,
+    head: Head,
+    index: Index,
+    frames: Vec<u64>,
+}
+
+fn whole() -> &'static Whole {
+    static WHOLE: OnceLock<Whole> = OnceLock::new();
+    WHOLE.get_or_init(|| {
         let app = App::tool().file("share/a", noise(1)).file("share/b", noise(2)).file("share/c", "small");
         let bundle = app.pack();
         bundle.command([""; 0]).run().succeeds().prints(RAN);
-        assert!(bundle.open().index().unwrap().frames.len() >= 2);
-        bundle
+        let open = bundle.open();
+        let index = open.index().unwrap();
+        assert!(index.frames.len() >= 2);
+        let frames = open.frame_places(&index).unwrap();
+        Whole { bytes: bundle.bytes(), head: open.head().clone(), index, frames }
     })
+}
+
+/// Bytes that do not compress well.
+fn noise(seed: u32) -> Vec<u8> {
+    let word = |n: u32| (n ^ seed).wrapping_mul(2_654_435_761).rotate_left(n % 31).to_le_bytes();
+    (1..400_000u32).flat_map(word).collect()
 }
 
 /// A damaged copy in a folder of its own.
@@ -47,7 +59,7 @@ impl Copy {
     }
 
     fn flipped(at: u64, what: &str) -> Self {
-        let mut bytes = bundle().bytes();
+        let mut bytes = whole().bytes.clone();
         bytes[at as usize] ^= 1 << (at % 8);
         Self::of(&bytes, format!("byte {at} flipped ({what})"))
     }
@@ -107,11 +119,11 @@ fn each<T: Sync>(cases: &[T], check: impl Fn(&T) + Sync) {
 
 /// First, middle and last byte of each part but the runtime, and of each frame.
 fn places() -> Vec<(u64, String)> {
-    let open = bundle().open();
-    let index = open.index().unwrap();
-    let frames = open.frame_places(&index).unwrap().into_iter().zip(&index.frames).enumerate();
-    let frames = frames.map(|(number, (at, frame))| (format!("frame {number}"), at, u64::from(frame.packed)));
-    let parts = open.head().parts.iter().filter(|part| part.kind != PartKind::Runtime);
+    let (head, index) = (&whole().head, &whole().index);
+    let frames = whole().frames.iter().zip(&index.frames).enumerate();
+    let frames =
+        frames.map(|(number, (at, frame))| (format!("frame {number}"), *at, u64::from(frame.packed)));
+    let parts = head.parts.iter().filter(|part| part.kind != PartKind::Runtime);
     let parts = parts.map(|part| (part.kind.name().to_owned(), part.offset, part.length));
     let all: Vec<_> = parts.chain(frames).collect();
     let three = |(name, at, length): &(String, u64, u64)| {
@@ -120,17 +132,11 @@ fn places() -> Vec<(u64, String)> {
     all.iter().flat_map(three).collect()
 }
 
+/// Where the head is. The magic stands in the code, too; the digest does not.
 fn head_at() -> u64 {
-    let bytes = bundle().bytes();
-    let at = bytes.windows(8).position(|window| window == kitbag_format::layout::MAGIC);
-    let candidates = |from: usize| bytes[from..].windows(8).position(|w| w == kitbag_format::layout::MAGIC);
-    // The magic stands in the code, too; the head is where the digest is.
-    let digest = bundle().open().digest().0;
-    let mut at = at.unwrap();
-    while bytes[at + 32..at + 64] != digest {
-        at += 1 + candidates(at + 1).unwrap();
-    }
-    at as u64
+    let digest = whole().head.digest.0;
+    let is_head = |at: &[u8]| at.starts_with(&MAGIC) && at[32..] == digest;
+    whole().bytes.windows(64).position(is_head).unwrap() as u64
 }
 
 /// A deterministic choice of `count` numbers below `end`.
@@ -174,7 +180,7 @@ fn a_byte_flipped_in_the_elf_header_is_found_by_verify_and_the_program_never_run
 
 #[test]
 fn a_byte_flipped_at_200_places_is_found_by_verify_and_the_program_never_runs() {
-    each(&chosen(200, bundle().open().head().file_length), |at| {
+    each(&chosen(200, whole().head.file_length), |at| {
         let copy = Copy::flipped(*at, "anywhere");
         copy.is_found(&["damaged"]);
         copy.never_runs();
@@ -183,16 +189,15 @@ fn a_byte_flipped_at_200_places_is_found_by_verify_and_the_program_never_runs() 
 
 #[test]
 fn a_file_cut_at_any_length_is_found_by_verify_and_the_program_never_runs() {
-    let whole = bundle().bytes();
-    let parts = bundle().open().head().parts.clone();
+    let (bytes, parts) = (&whole().bytes, &whole().head.parts);
     let ends = parts.iter().flat_map(|part| [part.offset, part.offset + part.length / 2]);
     let lengths: Vec<u64> =
-        ends.chain([1, 3, 4, 63, 64, 1000, 4096]).chain([whole.len() as u64 - 1]).collect();
+        ends.chain([1, 3, 4, 63, 64, 1000, 4096]).chain([bytes.len() as u64 - 1]).collect();
     each(&lengths, |length| {
         if *length == 0 {
             return;
         }
-        let copy = Copy::of(&whole[..*length as usize], format!("cut to {length} bytes"));
+        let copy = Copy::of(&bytes[..*length as usize], format!("cut to {length} bytes"));
         let behind_the_head = *length > parts[0].length;
         copy.is_found(if behind_the_head { &["truncated"] } else { &["truncated", "not a bundle"] });
         if behind_the_head {
@@ -212,7 +217,7 @@ fn an_empty_file_is_not_a_bundle() {
 fn appended_bytes_are_found_by_verify_and_before_the_program_starts() {
     let more: Vec<u64> = vec![1, 512, 1 << 20];
     each(&more, |more| {
-        let mut bytes = bundle().bytes();
+        let mut bytes = whole().bytes.clone();
         bytes.resize(bytes.len() + *more as usize, b'!');
         let copy = Copy::of(&bytes, format!("{more} bytes appended"));
         copy.is_found(&["appended"]);
@@ -232,7 +237,7 @@ fn strip_and_objcopy_are_found_by_verify_and_before_the_program_starts() {
         &["objcopy", "--add-section", ".more=bundle", "bundle"],
     ];
     for rewriter in rewriters {
-        let copy = Copy::of(&bundle().bytes(), rewriter.join(" "));
+        let copy = Copy::of(&whole().bytes, rewriter.join(" "));
         Cmd::new(rewriter[0]).args(&rewriter[1..]).cwd(copy.folder.path()).run().succeeds();
         copy.is_found(&["rewritten"]);
         copy.refuses_to_start(&["rewritten"]);

@@ -108,7 +108,7 @@ fn run_says_the_same_as_nothing() {
     let bundle = guestbook();
     Book::start(bundle.command(["run"])).running.stop().exits(0);
     bundle.run(["run", "more"]).exits(2);
-    bundle.run(["rnu"]).exits(2).says("did you mean `run`?");
+    bundle.run(["rum"]).exits(2).says("did you mean `run`?");
 }
 
 #[test]
@@ -419,12 +419,12 @@ fn any_file_of_the_tree_that_is_damaged_is_healed_and_said_before_anything_start
 }
 
 #[test]
-fn services_go_when_the_supervisor_is_killed() {
-    let app =
-        App::new("[services.one]\nargv = [\"bin/sleeps\"]\n[services.two]\nargv = [\"bin/ignores-term\"]\n");
-    let bundle = app.helper("sleeps").helper("ignores-term").pack();
-    let mut running = ready(&bundle, "sleeps");
-    running.wait_print("ignores-term: ready");
+fn services_that_heed_sigterm_go_when_the_supervisor_is_killed() {
+    let app = App::new(
+        "[services.one]\nargv = [\"bin/sleeps\"]\n[services.two]\nargv = [\"bin/prints-forever-no-newline\"]\n",
+    );
+    let bundle = app.helper("sleeps").helper("prints-forever-no-newline").pack();
+    let running = ready(&bundle, "sleeps");
     running.signal(Signal::SIGKILL);
     running.ended().dies_by(9);
     eventually(PATIENCE, "nothing is left running", || bundle.sandbox.processes().is_empty());

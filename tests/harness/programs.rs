@@ -4,12 +4,12 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
-use std::{env, io};
+use std::{env, fs, io};
 
 use cargo_metadata::Message;
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::{App, Bundle};
+use crate::{Bundle, Sandbox};
 
 /// The workspace's folder.
 pub fn workspace() -> &'static Path {
@@ -54,12 +54,28 @@ pub fn helper(name: &str) -> PathBuf {
 
 /// `fixtures/guestbook`, packed once a test process, with a sandbox of its own.
 pub fn guestbook() -> Bundle {
-    static GUESTBOOK: OnceLock<Bundle> = OnceLock::new();
-    let packed = GUESTBOOK.get_or_init(|| {
+    static GUESTBOOK: OnceLock<(PathBuf, String)> = OnceLock::new();
+    let (file, printed) = GUESTBOOK.get_or_init(|| {
+        let kitbag = kitbag();
         let _lock = lock();
-        App::at(&fixtures().join("guestbook")).pack()
+        let file = built().join("guestbook");
+        let mut pack = Command::new(kitbag);
+        pack.arg("pack").arg(fixtures().join("guestbook")).arg("-o").arg(&file);
+        let output = pack.output().expect("kitbag");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{pack:?}: {}\n{said}", output.status);
+        (file, String::from_utf8_lossy(&output.stdout).into_owned())
     });
-    packed.fresh()
+    Bundle { file: file.clone(), printed: printed.clone(), sandbox: Sandbox::new() }.fresh()
+}
+
+/// Where the suite keeps what it builds: beside the test programs.
+fn built() -> PathBuf {
+    let own = env::current_exe().expect("the test's own path");
+    let target = own.ancestors().find(|path| path.ends_with("deps")).and_then(Path::parent);
+    let folder = target.expect("a target folder").join("kitbag-tests");
+    fs::create_dir_all(&folder).expect("a folder");
+    folder
 }
 
 /// Builds, and returns the executable called `name`. Cargo says itself where it put it.
@@ -82,9 +98,7 @@ fn cargo_build(folder: &Path, args: &[&str], name: &str) -> PathBuf {
 
 /// Held while something is built: test processes may run beside each other.
 fn lock() -> Flock<File> {
-    let own = env::current_exe().expect("the test's own path");
-    let folder = own.ancestors().find(|path| path.ends_with("deps")).and_then(Path::parent);
-    let path = folder.unwrap_or(Path::new("/tmp")).join("kitbag-tests.lock");
+    let path = built().join("lock");
     let file = File::create(&path).expect("a lock file");
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).expect("a lock")
 }
