@@ -130,9 +130,8 @@ const COMMANDS: &[Command] = &[
     },
 ];
 
-/// Does what the file was started for. Returns the exit code.
-pub fn main() -> u8 {
-    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+/// Does what the file was started for, with these arguments behind its name. Returns the exit code.
+pub fn main(arguments: Vec<OsString>) -> u8 {
     let ours = arguments.first().is_some_and(|first| first == "--kitbag");
     let own = match open::own() {
         Ok(own) => own,

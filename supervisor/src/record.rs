@@ -177,19 +177,19 @@ impl Record {
     /// The numbers of the entries that stat(2) no longer shows as recorded, in order. `only`: of these.
     pub fn differing(&self, root: BorrowedFd, only: Option<&[usize]>) -> Vec<usize> {
         let count = only.map_or(self.stats.len(), <[usize]>::len);
-        let found = Mutex::new(Vec::new());
+        let found = Mutex::new(vec![false; count]);
         parallel::for_each(count, BATCH, &|turn| {
             let number = only.map_or(turn, |only| only[turn]);
             let now = stat(root, path_of(&self.index, number)).as_ref().map(Stat::from);
             if now.as_ref() != self.stats.get(number)
                 && let Ok(mut found) = found.lock()
             {
-                found.push(number);
+                found[turn] = true;
             }
         });
-        let mut found = found.into_inner().unwrap_or_default();
-        found.sort_unstable();
-        found
+        let found = found.into_inner().unwrap_or_default();
+        let numbers = found.iter().enumerate().filter(|(_, differs)| **differs);
+        numbers.map(|(turn, _)| only.map_or(turn, |only| only[turn])).collect()
     }
 }
 
