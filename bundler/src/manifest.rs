@@ -721,6 +721,8 @@ pub fn version_fault(version: &str) -> Option<String> {
         "expected a version, such as `1.2.3`"
     } else if version.contains(|letter: char| letter.is_whitespace() || letter.is_control()) {
         "expected no white space in it"
+    } else if version.contains('/') {
+        "expected no `/` in it: it becomes part of a folder's name"
     } else if version.len() > 64 {
         "expected 64 bytes at most"
     } else {

@@ -50,7 +50,9 @@ impl Writer {
     pub fn finish(mut self, index: Index, manifest: &Manifest) -> Result<(File, Digest, Index), Error> {
         self.index.entries = index.entries;
         let texts = (self.index.to_bytes(), manifest.to_text());
-        let payload_length = self.index.frames.iter().map(|frame| u64::from(frame.packed)).sum();
+        let payload_length: u64 = self.index.frames.iter().map(|frame| u64::from(frame.packed)).sum();
+        // What no reader would take is not written: too many entries, a path that is not plain.
+        Index::parse(&texts.0, payload_length)?;
         let mut parts = Parts::default();
         parts.add(PartKind::Runtime, self.runtime.len() as u64, Digest::default());
         let payload = parts.add(PartKind::Payload, payload_length, self.index.payload_digest());

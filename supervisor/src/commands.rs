@@ -186,12 +186,19 @@ fn unknown(name: &str) -> String {
     }
 }
 
-/// One letter added, lost, or changed; or a beginning.
+/// One letter added, lost, or changed; letters in another order; or a beginning.
 fn is_near(typed: &str, known: &str) -> bool {
     let shared = typed.bytes().zip(known.bytes()).take_while(|(a, b)| a == b).count();
     let tail = typed.bytes().rev().zip(known.bytes().rev()).take_while(|(a, b)| a == b).count();
     let longest = typed.len().max(known.len());
-    (shared >= 2 && shared == typed.len()) || (shared + tail + 1 >= longest && longest > 2)
+    let letters = |word: &str| {
+        let mut letters: Vec<u8> = word.bytes().collect();
+        letters.sort_unstable();
+        letters
+    };
+    (shared >= 2 && shared == typed.len())
+        || (shared + tail + 1 >= longest && longest > 2)
+        || letters(typed) == letters(known)
 }
 
 fn help(own: &Own) -> Result<String, Failure> {
@@ -248,10 +255,7 @@ fn flag(mut parser: lexopt::Parser, short: Option<char>, long: &str) -> Result<b
 fn inspect(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
     let json = flag(parser, None, "json")?;
     let summary = Summary::of(&own.bundle)?;
-    let places = match place::choose(&Facts::of_process(Some(&own.path)), &own.bundle) {
-        Ok((_, tried)) | Err(StoreError::NoPlace(tried)) => tried,
-        Err(error) => return Err(error.into()),
-    };
+    let places = place::survey(&Facts::of_process(Some(&own.path)));
     if json {
         let mut value = summary.to_json();
         value["places"] = places.iter().map(|place| serde_json::Value::from(place.to_string())).collect();
@@ -312,7 +316,7 @@ fn gc(own: &Own, mut parser: lexopt::Parser) -> Result<(), Failure> {
         }
     }
     for store in place::existing(&Facts::of_process(Some(&own.path))) {
-        print(collect::collect(&store, &policy)?.to_string().as_bytes())?;
+        print(format!("{}\n", collect::collect(&store, &policy)?).as_bytes())?;
     }
     Ok(())
 }

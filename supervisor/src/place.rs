@@ -10,6 +10,7 @@ use std::{fmt, fs};
 
 use kitbag_format::Bundle;
 use nix::sys::statvfs::{FsFlags, statvfs};
+use nix::unistd::{AccessFlags, access};
 
 use crate::owned::{self, Refusal};
 use crate::share;
@@ -111,6 +112,33 @@ pub fn choose(facts: &Facts, bundle: &Bundle) -> Result<(Store, Vec<Candidate>),
     Err(StoreError::NoPlace(tried))
 }
 
+/// What [`choose`] would try, in order and up to what it would take, for people who ask. Makes nothing.
+pub fn survey(facts: &Facts) -> Vec<Candidate> {
+    let mut tried = Vec::new();
+    for (why, path) in candidates(facts) {
+        let verdict = match &path {
+            Some(path) => look(path, facts.uid),
+            None => Err(Refusal::NotSet),
+        };
+        let last = verdict.is_ok() || (why == "KITBAG_STORE" && path.is_some());
+        tried.push(Candidate { path, why, verdict });
+        if last {
+            break;
+        }
+    }
+    tried
+}
+
+/// Whether a folder can be used, or could be made.
+fn look(path: &Path, uid: u32) -> Result<(), Refusal> {
+    if fs::symlink_metadata(path).is_ok() {
+        owned::existing(path, uid)?;
+    }
+    let there = path.ancestors().find(|above| fs::symlink_metadata(above).is_ok()).unwrap_or(Path::new("/"));
+    access(there, AccessFlags::W_OK | AccessFlags::X_OK).map_err(std::io::Error::from)?;
+    check_exec(there)
+}
+
 /// The stores that are there, for `gc` and `verify --unpacked`. Makes nothing.
 pub fn existing(facts: &Facts) -> Vec<Store> {
     let mut stores: Vec<Store> = Vec::new();
@@ -175,11 +203,13 @@ fn open(path: &Path, uid: u32) -> Result<Store, Refusal> {
     for name in ["v1", "v1/trees", "v1/locks", "v1/work"] {
         owned::below(&store.place, name, uid, mode)?;
     }
-    let disk = statvfs(store.place.as_path()).map_err(std::io::Error::from)?;
-    if disk.flags().contains(FsFlags::ST_NOEXEC) {
-        return Err(Refusal::NoExec);
-    }
+    check_exec(&store.place)?;
     Ok(store)
+}
+
+fn check_exec(folder: &Path) -> Result<(), Refusal> {
+    let disk = statvfs(folder).map_err(std::io::Error::from)?;
+    if disk.flags().contains(FsFlags::ST_NOEXEC) { Err(Refusal::NoExec) } else { Ok(()) }
 }
 
 /// Whether what is needed fits. Root may use the reserved blocks; a file system without a table of inodes

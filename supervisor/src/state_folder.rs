@@ -7,13 +7,15 @@ use std::path::{Path, PathBuf};
 
 use kitbag_format::manifest::Seed;
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, Flock, OFlag};
+use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg, OFlag};
 use nix::unistd::linkat;
 
 use crate::owned::{self, Refusal};
 use crate::place::{Candidate, Facts};
 use crate::store::{self, StoreError, lock_file, read_pid};
 
+/// Name of the file that is locked while seeds are copied.
+const PLANTING: &str = ".kitbag.seeds";
 /// Name of the lock in a state folder.
 const LOCK: &str = ".kitbag.lock";
 /// What the names of half copies begin with.
@@ -67,9 +69,10 @@ pub fn lock(state: &Path) -> Result<StateLock, StoreError> {
 }
 
 /// Copies each seed from the tree to the state folder where nothing is there yet. What is there is left
-/// alone, whatever it is. A copy is whole and on the disk before it has its name. The caller has the state's
-/// lock. Returns the seeds that were planted.
+/// alone, whatever it is. A copy is whole and on the disk before it has its name. Who plants at the same time
+/// waits. Returns the seeds that were planted.
 pub fn plant(tree: &Path, state: &Path, seeds: &[Seed]) -> Result<Vec<String>, StoreError> {
+    let _alone = if seeds.is_empty() { None } else { Some(wait_to_plant(state)?) };
     let mut planted = Vec::new();
     for (number, seed) in seeds.iter().enumerate() {
         let part = state.join(format!("{PART}{number}"));
@@ -88,6 +91,21 @@ pub fn plant(tree: &Path, state: &Path, seeds: &[Seed]) -> Result<Vec<String>, S
     }
     remove_leftovers(state)?;
     Ok(planted)
+}
+
+fn wait_to_plant(state: &Path) -> Result<Flock<File>, StoreError> {
+    let path = state.join(PLANTING);
+    let open = || {
+        OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(OFlag::O_NOFOLLOW.bits())
+            .open(&path)
+    };
+    let file = open().map_err(StoreError::io("open", &path))?;
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| StoreError::sys("lock", &path)(errno))
 }
 
 /// Folders between the state folder and a seed; none of them may be a link.

@@ -1,12 +1,15 @@
 //! A tool's full start: unpack, write down what a later start needs, become the program.
 
+use std::convert::Infallible;
 use std::ffi::{CString, OsStr, OsString};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::{env, io};
 
+use kitbag_format::Error;
 use kitbag_format::manifest::{Command, Manifest};
-use nix::unistd::execve;
+use nix::unistd::{execve, fexecve};
 
 use crate::commands::{Failure, say};
 use crate::expand::{self, Values};
@@ -27,7 +30,7 @@ pub fn start(own: &Own, arguments: &[OsString]) -> Result<(), Failure> {
     let facts = Facts::of_process(Some(&own.path));
     let (store, _) = match place::choose(&facts, &own.bundle) {
         Err(StoreError::NoPlace(tried)) => {
-            return match memory::program(&own.bundle, command)? {
+            return match memory::program(&own.bundle, &manifest, command)? {
                 Some(program) => from_memory(program, command, &manifest, arguments),
                 None => Err(StoreError::NoPlace(tried).into()),
             };
@@ -99,7 +102,8 @@ fn record(
 /// The tree's folder as a later start spells it; see `docs/architecture.md`.
 fn spelled_folder(facts: &Facts, digest: &str) -> Option<PathBuf> {
     let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
-    let place = match (set("KITBAG_STORE"), facts.uid, set("XDG_CACHE_HOME"), set("HOME")) {
+    let absolute = |name: &str| set(name).filter(|value| value.as_bytes().starts_with(b"/"));
+    let place = match (set("KITBAG_STORE"), facts.uid, absolute("XDG_CACHE_HOME"), absolute("HOME")) {
         (Some(place), ..) => place,
         (None, 0, ..) => "/var/cache/kitbag".into(),
         (None, _, Some(cache), _) => joined(cache, "/kitbag"),
@@ -111,6 +115,9 @@ fn spelled_folder(facts: &Facts, digest: &str) -> Option<PathBuf> {
 
 fn joined(path: OsString, more: &str) -> OsString {
     let mut bytes = path.into_vec();
+    if bytes.last() == Some(&b'/') {
+        bytes.pop();
+    }
     bytes.extend_from_slice(more.as_bytes());
     OsString::from_vec(bytes)
 }
@@ -121,13 +128,16 @@ fn is_same(one: &Path, other: &Path) -> bool {
 
 /// The one program of a bundle, from memory: there is no tree, and nothing that needs one.
 fn from_memory(
-    program: PathBuf,
+    file: OwnedFd,
     command: &Command,
     manifest: &Manifest,
     arguments: &[OsString],
 ) -> Result<(), Failure> {
-    let values = Values { tree: Path::new("/nonexistent"), state: None, manifest };
-    become_program(program, command, &values, arguments)
+    let values = Values { tree: Path::new("/"), state: None, manifest };
+    let program = PathBuf::from(command.argv.first().map_or("", String::as_str));
+    let image = Image::new(&program, command, &values, arguments)?;
+    let error = image.execute(|image| fexecve(&file, &image.argv, &image.env));
+    Err(Failure::NotStarted { program, error })
 }
 
 fn become_program(
@@ -136,44 +146,63 @@ fn become_program(
     values: &Values,
     arguments: &[OsString],
 ) -> Result<(), Failure> {
-    let mut argv = vec![program.clone().into_os_string()];
-    for argument in command.argv.iter().skip(1) {
-        argv.push(values.text(argument)?);
-    }
-    argv.extend_from_slice(arguments);
-    let mut variables: Vec<OsString> = env::vars_os()
-        .filter(|(name, _)| name.to_str().is_none_or(|name| !command.env.contains_key(name)))
-        .map(|(name, value)| variable(name, &value))
-        .collect();
-    for (name, text) in &command.env {
-        variables.push(variable(name.into(), &values.text(text)?));
-    }
-    if let Some(cwd) = &command.cwd {
-        let cwd = values.text(cwd)?;
-        env::set_current_dir(&cwd).map_err(|error| Failure::NotStarted { program: cwd.into(), error })?;
-    }
+    let image = Image::new(&program, command, values, arguments)?;
     // Plainly, without a library's preparations: signals are as the caller left them.
-    let error = execute(&program, &argv, &variables);
+    let error = image.execute(|image| execve(&image.argv[0], &image.argv, &image.env));
     Err(Failure::NotStarted { program, error })
+}
+
+/// What execve(2) takes.
+struct Image {
+    argv: Vec<CString>,
+    env: Vec<CString>,
+    cwd: Option<OsString>,
+}
+
+impl Image {
+    fn new(
+        program: &Path,
+        command: &Command,
+        values: &Values,
+        arguments: &[OsString],
+    ) -> Result<Self, Failure> {
+        let mut argv = vec![text(program.as_os_str().to_owned())?];
+        for argument in command.argv.iter().skip(1) {
+            argv.push(text(values.text(argument)?)?);
+        }
+        for argument in arguments {
+            argv.push(text(argument.clone())?);
+        }
+        let kept = env::vars_os()
+            .filter(|(name, _)| name.to_str().is_none_or(|name| !command.env.contains_key(name)));
+        let mut variables =
+            kept.map(|(name, value)| text(variable(name, &value))).collect::<Result<Vec<_>, _>>()?;
+        for (name, value) in &command.env {
+            variables.push(text(variable(name.into(), &values.text(value)?))?);
+        }
+        let cwd = command.cwd.as_deref().map(|cwd| values.text(cwd)).transpose()?;
+        Ok(Self { argv, env: variables, cwd })
+    }
+
+    /// Returns only the reason why there is no program.
+    fn execute(&self, execute: impl FnOnce(&Self) -> nix::Result<Infallible>) -> io::Error {
+        if let Some(Err(error)) = self.cwd.as_ref().map(env::set_current_dir) {
+            return error;
+        }
+        match execute(self) {
+            Ok(never) => match never {},
+            Err(errno) => errno.into(),
+        }
+    }
+}
+
+fn text(text: OsString) -> Result<CString, Failure> {
+    CString::new(text.into_vec())
+        .map_err(|error| Failure::Bundle(Error::io("use a text with a zero in it")(error.into())))
 }
 
 fn variable(mut name: OsString, value: &OsStr) -> OsString {
     name.push("=");
     name.push(value);
     name
-}
-
-fn execute(program: &Path, argv: &[OsString], env: &[OsString]) -> io::Error {
-    let texts = |texts: &[OsString]| {
-        texts.iter().map(|text| CString::new(text.as_bytes())).collect::<Result<Vec<_>, _>>()
-    };
-    let prepared =
-        CString::new(program.as_os_str().as_bytes()).and_then(|path| Ok((path, texts(argv)?, texts(env)?)));
-    match prepared {
-        Ok((path, argv, env)) => match execve(&path, &argv, &env) {
-            Ok(never) => match never {},
-            Err(errno) => errno.into(),
-        },
-        Err(error) => error.into(),
-    }
 }
