@@ -36,6 +36,10 @@ const OUTER: &[&str] = &[
 /// Beginnings of such names.
 const OUTER_PREFIXES: &[&str] = &["CARGO_CFG_", "CARGO_FEATURE_", "CARGO_MANIFEST_", "CARGO_PKG_", "DEP_"];
 
+/// zstd's decoder for distant matches serves windows far beyond a frame's two megabytes, and the runtime says in
+/// its own words what is wrong with a frame: 35 kB.
+const ZSTD_FLAGS: &str = "-DZSTD_FORCE_DECOMPRESS_SEQUENCES_SHORT=1 -DZSTD_STRIP_ERROR_STRINGS=1";
+
 fn main() -> ExitCode {
     match build() {
         Ok(runtime) => {
@@ -95,6 +99,7 @@ fn nested_cargo(workspace: &Path, target_dir: &Path, triple: &str) -> Result<Com
     cargo
         .current_dir(workspace)
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+        .env("CFLAGS", ZSTD_FLAGS)
         .args(["build", "--package", "kitbag-supervisor", "--bin", "kitbag-supervisor"])
         .args(["--profile", "runtime", "--target", triple, "--target-dir"])
         .arg(target_dir);

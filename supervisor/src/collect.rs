@@ -9,7 +9,6 @@
 //! The files that a removed tree shared with others lose a name, and their ctimes move. Their records do not
 //! follow: the next start of such a tree hashes the shared files once and writes its record anew.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
@@ -137,14 +136,14 @@ pub fn collect(store: &Store, policy: &Policy) -> Result<Report, StoreError> {
 /// All trees, the last used first, with the policy's verdict.
 fn items(store: &Store, policy: &Policy) -> Vec<Item> {
     let mut items: Vec<Item> = store.digests().into_iter().map(|digest| item(store, digest)).collect();
-    items.sort_by_key(|item| item.idle);
-    let mut ranks: BTreeMap<String, usize> = BTreeMap::new();
-    for item in &mut items {
-        let rank = ranks.entry(item.name.clone()).or_default();
-        *rank += 1;
+    items.sort_unstable_by_key(|item| item.idle);
+    for number in 0..items.len() {
+        let (newer, rest) = items.split_at_mut(number);
+        let Some(item) = rest.first_mut() else { break };
+        let rank = newer.iter().filter(|newer| newer.name == item.name).count();
         item.kept = if item.idle < policy.spare.max(JUST_STARTED) {
             Some("used a moment ago")
-        } else if *rank <= policy.keep && item.idle < policy.older_than && !item.name.is_empty() {
+        } else if rank < policy.keep && item.idle < policy.older_than && !item.name.is_empty() {
             Some("among the last used")
         } else {
             None
@@ -236,21 +235,33 @@ fn sweep(store: &Store, dry_run: bool) -> Result<u64, StoreError> {
 
 /// Bytes on the disk of what has no name elsewhere.
 fn would_free(path: &Path) -> u64 {
-    let mut names: BTreeMap<u64, (u64, u64, u64)> = BTreeMap::new();
+    // Files with several names: inode, number of names, bytes.
+    let mut several: Vec<(u64, u64, u64)> = Vec::new();
+    let mut freed = 0;
     let mut todo = vec![path.to_owned()];
     while let Some(path) = todo.pop() {
         let Ok(found) = fs::symlink_metadata(&path) else { continue };
-        let links = if found.is_dir() { 1 } else { found.nlink() };
-        names.entry(found.ino()).or_insert((0, links, found.blocks() * 512)).0 += 1;
+        let bytes = found.blocks() * 512;
+        if found.is_dir() || found.nlink() == 1 {
+            freed += bytes;
+        } else {
+            several.push((found.ino(), found.nlink(), bytes));
+        }
         if found.is_dir() {
             todo.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
         }
     }
-    names.values().filter(|(seen, links, _)| seen >= links).map(|(_, _, bytes)| bytes).sum()
+    several.sort_unstable();
+    for names in several.chunk_by(|a, b| a.0 == b.0) {
+        if names.len() as u64 >= names[0].1 {
+            freed += names[0].2;
+        }
+    }
+    freed
 }
 
 /// The trees that a process has something of: its program, a mapped file, its working or root folder, an open
-/// file. Sorted. `None` without `/proc`. A path is recognised by the digest in it, whatever it looks like
+/// file. `None` without `/proc`. A path is recognised by the digest in it, whatever it looks like
 /// from another mount namespace. Processes of other users do not show; they have no business in our store.
 fn used() -> Option<Vec<Digest>> {
     fs::metadata("/proc/self/exe").ok()?;
@@ -260,8 +271,6 @@ fn used() -> Option<Vec<Digest>> {
             note_process(&entry.path(), &mut used);
         }
     }
-    used.sort_unstable();
-    used.dedup();
     Some(used)
 }
 
@@ -287,7 +296,9 @@ fn note(text: &[u8], used: &mut Vec<Digest>) {
     for (at, _) in text.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
         let digits = text.get(at + 1..at + 65).filter(|digits| digits.iter().all(u8::is_ascii_hexdigit));
         let digits = digits.and_then(|digits| std::str::from_utf8(digits).ok());
-        if let Some(digest) = digits.and_then(Digest::from_hex) {
+        if let Some(digest) = digits.and_then(Digest::from_hex)
+            && !used.contains(&digest)
+        {
             used.push(digest);
         }
     }

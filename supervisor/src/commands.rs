@@ -108,7 +108,12 @@ struct Command {
 }
 
 const COMMANDS: &[Command] = &[
-    Command { name: "inspect", arguments: "[--json]", about: "what the bundle is, and where it unpacks", run: inspect },
+    Command {
+        name: "inspect",
+        arguments: "[--json]",
+        about: "what the bundle is, and where it unpacks",
+        run: inspect,
+    },
     Command { name: "list", arguments: "[--long]", about: "the files in it", run: list },
     Command { name: "unpack", arguments: "DIR", about: "its files into a new or empty folder", run: unpack },
     Command {
@@ -125,9 +130,8 @@ const COMMANDS: &[Command] = &[
     },
 ];
 
-/// Does what the file was started for. Returns the exit code.
-pub fn main() -> u8 {
-    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+/// Does what the file was started for, with these arguments behind its name. Returns the exit code.
+pub fn main(arguments: Vec<OsString>) -> u8 {
     let ours = arguments.first().is_some_and(|first| first == "--kitbag");
     let own = match open::own() {
         Ok(own) => own,
@@ -137,7 +141,11 @@ pub fn main() -> u8 {
         }
     };
     let starting_tool = own.bundle.is_tool() && !ours;
-    let result = if starting_tool { tool::start(&own, &arguments).map(|()| exit::OK) } else { dispatch(&own, &arguments[usize::from(ours)..]) };
+    let result = if starting_tool {
+        tool::start(&own, &arguments).map(|()| exit::OK)
+    } else {
+        dispatch(&own, &arguments[usize::from(ours)..])
+    };
     result.unwrap_or_else(|failure| report_failure(&failure, starting_tool))
 }
 
@@ -170,7 +178,8 @@ fn dispatch(own: &Own, arguments: &[OsString]) -> Result<u8, Failure> {
 }
 
 fn unknown(name: &str) -> String {
-    let near = COMMANDS.iter().map(|command| command.name).chain(["run", "help"]).find(|known| is_near(name, known));
+    let near =
+        COMMANDS.iter().map(|command| command.name).chain(["run", "help"]).find(|known| is_near(name, known));
     match near {
         Some(near) => format!("there is no command `{name}`; did you mean `{near}`?"),
         None => format!("there is no command `{name}`"),
@@ -202,7 +211,10 @@ fn help(own: &Own) -> Result<String, Failure> {
         }
     }
     for command in COMMANDS {
-        text.push_str(&format!("  {prefix} {} {}\n      {}\n", command.name, command.arguments, command.about));
+        text.push_str(&format!(
+            "  {prefix} {} {}\n      {}\n",
+            command.name, command.arguments, command.about
+        ));
     }
     text.push_str(
         "\nEnvironment:\n  KITBAG_STORE   folder to unpack in\n  KITBAG_STATE   folder of this app's state\n  \
@@ -236,7 +248,10 @@ fn flag(mut parser: lexopt::Parser, short: Option<char>, long: &str) -> Result<b
 fn inspect(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
     let json = flag(parser, None, "json")?;
     let summary = Summary::of(&own.bundle)?;
-    let places = place::survey(&Facts::of_process(Some(&own.path)), &own.bundle)?;
+    let places = match place::choose(&Facts::of_process(Some(&own.path)), &own.bundle) {
+        Ok((_, tried)) | Err(StoreError::NoPlace(tried)) => tried,
+        Err(error) => return Err(error.into()),
+    };
     if json {
         let mut value = summary.to_json();
         value["places"] = places.iter().map(|place| serde_json::Value::from(place.to_string())).collect();
@@ -274,12 +289,9 @@ fn verify(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
     }
     let mut wrong = 0;
     for store in place::existing(&Facts::of_process(Some(&own.path))) {
-        let tree = store.tree_dir(&own.bundle.digest());
-        if !tree.exists() {
-            continue;
-        }
-        let findings = heal::verify_unpacked(&store, &own.bundle)?;
+        let Some(findings) = heal::verify_unpacked(&store, &own.bundle)? else { continue };
         wrong += findings.len();
+        let tree = store.tree_dir(&own.bundle.digest());
         let state = if findings.is_empty() { "whole" } else { "damaged; the next start heals it" };
         print(format!("{}: {state}\n", tree.display()).as_bytes())?;
         for finding in findings {
@@ -307,7 +319,8 @@ fn gc(own: &Own, mut parser: lexopt::Parser) -> Result<(), Failure> {
 
 /// `30d`, `12h`, `5m`, `10s`.
 fn duration(text: &str) -> Result<Duration, Failure> {
-    let wrong = || Failure::Usage(format!("`{text}` is not a time: a number and `s`, `m`, `h` or `d`, as in `30d`"));
+    let wrong =
+        || Failure::Usage(format!("`{text}` is not a time: a number and `s`, `m`, `h` or `d`, as in `30d`"));
     let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
     let seconds = match unit {
         "s" => 1,
@@ -323,7 +336,9 @@ fn duration(text: &str) -> Result<Duration, Failure> {
 /// Writes to stdout; a reader that has gone (`| head`) is no failure.
 fn print(bytes: &[u8]) -> Result<(), Failure> {
     match io::stdout().write_all(bytes) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::io("write to stdout")(error).into()),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::io("write to stdout")(error).into())
+        }
         _ => Ok(()),
     }
 }

@@ -33,7 +33,10 @@ impl fmt::Display for ExpandError {
         match self {
             Self::Template(error) => write!(f, "the bundle's manifest is wrong: {error}"),
             Self::Unset(name) => {
-                write!(f, "the environment variable {name} is not set, and it has no default; set it: {name}=…")
+                write!(
+                    f,
+                    "the environment variable {name} is not set, and it has no default; set it: {name}=…"
+                )
             }
         }
     }

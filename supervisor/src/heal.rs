@@ -1,6 +1,5 @@
 //! Damage: found by comparing with the bundle's digests, healed from the bundle, and said.
 
-use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -26,6 +25,11 @@ use crate::store::{self, Store, StoreError};
 const PIECE: usize = 128 << 10;
 /// How often a file is hashed anew when its ctime moves meanwhile: somebody links it, or writes to it.
 const TRIES: usize = 3;
+
+/// Entries that are right, with their stats.
+type Right = Vec<(usize, Stat)>;
+/// Entries that are wrong, with their paths.
+type Wrong = Vec<(usize, What, Vec<u8>)>;
 
 /// What is wrong with an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,7 +130,7 @@ impl Healing<'_> {
     /// Examines the entries `suspects` (in order) and heals what is wrong. The caller has the tree's lock.
     pub fn run(&self, suspects: &[usize]) -> Result<Healed, StoreError> {
         let work = self.store.work(&format!("{}.heal", self.bundle.digest()));
-        let mut open = Opened { healing: self, dirs: BTreeSet::new() };
+        let mut open = Opened { healing: self, dirs: Vec::new() };
         let result = self.heal(suspects, &work, &mut open);
         let closed = open.close();
         let removed = store::remove(&work).map_err(StoreError::io("remove", &work));
@@ -134,7 +138,7 @@ impl Healing<'_> {
         closed?;
         removed?;
         let wrote = !again.is_empty();
-        again.sort_unstable();
+        // Neighbours only: a stat that is taken twice is right twice.
         again.dedup();
         for number in again {
             let path = path_of(self.index, number);
@@ -151,12 +155,15 @@ impl Healing<'_> {
         suspects: &[usize],
         work: &Path,
         open: &mut Opened,
-    ) -> Result<(Vec<(usize, Stat)>, Vec<usize>), StoreError> {
-        let mut again = Vec::new();
-        let mut suspects: BTreeSet<usize> = suspects.iter().copied().collect();
-        self.heal_dirs(&mut suspects, open, &mut again)?;
-        let others: Vec<usize> = suspects.into_iter().filter(|number| !is_dir(self.index, *number)).collect();
+    ) -> Result<(Right, Vec<usize>), StoreError> {
+        let (mut fine, mut again) = (Vec::new(), Vec::new());
+        let mut suspect = vec![false; self.index.entries.len() + 1];
+        suspects.iter().for_each(|number| suspect[*number] = true);
+        self.heal_dirs(&mut suspect, open, (&mut fine, &mut again))?;
+        let others: Vec<usize> =
+            (0..suspect.len()).filter(|number| suspect[*number] && !is_dir(self.index, *number)).collect();
         let (right, wrong) = examine_all(self.root, self.index, &others);
+        fine.extend(right);
         let mut lost = Vec::new();
         for (number, what, path) in wrong {
             self.tell(&path, what);
@@ -170,29 +177,31 @@ impl Healing<'_> {
             self.restore(&lost, work, open, &mut again)?;
         }
         again.extend(open.numbers());
-        Ok((right, again))
+        Ok((fine, again))
     }
 
     /// Folders first, parents before children: what lies below one that was not there is suspect too.
     fn heal_dirs(
         &self,
-        suspects: &mut BTreeSet<usize>,
+        suspect: &mut [bool],
         open: &mut Opened,
-        again: &mut Vec<usize>,
+        (fine, again): (&mut Right, &mut Vec<usize>),
     ) -> Result<(), StoreError> {
         let names = sorted_paths(self.index);
         let tree = self.index.entries.len();
-        let root_first = suspects.remove(&tree).then_some(tree);
-        if let Some(number) = root_first {
-            self.heal_dir(number, &names, open, again)?;
+        if suspect[tree] {
+            self.heal_dir(tree, &names, open, (fine, again))?;
         }
-        let mut next = 0;
-        while let Some(number) = suspects.range(next..).next().copied() {
-            next = number + 1;
-            if is_dir(self.index, number) && self.heal_dir(number, &names, open, again)? {
+        for number in 0..tree {
+            if suspect[number]
+                && is_dir(self.index, number)
+                && self.heal_dir(number, &names, open, (fine, again))?
+            {
                 let prefix = [path_of(self.index, number), b"/"].concat();
                 let below = |entry: &Entry| entry.path.starts_with(&prefix);
-                suspects.extend((next..tree).filter(|number| below(&self.index.entries[*number])));
+                for (suspect, entry) in suspect.iter_mut().zip(&self.index.entries) {
+                    *suspect |= below(entry);
+                }
             }
         }
         Ok(())
@@ -204,15 +213,18 @@ impl Healing<'_> {
         number: usize,
         names: &[&[u8]],
         open: &mut Opened,
-        again: &mut Vec<usize>,
+        (fine, again): (&mut Right, &mut Vec<usize>),
     ) -> Result<bool, StoreError> {
         let path = path_of(self.index, number);
-        again.push(number);
         let made = match examine(self.root, self.index, number) {
-            Ok(_) => false,
+            Ok(stat) => {
+                fine.push((number, stat));
+                false
+            }
             Err(What::Permissions) => {
                 self.tell(path, What::Permissions);
                 self.set_mode(number)?;
+                again.push(number);
                 false
             }
             Err(what) => {
@@ -220,7 +232,7 @@ impl Healing<'_> {
                 self.clear(path, open)?;
                 mkdirat(self.root, path, Mode::from_bits_truncate(0o755))
                     .map_err(self.failed("make", path))?;
-                open.dirs.insert(path.to_vec());
+                open.dirs.push(path.to_vec());
                 true
             }
         };
@@ -312,13 +324,14 @@ impl Healing<'_> {
     /// which is there: the places of the contents stay what they are.
     fn reduced(&self, needed: &dyn Fn(usize) -> bool) -> Index {
         let mut index = self.index.clone();
-        let mut dirs: BTreeSet<&[u8]> = BTreeSet::new();
+        let mut dirs: Vec<&[u8]> = Vec::new();
         for number in (0..self.index.entries.len()).filter(|number| needed(*number)) {
             dirs.extend(parents(path_of(self.index, number)));
         }
+        dirs.sort_unstable();
         for entry in &mut index.entries {
             let keep = match entry.kind {
-                Kind::Dir => dirs.contains(entry.path.as_slice()),
+                Kind::Dir => dirs.binary_search(&entry.path.as_slice()).is_ok(),
                 Kind::File { .. } => true,
                 _ => false,
             };
@@ -357,19 +370,20 @@ impl Healing<'_> {
 /// Folders that were made writable for the time of healing.
 struct Opened<'a> {
     healing: &'a Healing<'a>,
-    dirs: BTreeSet<Vec<u8>>,
+    dirs: Vec<Vec<u8>>,
 }
 
 impl Opened<'_> {
     fn parent_of(&mut self, path: &[u8]) -> Result<(), StoreError> {
         let parent = parents(path).next().unwrap_or(b".");
-        if self.dirs.contains(parent) {
+        // The last are the likeliest: siblings follow each other.
+        if self.dirs.iter().rev().any(|dir| dir == parent) {
             return Ok(());
         }
         let (root, mode) = (self.healing.root, Mode::from_bits_truncate(0o755));
         fchmodat(root, parent, mode, FchmodatFlags::FollowSymlink)
             .map_err(self.healing.failed("set the permissions of", parent))?;
-        self.dirs.insert(parent.to_vec());
+        self.dirs.push(parent.to_vec());
         Ok(())
     }
 
@@ -388,25 +402,23 @@ impl Opened<'_> {
 }
 
 /// Examines entries in parallel: what is right with its stat, what is wrong with its path; both in order.
-#[expect(clippy::type_complexity, reason = "two lists, taken apart at once")]
-fn examine_all(
-    root: BorrowedFd,
-    index: &Index,
-    numbers: &[usize],
-) -> (Vec<(usize, Stat)>, Vec<(usize, What, Vec<u8>)>) {
-    let (right, wrong) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
+fn examine_all(root: BorrowedFd, index: &Index, numbers: &[usize]) -> (Right, Wrong) {
+    let results = Mutex::new(vec![None; numbers.len()]);
     parallel::for_each(numbers.len(), 16, &|turn| {
-        let number = numbers[turn];
-        match examine(root, index, number) {
-            Ok(stat) => right.lock().map(|mut all| all.push((number, stat))).unwrap_or(()),
-            Err(what) => wrong.lock().map(|mut all| all.push((number, what))).unwrap_or(()),
+        let result = examine(root, index, numbers[turn]);
+        if let Ok(mut results) = results.lock() {
+            results[turn] = Some(result);
         }
     });
-    let right = right.into_inner().unwrap_or_default();
-    let mut wrong = wrong.into_inner().unwrap_or_default();
-    wrong.sort_unstable_by_key(|(number, _)| *number);
-    let named = |(number, what)| (number, what, path_of(index, number).to_vec());
-    (right, wrong.into_iter().map(named).collect())
+    let (mut right, mut wrong) = (Vec::new(), Vec::new());
+    for (number, result) in numbers.iter().zip(results.into_inner().unwrap_or_default()) {
+        match result {
+            Some(Ok(stat)) => right.push((*number, stat)),
+            Some(Err(what)) => wrong.push((*number, what, path_of(index, *number).to_vec())),
+            None => {}
+        }
+    }
+    (right, wrong)
 }
 
 /// Compares one entry with the index, a file's content with its digest. Returns its stat if it is right.

@@ -29,6 +29,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 
 use kitbag_format::index::Entry;
 use kitbag_format::{Digest, Index};
@@ -163,17 +164,8 @@ impl Record {
     /// Writes the record to a tree's folder, where it replaces the former in one step and keeps its mtime:
     /// that says when the tree was used.
     pub fn write(&self, dir: &Path) -> io::Result<()> {
-        let (new, path) = (dir.join("record.new"), dir.join("record"));
-        let used = fs::symlink_metadata(&path).and_then(|found| found.modified());
-        let _ = fs::remove_file(&new);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&new)?;
-        let written = io::Write::write_all(&mut file, &self.to_bytes())
-            .and_then(|()| used.map_or(Ok(()), |used| file.set_modified(used)))
-            .and_then(|()| fs::rename(&new, &path));
-        if written.is_err() {
-            let _ = fs::remove_file(&new);
-        }
-        written
+        let used = fs::symlink_metadata(dir.join("record")).and_then(|found| found.modified());
+        replace(dir, "record", &self.to_bytes(), used.ok())
     }
 
     /// True if nothing but a comparison of digests tells whether the tree is right: a power failure may lie
@@ -185,19 +177,19 @@ impl Record {
     /// The numbers of the entries that stat(2) no longer shows as recorded, in order. `only`: of these.
     pub fn differing(&self, root: BorrowedFd, only: Option<&[usize]>) -> Vec<usize> {
         let count = only.map_or(self.stats.len(), <[usize]>::len);
-        let found = Mutex::new(Vec::new());
+        let found = Mutex::new(vec![false; count]);
         parallel::for_each(count, BATCH, &|turn| {
             let number = only.map_or(turn, |only| only[turn]);
             let now = stat(root, path_of(&self.index, number)).as_ref().map(Stat::from);
             if now.as_ref() != self.stats.get(number)
                 && let Ok(mut found) = found.lock()
             {
-                found.push(number);
+                found[turn] = true;
             }
         });
-        let mut found = found.into_inner().unwrap_or_default();
-        found.sort_unstable();
-        found
+        let found = found.into_inner().unwrap_or_default();
+        let numbers = found.iter().enumerate().filter(|(_, differs)| **differs);
+        numbers.map(|(turn, _)| only.map_or(turn, |only| only[turn])).collect()
     }
 }
 
@@ -272,4 +264,18 @@ impl<'a> Reader<'a> {
         let length = u16::from_le_bytes(self.array()?);
         String::from_utf8(self.take(usize::from(length))?.to_vec()).ok()
     }
+}
+
+/// Writes a file of this folder in one step, with this modification time or now's.
+pub fn replace(dir: &Path, name: &str, bytes: &[u8], modified: Option<SystemTime>) -> io::Result<()> {
+    let new = dir.join(format!("{name}.new"));
+    let _ = fs::remove_file(&new);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&new)?;
+    let written = io::Write::write_all(&mut file, bytes)
+        .and_then(|()| modified.map_or(Ok(()), |modified| file.set_modified(modified)))
+        .and_then(|()| fs::rename(&new, dir.join(name)));
+    if written.is_err() {
+        let _ = fs::remove_file(&new);
+    }
+    written
 }

@@ -11,9 +11,9 @@ use crate::commands::{Failure, say};
 use crate::expand::{self, Values};
 use crate::open::Own;
 use crate::place::{self, Facts};
+use crate::state_folder;
 use crate::supervise::{self, ServiceSpec};
 use crate::unpack::{self, Compare, Opening};
-use crate::state_folder;
 
 /// Runs the bundle's services until they end or are asked to. Returns the exit code.
 pub fn run(own: &Own) -> Result<u8, Failure> {
@@ -21,10 +21,15 @@ pub fn run(own: &Own) -> Result<u8, Failure> {
     let Run::Services(services) = &manifest.run else { return Ok(0) };
     let facts = Facts::of_process(Some(&own.path));
     let (store, _) = place::choose(&facts, &own.bundle)?;
-    let opening = Opening { bundle: &own.bundle, manifest: &manifest, compare: Compare::Everything, say: &say };
+    let opening =
+        Opening { bundle: &own.bundle, manifest: &manifest, compare: Compare::Everything, say: &say };
     let tree = unpack::open_tree(&store, &opening)?;
     tree.touch();
-    let state = if needs_state(&manifest, services) { Some(state_folder::choose(&facts, &manifest.name)?) } else { None };
+    let state = if needs_state(&manifest, services) {
+        Some(state_folder::choose(&facts, &manifest.name)?)
+    } else {
+        None
+    };
     let lock = state.as_deref().map(state_folder::lock).transpose()?;
     if let Some(state) = &state {
         for planted in state_folder::plant(&tree.root, state, &manifest.seeds)? {
@@ -32,7 +37,8 @@ pub fn run(own: &Own) -> Result<u8, Failure> {
         }
     }
     let values = Values { tree: &tree.root, state: state.as_deref(), manifest: &manifest };
-    let specs = services.iter().map(|(name, service)| spec(name, service, &values)).collect::<Result<Vec<_>, _>>()?;
+    let specs =
+        services.iter().map(|(name, service)| spec(name, service, &values)).collect::<Result<Vec<_>, _>>()?;
     let code = supervise::supervise(&manifest.name, specs);
     // Held until nothing runs any more.
     drop((lock, tree));

@@ -33,14 +33,29 @@ struct Other {
     root: OwnedFd,
 }
 
-/// A file of another tree that has a wanted content.
+/// A file of another tree.
 struct Donor {
-    key: Key,
     tree: usize,
     path: Vec<u8>,
 }
 
-/// A shared inode with its present stat.
+/// The files of other trees that have a wanted content.
+#[derive(Default)]
+struct Donors {
+    files: Vec<Donor>,
+    /// Content and number in `files`, sorted.
+    keys: Vec<(Key, usize)>,
+}
+
+impl Donors {
+    fn of(&self, key: Key) -> impl Iterator<Item = &Donor> {
+        let from = self.keys.partition_point(|(donor, _)| *donor < key);
+        let same = self.keys[from..].iter().take_while(move |(donor, _)| *donor == key);
+        same.map(|(_, number)| &self.files[*number])
+    }
+}
+
+/// A shared inode with its present stat. Sorted by content, one each.
 struct Moved {
     key: Key,
     stat: Stat,
@@ -54,27 +69,26 @@ pub fn link(store: &Store, bundle: &Digest, root: BorrowedFd, index: &Index) -> 
     let others = others(store, bundle);
     let wanted = wanted(index);
     let donors = donors(&others, &wanted);
-    if donors.is_empty() || make_dirs(root, index).is_err() {
+    if donors.keys.is_empty() || make_dirs(root, index).is_err() {
         return present;
     }
     let groups: Vec<&[(Key, usize)]> = wanted.chunk_by(|a, b| a.0 == b.0).collect();
-    let linked = Mutex::new(Vec::new());
+    let linked = Mutex::new(vec![None; groups.len()]);
     parallel::for_each(groups.len(), 8, &|number| {
         let group = groups[number];
-        let from = donors.partition_point(|donor| donor.key < group[0].0);
-        let candidates = donors[from..].iter().take_while(|donor| donor.key == group[0].0);
-        let result = candidates.filter_map(|donor| link_group(&others, donor, root, index, group)).next();
-        if let (Some((done, stat)), Ok(mut linked)) = (result, linked.lock()) {
-            linked.push((number, done, stat));
+        let mut candidates = donors.of(group[0].0);
+        let result = candidates.find_map(|donor| link_group(&others, donor, root, index, group));
+        if let Ok(mut linked) = linked.lock() {
+            linked[number] = result;
         }
     });
     let mut moved = Vec::new();
-    for (number, done, stat) in linked.into_inner().unwrap_or_default() {
-        let group = groups[number];
+    for (group, result) in groups.iter().zip(linked.into_inner().unwrap_or_default()) {
+        let Some((done, stat)) = result else { continue };
         moved.push(Moved { key: group[0].0, stat });
         group[..done].iter().for_each(|(_, entry)| present[*entry] = Some(stat));
     }
-    follow(store, &others, moved);
+    follow(store, &others, &moved);
     present
 }
 
@@ -83,10 +97,8 @@ pub fn still_needed(store: &Store, index: &Index, needs: Need) -> Need {
     let wanted = wanted(index);
     let others = others(store, &Digest::default());
     let donors = donors(&others, &wanted);
-    let shared: Vec<&(Key, usize)> = wanted
-        .iter()
-        .filter(|(key, _)| donors.binary_search_by(|donor| donor.key.cmp(key)).is_ok())
-        .collect();
+    let shared: Vec<&(Key, usize)> =
+        wanted.iter().filter(|(key, _)| donors.of(*key).next().is_some()).collect();
     let bytes: u64 = shared.iter().map(|(_, number)| crate::unpack::on_disk(&index.entries[*number])).sum();
     Need { bytes: needs.bytes.saturating_sub(bytes), files: needs.files.saturating_sub(shared.len() as u64) }
 }
@@ -115,21 +127,20 @@ fn others(store: &Store, bundle: &Digest) -> Vec<Other> {
         .collect()
 }
 
-/// Sorted by content.
-fn donors(others: &[Other], wanted: &[(Key, usize)]) -> Vec<Donor> {
-    let mut donors = Vec::new();
+fn donors(others: &[Other], wanted: &[(Key, usize)]) -> Donors {
+    let mut donors = Donors::default();
     for (tree, other) in others.iter().enumerate() {
         let Some(record) = Record::read(&other.dir, &other.digest) else { continue };
         for entry in record.index.entries {
             if let Kind::File { digest, executable, .. } = entry.kind
                 && wanted.binary_search_by(|(key, _)| key.cmp(&(digest, executable))).is_ok()
             {
-                donors.push(Donor { key: (digest, executable), tree, path: entry.path });
+                donors.keys.push(((digest, executable), donors.files.len()));
+                donors.files.push(Donor { tree, path: entry.path });
             }
         }
     }
-    donors.sort_by(|a, b| a.key.cmp(&b.key));
-    donors.dedup_by(|b, a| a.key == b.key && a.tree == b.tree);
+    donors.keys.sort_unstable();
     donors
 }
 
@@ -167,12 +178,11 @@ fn link_group(
 
 /// The records follow the new ctimes. Where a tree's lock cannot be had at once, its next start hashes what
 /// was shared and writes the record itself.
-fn follow(store: &Store, others: &[Other], mut moved: Vec<Moved>) {
-    moved.sort_by_key(|moved| moved.stat.ino);
+fn follow(store: &Store, others: &[Other], moved: &[Moved]) {
     for other in others {
         let Ok(Some(_lock)) = store.try_lock(&other.digest) else { continue };
         let Some(mut record) = Record::read(&other.dir, &other.digest) else { continue };
-        if update(&mut record, &moved) && other.is_there() {
+        if update(&mut record, moved) && other.is_there() {
             // What cannot be written costs the next start a comparison.
             let _ = record.write(&other.dir);
         }
@@ -184,8 +194,8 @@ fn update(record: &mut Record, moved: &[Moved]) -> bool {
     for number in 0..record.index.entries.len() {
         let Some((_, digest, executable)) = record.index.file(number) else { continue };
         let stat = &mut record.stats[number];
-        if let Ok(found) = moved.binary_search_by_key(&stat.ino, |moved| moved.stat.ino)
-            && moved[found].key == (digest, executable)
+        if let Ok(found) = moved.binary_search_by_key(&(digest, executable), |moved| moved.key)
+            && moved[found].stat.ino == stat.ino
             && *stat != moved[found].stat
         {
             *stat = moved[found].stat;

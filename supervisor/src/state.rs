@@ -619,3 +619,258 @@ impl Whole {
         self.to(Phase::Draining { give_up_at })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fmt::Write;
+
+    const POLICIES: [Restart; 3] = [Restart::Always, Restart::OnFailure, Restart::Never];
+    const RUN: Rules = Rules { restart: Restart::Always, stop_timeout: 10_000 };
+    const WELL: End = End::Status(0);
+    const BADLY: End = End::Signal(9);
+    const FAULT: End = End::NotStarted(Fault { stage: Stage::Exec, errno: 2 });
+
+    /// One state of each kind as they stand at time 1000, all deadlines at 1000.
+    fn states() -> Vec<State> {
+        let (group, since, at) = (7, 0, 1000);
+        let mut states = vec![
+            State::New,
+            State::Starting { since },
+            State::Executing { group, since },
+            State::Running { group, since },
+        ];
+        for then in [Then::Start { at: 2000 }, Then::End(Outcome::Stopped)] {
+            states.push(State::Stopping { group, kill_at: at, then });
+            states.push(State::Killing { group, give_up_at: at, then });
+        }
+        states.push(State::Waiting { until: at });
+        states.extend([Outcome::Succeeded, Outcome::Failed, Outcome::Stopped].map(State::Ended));
+        states
+    }
+
+    const EVENTS: [Event; 10] = [
+        Event::Start,
+        Event::Forked(7),
+        Event::Executed,
+        Event::Exited(WELL),
+        Event::Exited(BADLY),
+        Event::Exited(FAULT),
+        Event::GroupGone,
+        Event::Tick,
+        Event::Stop,
+        Event::Kill,
+    ];
+
+    const TURNS: [Turn; 7] = [
+        Turn::Stop,
+        Turn::StopGently,
+        Turn::AllEnded,
+        Turn::NoneLeft,
+        Turn::Progress,
+        Turn::Drained,
+        Turn::Tick,
+    ];
+
+    fn table() -> String {
+        let mut text = String::from(
+            "What a service and a bundle do next. Written from supervisor/src/state.rs by its test; times in ms.\n\
+             Now is 1000 and what has a deadline has reached it; stop_timeout is 10000; jitter is 0.\n\
+             An event that is not listed changes nothing in that state.\n",
+        );
+        for state in states() {
+            let _ = writeln!(text, "\n{state:?}");
+            for event in EVENTS {
+                let ends = matches!(event, Event::Exited(_));
+                let told_apart = ends
+                    && matches!(
+                        state,
+                        State::Starting { .. } | State::Executing { .. } | State::Running { .. }
+                    );
+                for restart in if told_apart { &POLICIES[..] } else { &POLICIES[..1] } {
+                    let before = Service { state, failures: 0 };
+                    let (after, actions) = before.step(event, 1000, &Rules { restart: *restart, ..RUN }, 0);
+                    if (after, actions.is_empty()) == (before, true) {
+                        continue;
+                    }
+                    let policy = if told_apart { format!(" restart={restart:?}") } else { String::new() };
+                    let _ = writeln!(text, "    {event:?}{policy}\n        -> {:?}", after.state);
+                    for action in actions {
+                        let _ = writeln!(text, "        {action:?}");
+                    }
+                }
+            }
+        }
+        text + &whole_table()
+    }
+
+    fn whole_table() -> String {
+        let mut text =
+            String::from("\n\nThe bundle. `requested` and `forced` are false before, except where shown.\n");
+        let phases = [
+            Phase::Serving,
+            Phase::Stopping { since: 0 },
+            Phase::Asking { kill_at: 1000 },
+            Phase::Killing { give_up_at: 1000 },
+            Phase::Draining { give_up_at: None },
+            Phase::Draining { give_up_at: Some(1000) },
+            Phase::Over,
+        ];
+        for phase in phases {
+            let asked = matches!(phase, Phase::Stopping { .. } | Phase::Draining { give_up_at: Some(_) });
+            for forced in [false, true] {
+                if forced && !matches!(phase, Phase::Stopping { .. }) {
+                    continue;
+                }
+                let before = Whole { phase, requested: asked, forced };
+                let _ = writeln!(text, "\n{phase:?} requested={asked} forced={forced}");
+                for turn in TURNS {
+                    let (after, deed) = before.step(turn, 1000, 10_000);
+                    if (after, deed) != (before, None) {
+                        let Whole { phase, requested, forced } = after;
+                        let _ = writeln!(
+                            text,
+                            "    {turn:?}\n        -> {phase:?} requested={requested} forced={forced}"
+                        );
+                        if let Some(deed) = deed {
+                            let _ = writeln!(text, "        {deed:?}");
+                        }
+                    }
+                }
+            }
+        }
+        text
+    }
+
+    /// Write it anew with `KITBAG_BLESS=1 cargo test -p kitbag-supervisor transition`.
+    #[test]
+    fn the_transition_table_in_the_documentation_is_what_the_code_does() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/transitions.txt");
+        let table = table();
+        if std::env::var_os("KITBAG_BLESS").is_some() {
+            std::fs::write(path, &table).expect("docs can be written");
+        }
+        let committed = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(table == committed, "docs/transitions.txt is not what the code does:\n{table}");
+    }
+
+    /// Numbers that look random and are the same in each run (Knuth's MMIX generator).
+    struct Lcg(u64);
+
+    impl Lcg {
+        fn below(&mut self, limit: usize) -> usize {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 33) as usize % limit
+        }
+    }
+
+    #[test]
+    fn whatever_happens_there_is_one_process_and_a_way_to_end_it() {
+        let mut random = Lcg(1);
+        for _ in 0..2_000 {
+            let rules =
+                Rules { restart: POLICIES[random.below(3)], stop_timeout: random.below(20_000) as Ms };
+            let (mut service, mut now, mut group) = (Service::default(), 0, 100);
+            for _ in 0..100 {
+                now += random.below(15_000) as Ms;
+                let event = EVENTS[random.below(EVENTS.len())];
+                // A fork is answered for a spawn alone: the loop does so before any other event.
+                let (before, (after, actions)) = match event {
+                    Event::Forked(_) => continue,
+                    _ => (service, service.step(event, now, &rules, random.below(256) as u8)),
+                };
+                let spawns = actions.iter().filter(|action| **action == Action::Spawn).count();
+                assert!(spawns <= 1);
+                if spawns == 1 {
+                    assert_eq!(before.state.group(), None, "a second process: {before:?} {event:?}");
+                    group += 1;
+                    service = after.step(Event::Forked(group), now, &rules, 0).0;
+                    assert_eq!(service.state.group(), Some(group));
+                } else {
+                    service = after;
+                }
+                for action in actions {
+                    if let Action::Ask(asked) | Action::Kill(asked) = action {
+                        assert_eq!(
+                            before.state.group(),
+                            Some(asked),
+                            "a stranger is signalled: {before:?} {event:?}"
+                        );
+                    }
+                }
+                if matches!(service.state, State::New | State::Ended(_)) {
+                    assert_eq!(service.state.deadline(), None);
+                }
+                if let State::Waiting { until } = service.state {
+                    assert!(until <= now + LONGEST_DELAY);
+                }
+            }
+            end(service, now, &rules);
+        }
+    }
+
+    /// From any state, a stop and the passing of time lead to rest, with SIGKILL for what is left on the way.
+    fn end(service: Service, mut now: Ms, rules: &Rules) {
+        let resting = matches!(service.state, State::Ended(_));
+        let (mut service, _) = service.step(Event::Stop, now, rules, 0);
+        for _ in 0..3 {
+            if let Some(at) = service.state.deadline() {
+                now = now.max(at);
+                let (next, actions) = service.step(Event::Tick, now, rules, 0);
+                assert!(!actions.contains(&Action::Spawn), "a start during a stop: {service:?}");
+                service = next;
+            }
+        }
+        let stopped = service.state == State::Ended(Outcome::Stopped);
+        assert!(stopped || (resting && matches!(service.state, State::Ended(_))), "{service:?}");
+    }
+
+    #[test]
+    fn a_fork_that_nobody_waits_for_is_killed() {
+        let (service, _) = Service::default().step(Event::Start, 0, &RUN, 0);
+        let (service, _) = service.step(Event::Stop, 0, &RUN, 0);
+        let (service, actions) = service.step(Event::Forked(7), 0, &RUN, 0);
+        assert_eq!(actions, [Action::Kill(7)]);
+        assert_eq!(service.step(Event::GroupGone, 0, &RUN, 0).0.state, State::Ended(Outcome::Stopped));
+    }
+
+    #[test]
+    fn the_delay_doubles_to_its_limit_and_a_stable_run_resets_it() {
+        let mut service = Service::default();
+        let mut delays = Vec::new();
+        let mut now = 0;
+        let mut run = |service: &mut Service, ran: Ms| {
+            for event in [Event::Start, Event::Forked(7), Event::Executed] {
+                *service = service.step(event, now, &RUN, 0).0;
+            }
+            now += ran;
+            *service = service.step(Event::Exited(BADLY), now, &RUN, 0).0;
+            *service = service.step(Event::GroupGone, now, &RUN, 0).0;
+            let until = service.state.deadline().expect("it waits");
+            let delay = until - now;
+            now = until;
+            delay
+        };
+        for _ in 0..11 {
+            delays.push(run(&mut service, 5));
+        }
+        assert_eq!(delays, [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000]);
+        assert_eq!(run(&mut service, STABLE_AFTER), FIRST_DELAY);
+        assert_eq!(delay(0, 255), 124);
+        assert_eq!(delay(u32::MAX, 255), LONGEST_DELAY);
+    }
+
+    #[test]
+    fn a_stop_of_the_whole_comes_to_its_end_by_time_alone() {
+        for stop in [Turn::Stop, Turn::StopGently] {
+            let (mut whole, mut now) = (Whole::default().step(stop, 0, 500).0, 0);
+            whole = whole.step(Turn::AllEnded, now, 500).0;
+            while let Some(at) = whole.deadline() {
+                assert!(at >= now);
+                now = at;
+                whole = whole.step(Turn::Tick, now, 500).0;
+            }
+            assert_eq!((whole.phase, now), (Phase::Over, 500 + DEATH_DEADLINE + DRAIN_DEADLINE));
+        }
+    }
+}

@@ -175,14 +175,10 @@ impl Store {
         self.place.join("v1/work").join(name)
     }
 
-    /// The digests of all trees, whether whole or not.
+    /// The digests of all trees, whether whole or not, in no order.
     pub fn digests(&self) -> Vec<Digest> {
         let names = fs::read_dir(self.trees()).into_iter().flatten().flatten().map(|entry| entry.file_name());
-        let mut all: Vec<Digest> = names
-            .filter_map(|name| name.to_str().filter(|n| n.len() == 64).and_then(Digest::from_hex))
-            .collect();
-        all.sort_unstable();
-        all
+        names.filter_map(|name| name.to_str().filter(|n| n.len() == 64).and_then(Digest::from_hex)).collect()
     }
 
     /// Takes the lock of this bundle's tree. When that takes over a second, `waiting` is called once, with

@@ -1,12 +1,12 @@
 //! A tool's full start: unpack, write down what a later start needs, become the program.
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::{env, process};
+use std::{env, io};
 
 use kitbag_format::manifest::{Command, Manifest};
+use nix::unistd::execve;
 
 use crate::commands::{Failure, say};
 use crate::expand::{self, Values};
@@ -28,7 +28,7 @@ pub fn start(own: &Own, arguments: &[OsString]) -> Result<(), Failure> {
     let (store, _) = match place::choose(&facts, &own.bundle) {
         Err(StoreError::NoPlace(tried)) => {
             return match memory::program(&own.bundle, command)? {
-                Some(program) => execute(program, command, &manifest, arguments),
+                Some(program) => from_memory(program, command, &manifest, arguments),
                 None => Err(StoreError::NoPlace(tried).into()),
             };
         }
@@ -47,7 +47,12 @@ pub fn start(own: &Own, arguments: &[OsString]) -> Result<(), Failure> {
     become_program(values.program(command), command, &values, arguments)
 }
 
-fn state(facts: &Facts, manifest: &Manifest, command: &Command, tree: &Tree) -> Result<Option<PathBuf>, Failure> {
+fn state(
+    facts: &Facts,
+    manifest: &Manifest,
+    command: &Command,
+    tree: &Tree,
+) -> Result<Option<PathBuf>, Failure> {
     if manifest.seeds.is_empty() && !expand::uses_state(command) {
         return Ok(None);
     }
@@ -64,7 +69,9 @@ fn record(
     command: &Command,
     digest: &str,
 ) -> Result<Option<Vec<u8>>, Failure> {
-    let Some(folder) = spelled_folder(facts, digest).filter(|folder| is_same(folder, &tree.dir)) else { return Ok(None) };
+    let Some(folder) = spelled_folder(facts, digest).filter(|folder| is_same(folder, &tree.dir)) else {
+        return Ok(None);
+    };
     let mut argv = vec![values.pieces(&values.program(command).to_string_lossy().replace('$', "$$"))?];
     for argument in command.argv.iter().skip(1) {
         argv.push(values.pieces(argument)?);
@@ -113,22 +120,60 @@ fn is_same(one: &Path, other: &Path) -> bool {
 }
 
 /// The one program of a bundle, from memory: there is no tree, and nothing that needs one.
-fn execute(program: PathBuf, command: &Command, manifest: &Manifest, arguments: &[OsString]) -> Result<(), Failure> {
+fn from_memory(
+    program: PathBuf,
+    command: &Command,
+    manifest: &Manifest,
+    arguments: &[OsString],
+) -> Result<(), Failure> {
     let values = Values { tree: Path::new("/nonexistent"), state: None, manifest };
     become_program(program, command, &values, arguments)
 }
 
-fn become_program(program: PathBuf, command: &Command, values: &Values, arguments: &[OsString]) -> Result<(), Failure> {
-    let mut process = process::Command::new(&program);
+fn become_program(
+    program: PathBuf,
+    command: &Command,
+    values: &Values,
+    arguments: &[OsString],
+) -> Result<(), Failure> {
+    let mut argv = vec![program.clone().into_os_string()];
     for argument in command.argv.iter().skip(1) {
-        process.arg(values.text(argument)?);
+        argv.push(values.text(argument)?);
     }
+    argv.extend_from_slice(arguments);
+    let mut variables: Vec<OsString> = env::vars_os()
+        .filter(|(name, _)| name.to_str().is_none_or(|name| !command.env.contains_key(name)))
+        .map(|(name, value)| variable(name, &value))
+        .collect();
     for (name, text) in &command.env {
-        process.env(name, values.text(text)?);
+        variables.push(variable(name.into(), &values.text(text)?));
     }
     if let Some(cwd) = &command.cwd {
-        process.current_dir(values.text(cwd)?);
+        let cwd = values.text(cwd)?;
+        env::set_current_dir(&cwd).map_err(|error| Failure::NotStarted { program: cwd.into(), error })?;
     }
-    let error = process.args(arguments).exec();
+    // Plainly, without a library's preparations: signals are as the caller left them.
+    let error = execute(&program, &argv, &variables);
     Err(Failure::NotStarted { program, error })
+}
+
+fn variable(mut name: OsString, value: &OsStr) -> OsString {
+    name.push("=");
+    name.push(value);
+    name
+}
+
+fn execute(program: &Path, argv: &[OsString], env: &[OsString]) -> io::Error {
+    let texts = |texts: &[OsString]| {
+        texts.iter().map(|text| CString::new(text.as_bytes())).collect::<Result<Vec<_>, _>>()
+    };
+    let prepared =
+        CString::new(program.as_os_str().as_bytes()).and_then(|path| Ok((path, texts(argv)?, texts(env)?)));
+    match prepared {
+        Ok((path, argv, env)) => match execve(&path, &argv, &env) {
+            Ok(never) => match never {},
+            Err(errno) => errno.into(),
+        },
+        Err(error) => error.into(),
+    }
 }

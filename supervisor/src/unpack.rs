@@ -19,7 +19,7 @@ use nix::sys::stat::{Mode, fchmod, umask};
 use crate::collect;
 use crate::heal::Healing;
 use crate::place::Need;
-use crate::record::{ANY_BOOT, BootId, Record, Stat, boot_id, stats};
+use crate::record::{self, ANY_BOOT, BootId, Record, Stat, boot_id, stats};
 use crate::share;
 use crate::store::{self, Store, StoreError, is_still};
 
@@ -72,6 +72,11 @@ impl Tree {
     /// What was recorded of an entry.
     pub fn stat_of(&self, path: &str) -> Option<Stat> {
         self.record.stats.get(self.record.index.find(path.as_bytes())?).copied()
+    }
+
+    /// Writes the record of a tool's later start.
+    pub fn write_start(&self, record: &[u8]) -> io::Result<()> {
+        record::replace(&self.dir, "start", record, None)
     }
 
     /// Notes that the tree is used now: the store keeps what was used last.

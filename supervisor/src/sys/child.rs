@@ -117,10 +117,10 @@ fn die_with(parent: Pid) -> Result<(), Fault> {
 }
 
 /// Default dispositions for all: execve(2) keeps ignored signals ignored, and we or whoever started us ignore some.
+/// libc's sigaction refuses its own two, 32 and 33, which glibc's posix_spawn(3) leaves ignored.
 fn reset_signals() {
     for number in 1..=signal::LAST {
-        // KILL, STOP and libc's own two cannot be changed, and need not.
-        let _ = signal::dispose(number, libc::SIG_DFL, 0);
+        signal::reset(number);
     }
 }
 

@@ -42,7 +42,7 @@ const NAMES: &[(&str, i32)] = &[
     ("SYS", libc::SIGSYS),
 ];
 
-/// The last signal number, `SIGRTMAX` of the kernel. It is 128 on MIPS, where those above 64 stay as they are.
+/// The last signal number, `SIGRTMAX` of the kernel (128 on MIPS, which is no target).
 pub(super) const LAST: i32 = 64;
 
 /// The number of a signal by its name, `SIGTERM` or `TERM`; `None` for a name that is none.
@@ -86,8 +86,8 @@ fn is_ignored(signal: i32) -> bool {
     }
 }
 
-/// Sets a signal's disposition to `SIG_DFL` or `SIG_IGN`. Async-signal-safe.
-pub(super) fn dispose(signal: i32, handler: libc::sighandler_t, flags: i32) -> Result<(), Errno> {
+/// Sets a signal's disposition to `SIG_DFL` or `SIG_IGN`.
+fn dispose(signal: i32, handler: libc::sighandler_t, flags: i32) -> Result<(), Errno> {
     // SAFETY: all-zero is a valid `sigaction` (empty mask); the handler is SIG_DFL or SIG_IGN, no code of ours.
     let answer = unsafe {
         let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
@@ -96,6 +96,16 @@ pub(super) fn dispose(signal: i32, handler: libc::sighandler_t, flags: i32) -> R
         libc::sigaction(signal, &raw const action, ptr::null_mut())
     };
     check(answer).map(drop)
+}
+
+/// Sets a signal's disposition to `SIG_DFL`; SIGKILL and SIGSTOP have no other. Async-signal-safe.
+pub(super) fn reset(number: i32) {
+    /// The size of the kernel's signal mask: one bit for each of [`LAST`] signals.
+    const MASK: usize = LAST as usize / 8;
+    // The kernel's `struct sigaction`, 32 bytes at most: all zero, it is SIG_DFL whatever the order of its fields.
+    let default = [0_u64; 4];
+    // SAFETY: the kernel reads at most 32 bytes from `default`, and writes nothing back to a null pointer.
+    unsafe { libc::syscall(libc::SYS_rt_sigaction, number, default.as_ptr(), ptr::null_mut::<u64>(), MASK) };
 }
 
 /// Sends a signal to one process. The caller holds its id: it is an unreaped child.

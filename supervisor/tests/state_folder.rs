@@ -1,0 +1,146 @@
+//! The state folder and its seeds: planted once, whole, never over anything.
+#![allow(missing_docs)]
+
+mod common;
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use common::{App, Temp, child, mode, noise, start};
+use kitbag_format::manifest::Seed;
+use kitbag_supervisor::place::Facts;
+use kitbag_supervisor::state_folder::{choose, lock, plant};
+use kitbag_supervisor::store::StoreError;
+
+fn facts<'a>(uid: u32, var: &'a dyn Fn(&str) -> Option<OsString>) -> Facts<'a> {
+    Facts { uid, var, passwd: vec![], bundle: None }
+}
+
+fn seed(from: &str, to: &str) -> Seed {
+    Seed { from: from.into(), to: to.into() }
+}
+
+#[test]
+fn an_explicit_folder_is_used_as_it_is_or_refused() {
+    let temp = Temp::new();
+    let uid = nix::unistd::geteuid().as_raw();
+    let here = temp.join("a/b");
+    let var = |name: &str| (name == "KITBAG_STATE").then(|| OsString::from(&here));
+    assert_eq!(choose(&facts(uid, &var), "app").unwrap(), here);
+    assert_eq!((mode(&here), mode(&temp.join("a"))), (0o700, 0o700));
+    let relative = |name: &str| (name == "KITBAG_STATE").then(|| OsString::from("relative"));
+    let error = choose(&facts(uid, &relative), "app").unwrap_err();
+    let StoreError::NoState(tried) = &error else { panic!("{error}") };
+    assert_eq!(tried.len(), 1);
+    symlink(&here, temp.join("link")).unwrap();
+    let link = |name: &str| (name == "KITBAG_STATE").then(|| OsString::from(temp.join("link")));
+    assert!(choose(&facts(uid, &link), "app").unwrap_err().to_string().contains("symbolic link"));
+}
+
+#[test]
+fn without_any_candidate_the_error_names_them_all() {
+    let text = choose(&facts(54321, &|_| None), "app").unwrap_err().to_string();
+    for name in ["KITBAG_STATE", "XDG_STATE_HOME", "HOME", "/etc/passwd"] {
+        assert!(text.contains(name), "{text}");
+    }
+}
+
+#[test]
+fn a_second_process_is_told_who_runs() {
+    let temp = Temp::new();
+    let held = lock(&temp.0).unwrap();
+    let Err(error) = lock(&temp.0) else { panic!("locked twice") };
+    assert!(matches!(error, StoreError::AlreadyRunning { pid: Some(pid), .. } if pid == std::process::id()));
+    assert_eq!(error.exit_code(), kitbag_format::exit::RUNNING);
+    drop(held);
+    lock(&temp.0).unwrap();
+}
+
+#[test]
+fn seeds_are_planted_once_and_never_overwrite() {
+    let temp = Temp::new();
+    let store = temp.store();
+    let app = App::new("app", "1")
+        .dir("seed")
+        .program("seed/run", b"run")
+        .dir("seed/empty")
+        .file("seed/data", &noise(1, 100_000))
+        .file("db", b"snapshot");
+    let tree = start(&store, &app.pack(&temp.join("app"))).unwrap().0;
+    let state = temp.join("state");
+    fs::create_dir(&state).unwrap();
+    fs::write(state.join("kept"), "mine").unwrap();
+    fs::write(state.join(".kitbag.part.7"), "left by a killed copy").unwrap();
+    symlink("nowhere", state.join("dangling")).unwrap();
+    let seeds = [seed("db", "deep/er/db"), seed("seed", "all"), seed("db", "kept"), seed("db", "dangling")];
+    assert_eq!(plant(&tree.root, &state, &seeds).unwrap(), ["deep/er/db", "all"]);
+    assert_eq!(fs::read(state.join("deep/er/db")).unwrap(), b"snapshot");
+    assert_eq!(fs::read(state.join("all/data")).unwrap(), noise(1, 100_000));
+    assert_eq!(fs::read(state.join("kept")).unwrap(), b"mine");
+    assert!(fs::symlink_metadata(state.join("dangling")).unwrap().is_symlink());
+    assert_eq!((mode(&state.join("deep/er/db")), mode(&state.join("all/run"))), (0o600, 0o700));
+    assert_eq!((mode(&state.join("all")), mode(&state.join("all/empty"))), (0o700, 0o700));
+    fs::write(state.join("deep/er/db"), "live").unwrap();
+    assert!(plant(&tree.root, &state, &seeds).unwrap().is_empty());
+    assert_eq!(fs::read(state.join("deep/er/db")).unwrap(), b"live");
+    let left: Vec<String> = common::walk(&state).into_iter().filter(|name| name.contains("part")).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_seed_is_not_planted_through_a_link() {
+    let temp = Temp::new();
+    fs::write(temp.join("db"), "x").unwrap();
+    for name in ["state", "elsewhere"] {
+        fs::create_dir(temp.join(name)).unwrap();
+    }
+    symlink(temp.join("elsewhere"), temp.join("state/deep")).unwrap();
+    plant(&temp.0, &temp.join("state"), &[seed("db", "deep/db")]).unwrap_err();
+    assert_eq!(fs::read_dir(temp.join("elsewhere")).unwrap().count(), 0);
+}
+
+#[test]
+#[ignore = "a role that another test plays in a child process"]
+fn child_plants() {
+    let temp = PathBuf::from(std::env::var_os("KITBAG_TEST_FOLDER").unwrap());
+    plant(&temp.join("tree"), &temp.join("state"), &[seed("big", "big"), seed("dir", "dir")]).unwrap();
+}
+
+#[test]
+fn a_copy_killed_at_any_moment_is_never_half_there() {
+    let temp = Temp::new();
+    let content = noise(1, 8_000_000);
+    fs::create_dir_all(temp.join("tree/dir")).unwrap();
+    fs::write(temp.join("tree/big"), &content).unwrap();
+    fs::write(temp.join("tree/dir/file"), &content).unwrap();
+    let state = temp.join("state");
+    let mut missing = 0;
+    for round in 0..20u64 {
+        fs::create_dir(&state).unwrap();
+        let mut child = child("child_plants", &[("KITBAG_TEST_FOLDER", Path::new(&temp.0))])
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let begin = std::time::Instant::now();
+        while begin.elapsed() < std::time::Duration::from_micros(1500 * round) {
+            std::hint::spin_loop();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        for path in [state.join("big"), state.join("dir/file")] {
+            match fs::read(&path) {
+                Ok(found) => assert!(found == content, "round {round}: half of {}", path.display()),
+                Err(_) => missing += 1,
+            }
+        }
+        let seeds = [seed("big", "big"), seed("dir", "dir")];
+        plant(&temp.join("tree"), &state, &seeds).unwrap();
+        assert!(fs::read(state.join("big")).unwrap() == content);
+        assert!(fs::read(state.join("dir/file")).unwrap() == content);
+        assert_eq!(common::walk(&state).len(), 3);
+        kitbag_supervisor::store::remove(&state).unwrap();
+    }
+    assert!(missing > 3, "only {missing} copies were interrupted");
+}
