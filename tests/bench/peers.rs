@@ -16,7 +16,7 @@ pub enum Packer {
     Kitbag { command: PathBuf, service: bool },
     /// `tar | zstd -3 -T2`, unpacked once by a line of shell: the bar.
     Tools,
-    /// makeself with zstd, which unpacks at every start.
+    /// makeself with zstd at level 3, which unpacks at every start.
     Makeself,
     /// scie-jump, by its path.
     ScieJump(PathBuf),
@@ -44,7 +44,7 @@ impl Packer {
             }
             Packer::Tools => shell(&format!("{TAR} | zstd -q -3 -T2 -c > \"$2\""), &[&input.dir, out]),
             Packer::Makeself => shell(
-                "makeself --quiet --zstd --nox11 --noprogress --sha256 \"$1\" \"$2\" bench ./bin/hello",
+                "makeself --quiet --zstd --complevel 3 --nox11 --noprogress --sha256 \"$1\" \"$2\" bench ./bin/hello",
                 &[&input.dir, out],
             ),
             Packer::ScieJump(jump) => pack_scie(jump, input, out),

@@ -106,7 +106,7 @@ fn number(x: f64) -> String {
         a if x.fract() == 0.0 && a < 1e6 => format!("{x:.0}"),
         a if a >= 100.0 => format!("{x:.0}"),
         a if a >= 10.0 => format!("{x:.1}"),
-        a if a >= 1.0 => format!("{x:.2}"),
+        a if a >= 1.0 => format!("{x:.3}"),
         _ => format!("{x:.3}"),
     }
 }
