@@ -79,7 +79,7 @@ impl Base {
     /// The packed bytes of the frame with this key. A damaged one counts as absent.
     fn packed(&self, key: &Digest) -> Option<(Vec<u8>, Digest)> {
         let (number, place, frame) = self.frames.get(key)?;
-        let mut packed = Vec::new();
+        let mut packed = Vec::with_capacity(frame.packed as usize);
         self.bundle.read_frame(*number, *place, frame, &mut packed).ok()?;
         Some((packed, frame.digest))
     }

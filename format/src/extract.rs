@@ -229,8 +229,8 @@ impl Worker<'_> {
 
     fn unpack(&mut self, decoder: &mut zstd_safe::DCtx, job: &Job) -> Result<(), Error> {
         let frame = &self.extraction.index.frames[job.frame];
-        self.extraction.bundle.read_frame(job.frame, job.offset, frame, &mut self.packed)?;
-        decompress(decoder, job.frame, frame.raw, &self.packed, &mut self.raw)
+        let packed = self.extraction.bundle.read_frame(job.frame, job.offset, frame, &mut self.packed)?;
+        decompress(decoder, job.frame, frame.raw, packed, &mut self.raw)
     }
 
     fn write(&self, job: &Job) -> Result<(), Error> {
@@ -312,8 +312,8 @@ pub fn contents(bundle: &Bundle, index: &Index, number: usize) -> Result<Vec<u8>
     for (number, (frame, place)) in index.frames.iter().zip(places).enumerate() {
         let end = start + u64::from(frame.raw);
         if start < span.end && span.start < end {
-            bundle.read_frame(number, place, frame, &mut packed)?;
-            decompress(&mut decoder, number, frame.raw, &packed, &mut raw)?;
+            let packed = bundle.read_frame(number, place, frame, &mut packed)?;
+            decompress(&mut decoder, number, frame.raw, packed, &mut raw)?;
             out.extend_from_slice(
                 &raw[(span.start.max(start) - start) as usize..(span.end.min(end) - start) as usize],
             );
@@ -330,9 +330,10 @@ fn decompress(
     packed: &[u8],
     raw: &mut Vec<u8>,
 ) -> Result<(), Error> {
-    raw.resize(length as usize, 0);
-    match decoder.decompress(raw.as_mut_slice(), packed) {
-        Ok(found) if found == raw.len() => Ok(()),
+    raw.clear();
+    raw.reserve_exact(length as usize);
+    match decoder.decompress(raw, packed) {
+        Ok(found) if found == length as usize => Ok(()),
         _ => Err(Error::Malformed { part: Region::Frame(number), what: "is no zstd frame of its length" }),
     }
 }

@@ -184,15 +184,19 @@ impl Bundle {
             .collect())
     }
 
-    /// Reads the packed bytes of one frame into `packed` and compares their digest.
-    pub fn read_frame(
+    /// Reads the packed bytes of one frame into `buffer`, which grows as needed, and compares their digest.
+    pub fn read_frame<'a>(
         &self,
         number: usize,
         offset: u64,
         frame: &Frame,
-        packed: &mut Vec<u8>,
-    ) -> Result<(), Error> {
-        packed.resize(frame.packed as usize, 0);
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<&'a [u8], Error> {
+        let length = frame.packed as usize;
+        if buffer.len() < length {
+            buffer.resize(length, 0);
+        }
+        let packed = &mut buffer[..length];
         self.file.read_exact_at(packed, offset).map_err(Error::io("read the bundle"))?;
         if Digest::of(packed) != frame.digest {
             return Err(Error::Damaged {
@@ -200,7 +204,7 @@ impl Bundle {
                 at: (offset, u64::from(frame.packed)),
             });
         }
-        Ok(())
+        Ok(packed)
     }
 
     fn verified(&self, kind: PartKind) -> Result<Vec<u8>, Error> {

@@ -1,0 +1,104 @@
+//! What a file weighs and what packing costs.
+
+use std::fs;
+use std::path::Path;
+
+use crate::Bench;
+use crate::inputs::Input;
+use crate::measure::{median, shell, timed};
+use crate::peers::Packer;
+use crate::report::{Bar, Row};
+
+/// Bundle and payload beside `tar | zstd`, and the runtime, which is what a bundle has and its payload has not.
+pub fn size(bench: &mut Bench) -> Result<(), String> {
+    for input in bench.trees(&["tiny", "medium", "large"])? {
+        let ours = bench.ours();
+        let file = bench.file(&ours, &input)?;
+        let (bundle, payload) = (bytes(&file)?, payload(&file)?);
+        if input.name == "tiny" {
+            let runtime = (bundle - payload) / 1e6;
+            bench.add(Row::new("all but the payload, MB", "tiny", runtime).bar(Bar::Most(1.5)));
+            continue;
+        }
+        for peer in bench.packers.clone().iter().skip(1) {
+            let theirs = bytes(&bench.file(peer, &input)?)? / 1e6;
+            let row =
+                |what: &str, ours: f64| Row::new(what, &input.name, ours / 1e6).peer(peer.name(), theirs);
+            let bar = |row: Row| if *peer == Packer::Tools { row.bar(Bar::Ratio(1.07)) } else { row };
+            bench.add(bar(row("payload, MB", payload)));
+            bench.add(row("file, MB", bundle));
+        }
+    }
+    Ok(())
+}
+
+/// The section `.kitbag.payload`, as binutils see it.
+fn payload(file: &Path) -> Result<f64, String> {
+    let said = shell(
+        "readelf -SW \"$1\" | sed -n 's/^.*\\.kitbag\\.payload *[A-Z0-9]* *[0-9a-f]* [0-9a-f]* \\([0-9a-f]*\\) .*$/\\1/p'",
+        &[file],
+    )?;
+    let size = u64::from_str_radix(said.trim(), 16)
+        .map_err(|_| "readelf shows no section .kitbag.payload".to_owned())?;
+    Ok(size as f64)
+}
+
+fn bytes(file: &Path) -> Result<f64, String> {
+    fs::metadata(file).map(|meta| meta.len() as f64).map_err(|error| format!("{}: {error}", file.display()))
+}
+
+/// Seconds to pack, and to pack again when a file has changed.
+pub fn pack(bench: &mut Bench) -> Result<(), String> {
+    for input in bench.trees(&["medium", "large"])? {
+        let often = bench.times(if input.name == "large" { 3 } else { 7 });
+        let packers = bench.packers.clone();
+        let mut seconds = vec![Vec::new(); packers.len()];
+        for _ in 0..often {
+            for (packer, seconds) in packers.iter().zip(&mut seconds) {
+                let out = bench.options.work.join("bundles").join(format!("{}.timed", packer.name()));
+                let _ = fs::remove_file(&out);
+                shell("sync", &[])?;
+                seconds.push(timed(|| packer.pack(&input, &out))?);
+                let _ = fs::remove_file(&out);
+            }
+        }
+        let middle: Vec<f64> = seconds.into_iter().map(median).collect();
+        for (packer, theirs) in packers.iter().zip(&middle).skip(1) {
+            let row = Row::new("pack, s", &input.name, middle[0]).peer(packer.name(), *theirs);
+            bench.add(if *packer == Packer::Tools { row.bar(Bar::Ratio(1.0)) } else { row });
+        }
+        let again = again(bench, &input, often)?;
+        bench.add(
+            Row::new("pack again, one file changed, s", &input.name, again)
+                .peer("tar+zstd+sh", middle[1])
+                .bar(Bar::Ratio(0.25)),
+        );
+    }
+    Ok(())
+}
+
+/// The changed tree over the bundle of the first, which serves as the base.
+fn again(bench: &mut Bench, input: &Input, often: usize) -> Result<f64, String> {
+    let ours = bench.ours();
+    let Packer::Kitbag { command, .. } = &ours else { return Err("no kitbag".to_owned()) };
+    let base = bench.file(&ours, input)?;
+    let changed = bench.inputs.changed(input)?;
+    let file = bench.file(&ours, &changed)?; // makes the project folder too
+    let project = file.with_extension("project");
+    let out = file.with_extension("again");
+    let mut seconds = Vec::new();
+    for _ in 0..often {
+        shell("sync", &[])?;
+        let pack = || {
+            shell(
+                "\"$1\" pack --quiet --force --base \"$2\" \"$3\" -o \"$4\"",
+                &[command, &base, &project, &out],
+            )
+        };
+        seconds.push(timed(|| pack().map(drop))?);
+    }
+    let equal = shell("cmp \"$1\" \"$2\"", &[&file, &out]);
+    let _ = fs::remove_file(&out);
+    equal.map_err(|_| "packing with a base gave another file than packing without".to_owned())?;
+    Ok(median(seconds))
+}
