@@ -143,13 +143,13 @@ fn a_path_of_3000_bytes_packs_and_unpacks() {
 }
 
 #[test]
-fn a_path_too_long_for_a_tree_is_refused_and_so_is_one_longer_than_path_max() {
+fn paths_too_long_for_a_tree_are_refused_also_those_longer_than_path_max() {
     let app = App::tool();
     deep(&app.tree(""), 17, 199);
     app.refused(3).says("3072");
     let app = App::tool();
     deep(&app.tree(""), 30, 199);
-    app.refused(3).says("PATH_MAX");
+    app.refused(3).says("3072");
     // Removal from outside would need the path, too.
     Cmd::new("rm").args(["-rf", "tree"]).cwd(app.dir()).run().succeeds();
 }
