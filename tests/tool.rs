@@ -19,6 +19,9 @@ use nix::unistd::Pid;
 /// What the program prints when it is started without arguments.
 const RAN: &str = "HELLO 1.0.0";
 
+/// What is left in a store's folder of unfinished work.
+const NOTHING: [&str; 0] = [];
+
 /// Like `nobody`, who has no rights.
 const NOBODY: [&str; 3] = ["--reuid=65534", "--regid=65534", "--clear-groups"];
 
@@ -352,7 +355,7 @@ fn ten_first_starts_at_once_are_right_and_make_one_copy() {
     let store = bundle.sandbox.store();
     let usage = disk_usage([store.as_path()]);
     assert!(usage.abs_diff(expected) < 100_000, "{usage} bytes, alone {expected}");
-    assert_eq!(bundle.sandbox.work(), [PathBuf::new(); 0]);
+    assert_eq!(bundle.sandbox.work(), NOTHING);
 }
 
 #[test]
@@ -375,7 +378,7 @@ fn killed_at_50_moments_of_the_first_start_the_next_start_is_right_and_nothing_i
         running.ended().dies_by(9);
         unfinished += u32::from(one.trees().is_empty());
         one.command(&bundle.file).run().succeeds().prints(RAN);
-        assert_eq!(one.work(), [PathBuf::new(); 0], "left behind by moment {moment}");
+        assert_eq!(one.work(), NOTHING, "left behind by moment {moment}");
         let tree = one.tree();
         if moment % 10 == 0 {
             kitbag_tests::same_tree(&whole.sandbox.tree(), &tree);
@@ -670,7 +673,7 @@ fn a_tool_that_is_stopped_while_it_unpacks_leaves_nothing_that_stays() {
     let ended = running.ended();
     assert!(!ended.status.success() || ended.text().contains(RAN), "{ended}");
     bundle.run([""; 0]).succeeds().prints(RAN);
-    assert_eq!(bundle.sandbox.work(), [PathBuf::new(); 0]);
+    assert_eq!(bundle.sandbox.work(), NOTHING);
 }
 
 #[test]

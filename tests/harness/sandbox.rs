@@ -83,10 +83,10 @@ impl Sandbox {
         trees[0].join("tree")
     }
 
-    /// What is in the store's folder of unfinished work.
-    pub fn work(&self) -> Vec<PathBuf> {
+    /// The names in the store's folder of unfinished work.
+    pub fn work(&self) -> Vec<String> {
         let all = fs::read_dir(self.store().join("v1/work")).into_iter().flatten().flatten();
-        all.map(|entry| entry.path()).collect()
+        all.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
     }
 }
 
