@@ -51,7 +51,8 @@ fn the_readmes_manifest_packs_and_starts() {
     let app = App::with_manifest(&blocks("README.md", "toml")[0]);
     fs::create_dir(app.dir().join("bin")).unwrap();
     copy(&kitbag_tests::helper("sleeps"), &app.dir().join("bin/notes"));
-    let mut running = app.pack().command([""; 0]).start();
+    let bundle = app.pack();
+    let mut running = bundle.command([""; 0]).start();
     running.wait_print("web | sleeps: ready");
     running.stop().exits(0);
 }

@@ -100,7 +100,8 @@ impl Running {
             if condition(self) {
                 return;
             }
-            assert!(!ended && begin.elapsed() < PATIENCE, "expected {expected}\n{}", self.shown());
+            let state = if ended { "it has ended" } else { "it runs" };
+            assert!(!ended && begin.elapsed() < PATIENCE, "expected {expected}; {state}\n{}", self.shown());
             thread::sleep(Duration::from_millis(2));
         }
     }
@@ -133,7 +134,7 @@ impl Running {
 
     fn shown(&self) -> String {
         format!(
-            "command    {}\ndirectory  {}\nstatus     running\n--- stdout\n{}\n--- stderr\n{}",
+            "command    {}\ndirectory  {}\n--- stdout\n{}\n--- stderr\n{}",
             self.command,
             self.directory.display(),
             self.text(),
