@@ -85,7 +85,7 @@ fn the_last_used_stay_and_freed_bytes_are_true() {
 fn goes_at_last(store: &Store) {
     let begin = std::time::Instant::now();
     while trees(store) > 0 {
-        assert!(begin.elapsed() < std::time::Duration::from_secs(10), "{}", collect(store, &NONE).unwrap());
+        assert!(begin.elapsed() < Duration::from_secs(10), "{}", collect(store, &NONE).unwrap());
         collect(store, &NONE).unwrap();
     }
 }
