@@ -14,8 +14,6 @@ use crate::owned::{self, Refusal};
 use crate::place::{Candidate, Facts};
 use crate::store::{self, StoreError, lock_file, read_pid};
 
-/// Name of the file that is locked while seeds are copied.
-const PLANTING: &str = ".kitbag.seeds";
 /// Name of the lock in a state folder.
 const LOCK: &str = ".kitbag.lock";
 /// What the names of half copies begin with.
@@ -93,19 +91,10 @@ pub fn plant(tree: &Path, state: &Path, seeds: &[Seed]) -> Result<Vec<String>, S
     Ok(planted)
 }
 
+/// The folder itself is the lock: nothing is left in it.
 fn wait_to_plant(state: &Path) -> Result<Flock<File>, StoreError> {
-    let path = state.join(PLANTING);
-    let open = || {
-        OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(OFlag::O_NOFOLLOW.bits())
-            .open(&path)
-    };
-    let file = open().map_err(StoreError::io("open", &path))?;
-    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| StoreError::sys("lock", &path)(errno))
+    let folder = File::open(state).map_err(StoreError::io("open", state))?;
+    Flock::lock(folder, FlockArg::LockExclusive).map_err(|(_, errno)| StoreError::sys("lock", state)(errno))
 }
 
 /// Folders between the state folder and a seed; none of them may be a link.

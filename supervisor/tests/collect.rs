@@ -81,6 +81,15 @@ fn the_last_used_stay_and_freed_bytes_are_true() {
     assert!(report.to_string().contains("removed, "), "{report}");
 }
 
+/// A process that another test starts at this moment has our descriptors, locks included, until it executes.
+fn goes_at_last(store: &Store) {
+    let begin = std::time::Instant::now();
+    while trees(store) > 0 {
+        assert!(begin.elapsed() < Duration::from_secs(10), "{}", collect(store, &NONE).unwrap());
+        collect(store, &NONE).unwrap();
+    }
+}
+
 #[test]
 fn a_tree_that_a_program_runs_from_stays() {
     let temp = Temp::new();
@@ -91,8 +100,7 @@ fn a_tree_that_a_program_runs_from_stays() {
     assert_eq!(why(&report, &bundles[0]), Some("in use"));
     assert_eq!(trees(&store), 1);
     drop(running);
-    collect(&store, &NONE).unwrap();
-    assert_eq!(trees(&store), 0);
+    goes_at_last(&store);
 }
 
 #[test]
