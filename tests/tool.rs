@@ -172,6 +172,49 @@ fn no_process_of_ours_stays() {
     }
 }
 
+/// Blocked and ignored signals of a process, without 32 and 33: glibc's threads use these for themselves.
+fn signals(id: u32) -> [u64; 2] {
+    let text = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+    ["SigBlk:", "SigIgn:"].map(|name| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        u64::from_str_radix(line.trim(), 16).unwrap() & !(3 << 31)
+    })
+}
+
+#[test]
+fn the_program_finds_signals_as_its_caller_left_them() {
+    let bundle = App::tool().pack();
+    for ignored in ["", "PIPE", "HUP", "CHLD"] {
+        let caller = format!("trap '' {ignored}; exec \"$@\"");
+        let caller = if ignored.is_empty() { "exec \"$@\"" } else { &caller };
+        let start = |command: Cmd| command.behind("sh", ["-c", caller, "sh"]).start();
+        let bare = start(Cmd::new(kitbag_tests::hello()).arg("--cat"));
+        let packed = start(bundle.command(["--cat"]));
+        for (running, program) in [(&bare, "bin/hello"), (&packed, "tree/bin/hello")] {
+            eventually(Duration::from_secs(20), "the program runs", || {
+                fs::read_link(format!("/proc/{}/exe", running.id())).is_ok_and(|exe| exe.ends_with(program))
+            });
+        }
+        assert_eq!(signals(bare.id()), signals(packed.id()), "with {ignored:?} ignored");
+    }
+}
+
+#[test]
+fn a_store_named_with_a_slash_at_its_end_serves_later_starts_as_quickly() {
+    if !tools(&["strace"]) {
+        return;
+    }
+    let bundle = App::tool().pack();
+    let store = format!("{}/", bundle.sandbox.store().display());
+    bundle.command([""; 0]).env("KITBAG_STORE", &store).run().succeeds();
+    let log = bundle.sandbox.path().join("log");
+    let start = bundle.command([""; 0]).env("KITBAG_STORE", &store);
+    start.behind("strace", ["-f", "-o", log.to_str().unwrap()]).run().succeeds();
+    let text = fs::read_to_string(log).unwrap();
+    let before = text.lines().skip(1).take_while(|line| !line.contains("execve(")).count();
+    assert!(before <= 20, "{before} system calls\n{text}");
+}
+
 #[test]
 fn a_later_start_takes_at_most_20_system_calls_before_the_program() {
     if !tools(&["strace"]) {
