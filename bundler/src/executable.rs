@@ -18,8 +18,9 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::linkat;
 use zstd_safe::CParameter;
 
-use crate::payload::{self, FramePlan, Layout, Piece, Scanned, Unreadable};
+use crate::payload::{self, FramePlan, Layout, Piece};
 use crate::plan::{Plan, PlanKind};
+use crate::scan::{self, Memory, Scanned, Seen, Unreadable};
 
 /// The runtime that every bundle starts with: `supervisor/`, which the build script built for the same target.
 pub static RUNTIME: &[u8] = include_bytes!(env!("KITBAG_RUNTIME"));
@@ -93,7 +94,9 @@ pub fn write(
     output: &Path,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Written, Failure> {
-    let scanned = payload::scan(&plan.entries)?;
+    let memory = Memory::of(output);
+    let scanned = scan::scan(&plan.entries, &memory)?;
+    memory.keep(&plan.entries, &scanned);
     let layout = payload::lay_out(&plan.entries, &scanned);
     let head_at = elf::find_note_in(RUNTIME)?.ok_or(Error::NotABundle("the runtime has no note"))?.start;
     let target = Target::new(output).map_err(Error::io(format!("write {}", output.display())))?;
@@ -186,11 +189,11 @@ impl Job<'_> {
         let seen = File::open(source)
             .and_then(|file| {
                 file.read_exact_at(&mut raw[at..], start)?;
-                payload::seen(&file)
+                Ok(Seen::from(&file.metadata()?))
             })
             .map_err(|error| unreadable(error.to_string()))?;
         if self.scanned[number].as_ref().is_none_or(|scanned| scanned.seen != seen) {
-            return Err(unreadable(payload::CHANGED.to_owned()).into());
+            return Err(unreadable(scan::CHANGED.to_owned()).into());
         }
         Ok(())
     }

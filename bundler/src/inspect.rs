@@ -17,7 +17,8 @@ pub fn open(path: &Path) -> Result<Bundle, Failure> {
 /// What a format error means to a person.
 pub fn failure(path: &Path, error: &Error) -> Failure {
     let code = if matches!(error, Error::Io { .. }) { exit::FAILURE } else { exit::DAMAGED };
-    Failure::new(code, format!("{}: {error}", path.display())).help(error.advice())
+    let failure = Failure::new(code, format!("{}: {error}", path.display()));
+    if error.advice().is_empty() { failure } else { failure.help(error.advice()) }
 }
 
 /// `kitbag inspect`

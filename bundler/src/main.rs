@@ -1,6 +1,7 @@
 //! The `kitbag` command: parses the command line, does one thing, says what went wrong, and ends with a code
 //! of [`kitbag_format::exit`].
 
+mod cache;
 mod cargo;
 mod cli;
 mod diagnostic;
@@ -13,6 +14,7 @@ mod plan;
 mod progress;
 mod read;
 mod run;
+mod scan;
 mod tar_header;
 mod tree;
 

@@ -1,129 +1,33 @@
 //! Plan -> Payload: what the frames hold, cut by content, the same for the same inputs.
 //!
-//! Two steps. [`scan`] reads every file once, in parallel, for its digest and its cuts. [`lay_out`] is pure: it
-//! orders the tar, makes second names of equal files, and says what each frame is made of, without contents.
+//! [`lay_out`] is pure: it orders the tar, makes second names of equal files, and says what each frame is made of,
+//! without contents.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
-use std::fs::File;
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
 
-use fastcdc::v2020::{FastCDC, StreamCDC};
 use kitbag_format::digest::Digest;
 use kitbag_format::index::{BLOCK, Entry, Kind};
-use rayon::prelude::*;
 
 use crate::plan::{PlanEntry, PlanKind};
+use crate::scan::Scanned;
 use crate::tar_header;
 
 /// Least, average and most bytes of tar in a frame. Chosen by measuring: compressed at level 3, a Python of 60 MB
 /// takes 0.99 of what one stream takes and a JDK with Python packages 1.005 of it, while `rsync` between two
 /// versions stays within twice what it needs between plain tars. At 512 KiB on average it is 1.025 and 1.019, at
 /// 256 KiB 1.05 and 1.035.
-const FRAME: Bounds = Bounds { least: 1 << 20, average: 5 << 18, most: 2 << 20 };
+pub const FRAME: Bounds = Bounds { least: 1 << 20, average: 5 << 18, most: 2 << 20 };
 /// Files from this size on have frames of their own, and are cut inside.
-const LARGE: u64 = FRAME.least;
-/// Files up to this size are read whole.
-const IN_MEMORY: u64 = 8 << 20;
-/// Why a file that is written to cannot be packed.
-pub const CHANGED: &str = "it changed while it was packed";
+pub const LARGE: u64 = FRAME.least;
 
 /// Bytes of tar in a frame.
-struct Bounds {
-    least: u64,
-    average: u64,
-    most: u64,
-}
-
-/// A file that could not be packed, and why.
-#[derive(Debug)]
-pub struct Unreadable {
-    /// The file.
-    pub path: PathBuf,
-    /// Why, as a sentence's end.
-    pub why: String,
-}
-
-/// What a file held when it was read first.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Scanned {
-    /// Digest of the contents.
-    pub digest: Digest,
-    /// Lengths of the cuts, for a large file; they add up to its size.
-    pub cuts: Vec<u64>,
-    /// Size, modification and change time: what must be the same when it is read again.
-    pub seen: Seen,
-}
-
-/// Size, and modification and change time in seconds and nanoseconds.
-pub type Seen = (u64, i64, i64, i64, i64);
-
-/// What identifies a file's state.
-pub fn seen(file: &File) -> std::io::Result<Seen> {
-    let m = file.metadata()?;
-    Ok((m.size(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec()))
-}
-
-/// Reads every file of the plan. `None` for what is no file.
-pub fn scan(entries: &[PlanEntry]) -> Result<Vec<Option<Scanned>>, Unreadable> {
-    entries
-        .par_iter()
-        .map(|entry| match &entry.kind {
-            PlanKind::File { source, size, .. } => scan_file(source, *size).map(Some),
-            _ => Ok(None),
-        })
-        .collect()
-}
-
-fn scan_file(path: &Path, planned: u64) -> Result<Scanned, Unreadable> {
-    let unreadable = |why: String| Unreadable { path: path.to_owned(), why };
-    let failed = |error: std::io::Error| unreadable(error.to_string());
-    let mut file = File::open(path).map_err(failed)?;
-    let seen = seen(&file).map_err(failed)?;
-    if seen.0 != planned {
-        return Err(unreadable(CHANGED.to_owned()));
-    }
-    let cut = if planned > IN_MEMORY { cut_stream(&mut file) } else { cut_in_memory(&file, planned) };
-    let (digest, cuts) = cut.map_err(failed)?;
-    if cuts.iter().sum::<u64>() != planned {
-        return Err(unreadable(CHANGED.to_owned()));
-    }
-    Ok(Scanned { digest, cuts, seen })
-}
-
-thread_local! {
-    /// What files are read into; kept, as fresh memory costs more than reading does.
-    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-fn cut_in_memory(file: &File, size: u64) -> std::io::Result<(Digest, Vec<u64>)> {
-    BUFFER.with_borrow_mut(|buffer| {
-        let size = size as usize;
-        if buffer.len() < size {
-            buffer.resize(size, 0);
-        }
-        let bytes = &mut buffer[..size];
-        file.read_exact_at(bytes, 0)?;
-        let cuts = if (size as u64) < LARGE {
-            vec![size as u64]
-        } else {
-            FastCDC::new(bytes, FRAME.least as usize, FRAME.average as usize, FRAME.most as usize)
-                .map(|chunk| chunk.length as u64)
-                .collect()
-        };
-        Ok((Digest::of(bytes), cuts))
-    })
-}
-
-fn cut_stream(file: &mut File) -> std::io::Result<(Digest, Vec<u64>)> {
-    let (mut hasher, mut cuts) = (blake3::Hasher::new(), Vec::new());
-    for chunk in StreamCDC::new(file, FRAME.least as usize, FRAME.average as usize, FRAME.most as usize) {
-        let chunk = chunk.map_err(std::io::Error::other)?;
-        hasher.update(&chunk.data);
-        cuts.push(chunk.length as u64);
-    }
-    Ok((hasher.finalize().into(), cuts))
+pub struct Bounds {
+    /// No frame but the last ends before.
+    pub least: u64,
+    /// What frames of small files tend to.
+    pub average: u64,
+    /// None is longer.
+    pub most: u64,
 }
 
 /// The tar as entries and frames.
@@ -214,20 +118,21 @@ impl Builder {
     fn add(&mut self, number: usize, planned: &PlanEntry, scanned: Option<&Scanned>) {
         let (kind, content) = match (&planned.kind, scanned) {
             (PlanKind::Symlink { target }, _) => (Kind::Symlink(target.clone()), None),
-            (PlanKind::File { executable, size, .. }, Some(file)) => {
-                let known = self.first.get(&(file.digest, *executable)).filter(|_| *size > 0);
+            (PlanKind::File { executable, seen, .. }, Some(file)) => {
+                let known = self.first.get(&(file.digest, *executable)).filter(|_| seen.size > 0);
                 match known {
                     Some(first) => (Kind::Link(*first), None),
                     None => {
                         self.first.insert((file.digest, *executable), self.entries.len());
-                        let kind = Kind::File { size: *size, digest: file.digest, executable: *executable };
+                        let kind =
+                            Kind::File { size: seen.size, digest: file.digest, executable: *executable };
                         (kind, Some(file))
                     }
                 }
             }
             _ => (Kind::Dir, None),
         };
-        let size = content.map_or(0, |file| file.seen.0);
+        let size = content.map_or(0, |file| file.seen.size);
         let header = self.header(&planned.path, &kind);
         let whole = header.len() as u64 + size.next_multiple_of(BLOCK);
         if size >= LARGE || self.open.raw + whole > FRAME.most {

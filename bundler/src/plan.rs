@@ -12,6 +12,7 @@ use crate::cargo::{self, CargoPackage};
 use crate::diagnostic::{Diagnostic, Failure};
 use crate::manifest::{self, CommandSource, Project, RunSource, name_fault, version_fault};
 use crate::read::Text;
+use crate::scan::Seen;
 use crate::tree::{self, Kind, Node, Planter, Tree, shown};
 
 /// zstd's own default.
@@ -52,8 +53,8 @@ pub enum PlanKind {
         source: PathBuf,
         /// It may be executed.
         executable: bool,
-        /// Bytes, when the plan was made.
-        size: u64,
+        /// Its state when the plan was made.
+        seen: Seen,
     },
     /// A symbolic link that stays in the tree.
     Symlink {
@@ -201,8 +202,8 @@ impl<'a> Draft<'a> {
         let output = output.map(|metadata| tree::id(&metadata));
         let mut planter = Planter::new(&self.project.dir, &source.includes, &source.exclude, output);
         for (bin, path) in bins {
-            let size = fs::metadata(path).map_or(0, |metadata| metadata.len());
-            planter.bin(bin, path.clone(), size);
+            let seen = fs::metadata(path).map_or_else(|_| Seen::default(), |found| Seen::from(&found));
+            planter.bin(bin, path.clone(), seen);
         }
         let (mut tree, unused) = planter.plant();
         self.whole = source.includes_whole && tree.errors.is_empty();
@@ -390,7 +391,7 @@ fn tree_path(text: &str) -> Result<String, String> {
 fn entry((path, node): (Vec<u8>, Node)) -> PlanEntry {
     let kind = match node.kind {
         Kind::Dir => PlanKind::Dir,
-        Kind::File { executable, size } => PlanKind::File { source: node.source, executable, size },
+        Kind::File { executable, seen } => PlanKind::File { source: node.source, executable, seen },
         Kind::Symlink { target } => PlanKind::Symlink { target },
     };
     PlanEntry { path, kind }

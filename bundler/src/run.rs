@@ -6,15 +6,20 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use kitbag_format::{Bundle, Digest, exit};
 
+use crate::cache;
 use crate::cli::RunArgs;
 use crate::diagnostic::Failure;
 use crate::executable::Base;
 use crate::pack;
 use crate::plan::PlanOptions;
 use crate::progress::Progress;
+
+/// A project's file goes when it was not packed for so long.
+const UNUSED: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// Packs and runs. Returns only if that fails.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
@@ -31,18 +36,11 @@ fn place(dir: &Path) -> Result<PathBuf, Failure> {
     let whole = fs::canonicalize(dir).map_err(|error| {
         Failure::new(exit::USAGE, format!("cannot open the folder {}: {error}", dir.display()))
     })?;
-    let folder = cache().join("kitbag/run");
+    let folder = cache::folder("run");
+    cache::forget(&folder, UNUSED);
     fs::create_dir_all(&folder).map_err(|error| {
         Failure::new(exit::NO_PLACE, format!("cannot make the folder {}: {error}", folder.display()))
     })?;
     let name = whole.file_name().map_or_else(|| "app".into(), |name| name.to_string_lossy().into_owned());
     Ok(folder.join(format!("{name}-{}", Digest::of(whole.as_os_str().as_bytes()).short())))
-}
-
-/// The user's cache folder; XDG Base Directory Specification 0.8.
-fn cache() -> PathBuf {
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    absolute("XDG_CACHE_HOME")
-        .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
-        .unwrap_or_else(std::env::temp_dir)
 }

@@ -12,6 +12,7 @@ use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 use crate::diagnostic::{Diagnostic, near_miss};
 use crate::manifest::Include;
 use crate::read::Text;
+use crate::scan::Seen;
 
 /// Longest path in a tree, in bytes. Below it a store's own folder still fits into PATH_MAX (4096).
 pub const LONGEST_PATH: usize = 3072;
@@ -52,8 +53,8 @@ pub enum Kind {
     File {
         /// Any of its execute bits is set.
         executable: bool,
-        /// Bytes.
-        size: u64,
+        /// Its state now.
+        seen: Seen,
     },
     /// A symbolic link.
     Symlink {
@@ -106,8 +107,8 @@ impl<'a> Planter<'a> {
     }
 
     /// Puts a Cargo bin in its place.
-    pub fn bin(&mut self, name: &str, source: PathBuf, size: u64) {
-        let kind = Kind::File { executable: true, size };
+    pub fn bin(&mut self, name: &str, source: PathBuf, seen: Seen) {
+        let kind = Kind::File { executable: true, seen };
         let node = Node { kind, source, id: (0, 0), include: None };
         self.insert(format!("bin/{name}").into_bytes(), node);
     }
@@ -387,7 +388,7 @@ fn file_kind(source: &Path, metadata: &Metadata) -> Result<Kind, Fault> {
     if mode & 0o444 != 0o444 {
         File::open(source).map_err(|error| Fault::unreadable(&error))?;
     }
-    Ok(Kind::File { executable: mode & 0o111 != 0, size: metadata.len() })
+    Ok(Kind::File { executable: mode & 0o111 != 0, seen: Seen::from(metadata) })
 }
 
 /// The place in the tree that a link at `path` leads to: `..` only at the beginning, never out of the tree.

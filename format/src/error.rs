@@ -93,7 +93,7 @@ impl Error {
         }
     }
 
-    /// What a person can do about it.
+    /// What a person can do about it; empty where the message says it all.
     pub const fn advice(&self) -> &'static str {
         match self {
             Self::NotABundle(_) => "name a file that `kitbag pack` wrote",
@@ -105,7 +105,7 @@ impl Error {
             Self::Damaged { .. } => "copy the file again from where it is whole",
             Self::TooNew(_) => "use the bundle's own commands, or a newer kitbag",
             Self::Malformed { .. } => "do not run this file; ask who packed it",
-            Self::Io { .. } => "see the reason given",
+            Self::Io { .. } => "",
         }
     }
 }

@@ -69,6 +69,7 @@ impl From<lexopt::Error> for Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Bundle(error) if error.advice().is_empty() => error.fmt(f),
             Self::Bundle(error) => write!(f, "{error}\n  to fix  {}", error.advice()),
             Self::Store(error) => error.fmt(f),
             Self::Expand(error) => error.fmt(f),

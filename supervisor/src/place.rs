@@ -112,6 +112,19 @@ pub fn choose(facts: &Facts, bundle: &Bundle) -> Result<(Store, Vec<Candidate>),
     Err(StoreError::NoPlace(tried))
 }
 
+/// True if somebody chose a place that no disk could make good: a relative path, a link, another user's folder. To
+/// go on without it would hide the mistake.
+pub fn is_mistake(tried: &[Candidate]) -> bool {
+    let disk = |refusal: &Refusal| {
+        matches!(
+            refusal,
+            Refusal::NoExec | Refusal::ReadOnly | Refusal::Space(..) | Refusal::Inodes(..) | Refusal::Io(_)
+        )
+    };
+    let chosen = tried.iter().find(|candidate| candidate.why == "KITBAG_STORE" && candidate.path.is_some());
+    chosen.is_some_and(|candidate| candidate.verdict.as_ref().is_err_and(|refusal| !disk(refusal)))
+}
+
 /// What [`choose`] would try, in order and up to what it would take, for people who ask. Makes nothing.
 pub fn survey(facts: &Facts) -> Vec<Candidate> {
     let mut tried = Vec::new();

@@ -104,6 +104,7 @@ impl From<Error> for StoreError {
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Format(error) if error.advice().is_empty() => error.fmt(f),
             Self::Format(error) => write!(f, "{error}; {}", error.advice()),
             Self::NoPlace(candidates) => {
                 f.write_str("no folder can be used to unpack in")?;

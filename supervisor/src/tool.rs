@@ -29,7 +29,7 @@ pub fn start(own: &Own, arguments: &[OsString]) -> Result<(), Failure> {
     let kitbag_format::manifest::Run::Command(command) = &manifest.run else { return Ok(()) };
     let facts = Facts::of_process(Some(&own.path));
     let (store, _) = match place::choose(&facts, &own.bundle) {
-        Err(StoreError::NoPlace(tried)) => {
+        Err(StoreError::NoPlace(tried)) if !place::is_mistake(&tried) => {
             return match memory::program(&own.bundle, &manifest, command)? {
                 Some(program) => from_memory(program, command, &manifest, arguments),
                 None => Err(StoreError::NoPlace(tried).into()),

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::{Plan, PlanKind, PlanOptions, plan};
+use crate::scan::Seen;
 
 const HEAD: &str = "name = \"app\"\nversion = \"1\"\ncommand = [\"bin/app\"]\n";
 
@@ -91,7 +92,9 @@ fn entries_are_sorted_with_every_parent() {
     assert_eq!(paths(&plan).join(", "), expected);
     let sorted = plan.entries.windows(2).all(|pair| pair[0].path < pair[1].path);
     assert!(sorted, "{:?}", paths(&plan));
-    let app = PlanKind::File { source: folder.path("bin/app"), executable: true, size: 4 };
+    let seen = Seen::from(&fs::metadata(folder.path("bin/app")).expect("the file"));
+    assert_eq!(seen.size, 4);
+    let app = PlanKind::File { source: folder.path("bin/app"), executable: true, seen };
     assert_eq!(plan.entries[1].kind, app);
     assert_eq!(plan.entries[10].kind, PlanKind::Symlink { target: b"a/x".to_vec() });
     assert_eq!(plan.manifest.commands()[0].1.argv, ["bin/app"]);
@@ -434,8 +437,8 @@ fn a_cargo_package_needs_nothing_more() {
     assert_eq!(plan.manifest.description, "Says hello");
     assert_eq!(plan.manifest.commands()[0].1.argv, ["bin/hello"]);
     assert_eq!(paths(&plan), ["bin", "bin/hello"]);
-    let PlanKind::File { source, executable: true, size } = &plan.entries[1].kind else { panic!("{plan:?}") };
-    assert!(*size > 100_000, "{size}");
+    let PlanKind::File { source, executable: true, seen } = &plan.entries[1].kind else { panic!("{plan:?}") };
+    assert!(seen.size > 100_000, "{}", seen.size);
     assert!(!has_interpreter(source), "{} must be static", source.display());
 }
 

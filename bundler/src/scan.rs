@@ -1,0 +1,301 @@
+//! Reads every file once, in parallel, for its digest and its cuts, and remembers what it found for the next time.
+//!
+//! What is remembered is taken for a file only while its size, inode, modification and change time are the same.
+//! No system call sets a change time, so no change of content hides from it. A file that changed within a moment
+//! of being read is not remembered: a second change could have fallen into the same tick of the clock.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs::{self, File, Metadata};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use fastcdc::v2020::{FastCDC, StreamCDC};
+use kitbag_format::Digest;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::payload::{FRAME, LARGE};
+use crate::plan::{PlanEntry, PlanKind};
+
+/// Files up to this size are read whole.
+const IN_MEMORY: u64 = 8 << 20;
+/// Why a file that is written to cannot be packed.
+pub const CHANGED: &str = "it changed while it was packed";
+/// Longer than a tick of any file system's clock, FAT's two seconds included.
+const MOMENT: Duration = Duration::from_secs(3);
+/// What was not used for so long is forgotten.
+const FORGOTTEN: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// A file that could not be packed, and why.
+#[derive(Debug)]
+pub struct Unreadable {
+    /// The file.
+    pub path: PathBuf,
+    /// Why, as a sentence's end.
+    pub why: String,
+}
+
+/// What a file held when it was read first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scanned {
+    /// Digest of the contents.
+    #[serde(with = "digest")]
+    pub digest: Digest,
+    /// Lengths of the cuts, for a large file; they add up to its size.
+    pub cuts: Vec<u64>,
+    /// What must be the same when it is read again.
+    pub seen: Seen,
+}
+
+/// What identifies a file's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Seen {
+    /// Bytes.
+    pub size: u64,
+    inode: u64,
+    /// Seconds and nanoseconds.
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl From<&Metadata> for Seen {
+    fn from(found: &Metadata) -> Self {
+        Self {
+            size: found.size(),
+            inode: found.ino(),
+            modified: (found.mtime(), found.mtime_nsec()),
+            changed: (found.ctime(), found.ctime_nsec()),
+        }
+    }
+}
+
+/// Scans every file of the plan. `None` for what is no file.
+pub fn scan(entries: &[PlanEntry], memory: &Memory) -> Result<Vec<Option<Scanned>>, Unreadable> {
+    entries
+        .par_iter()
+        .map(|entry| match &entry.kind {
+            PlanKind::File { source, seen, .. } => match memory.recall(source, seen) {
+                Some(scanned) => Ok(Some(scanned.clone())),
+                None => scan_file(source, *seen).map(Some),
+            },
+            _ => Ok(None),
+        })
+        .collect()
+}
+
+fn scan_file(path: &Path, planned: Seen) -> Result<Scanned, Unreadable> {
+    let unreadable = |why: String| Unreadable { path: path.to_owned(), why };
+    let failed = |error: io::Error| unreadable(error.to_string());
+    let mut file = File::open(path).map_err(failed)?;
+    let seen = Seen::from(&file.metadata().map_err(failed)?);
+    let cut = if seen.size > IN_MEMORY { cut_stream(&mut file) } else { cut_in_memory(&file, seen.size) };
+    let (digest, cuts) = cut.map_err(failed)?;
+    if seen != planned || cuts.iter().sum::<u64>() != seen.size {
+        return Err(unreadable(CHANGED.to_owned()));
+    }
+    Ok(Scanned { digest, cuts, seen })
+}
+
+thread_local! {
+    /// What files are read into; kept, as fresh memory costs more than reading does.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+fn cut_in_memory(file: &File, size: u64) -> io::Result<(Digest, Vec<u64>)> {
+    BUFFER.with_borrow_mut(|buffer| {
+        let length = size as usize;
+        if buffer.len() < length {
+            buffer.resize(length, 0);
+        }
+        let bytes = &mut buffer[..length];
+        file.read_exact_at(bytes, 0)?;
+        let cuts = if size < LARGE {
+            vec![size]
+        } else {
+            let chunks =
+                FastCDC::new(bytes, FRAME.least as usize, FRAME.average as usize, FRAME.most as usize);
+            chunks.map(|chunk| chunk.length as u64).collect()
+        };
+        Ok((Digest::of(bytes), cuts))
+    })
+}
+
+fn cut_stream(file: &mut File) -> io::Result<(Digest, Vec<u64>)> {
+    let (mut hasher, mut cuts) = (blake3::Hasher::new(), Vec::new());
+    for chunk in StreamCDC::new(file, FRAME.least as usize, FRAME.average as usize, FRAME.most as usize) {
+        let chunk = chunk.map_err(io::Error::other)?;
+        hasher.update(&chunk.data);
+        cuts.push(chunk.length as u64);
+    }
+    Ok((hasher.finalize().into(), cuts))
+}
+
+/// What was found earlier, in a file of the user's cache: one for each bundle that is packed.
+#[derive(Default)]
+pub struct Memory {
+    path: PathBuf,
+    files: HashMap<Vec<u8>, Scanned>,
+}
+
+/// The memory's file: postcard, behind a digest of the rest.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    /// Bounds of the cuts; under others nothing holds.
+    bounds: [u64; 3],
+    files: Vec<(Vec<u8>, Scanned)>,
+}
+
+impl Memory {
+    /// What is remembered of the files in the bundle that is written to `output` by somebody in this folder: the
+    /// plan's sources are relative to it. Nothing, where it cannot be read.
+    pub fn of(output: &Path) -> Self {
+        let mut place = std::env::current_dir().unwrap_or_default().into_os_string();
+        place.push("\n");
+        place.push(output);
+        let name = Digest::of(place.as_bytes()).short();
+        let path = crate::cache::folder("scan").join(name);
+        let files = read(&path).map(|files| files.into_iter().collect()).unwrap_or_default();
+        Self { path, files }
+    }
+
+    fn recall(&self, source: &Path, seen: &Seen) -> Option<&Scanned> {
+        self.files.get(source.as_os_str().as_bytes()).filter(|scanned| scanned.seen == *seen)
+    }
+
+    /// Remembers what was found now, instead. It is a cache: that it cannot be written is no failure.
+    pub fn keep(self, entries: &[PlanEntry], scanned: &[Option<Scanned>]) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let settled = now.saturating_sub(MOMENT).as_secs() as i64;
+        let mut files = Vec::new();
+        for (entry, scanned) in entries.iter().zip(scanned) {
+            if let (PlanKind::File { source, .. }, Some(scanned)) = (&entry.kind, scanned)
+                && scanned.seen.changed.0 < settled
+            {
+                files.push((source.as_os_str().as_bytes().to_vec(), scanned.clone()));
+            }
+        }
+        let same = files.len() == self.files.len()
+            && files.iter().all(|(source, scanned)| self.files.get(source) == Some(scanned));
+        if same {
+            // Its age says when it was used.
+            let _ = File::open(&self.path).and_then(|file| file.set_modified(SystemTime::now()));
+        } else {
+            let _ = write(&self.path, files);
+        }
+    }
+}
+
+fn bounds() -> [u64; 3] {
+    [FRAME.least, FRAME.average, FRAME.most]
+}
+
+fn read(path: &Path) -> Option<Vec<(Vec<u8>, Scanned)>> {
+    let bytes = fs::read(path).ok()?;
+    let (digest, body) = bytes.split_at_checked(32)?;
+    if Digest::of(body).0 != digest {
+        return None;
+    }
+    let saved: Saved = postcard::from_bytes(body).ok()?;
+    (saved.bounds == bounds()).then_some(saved.files)
+}
+
+fn write(path: &Path, files: Vec<(Vec<u8>, Scanned)>) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
+    crate::cache::forget(folder, FORGOTTEN);
+    let body = postcard::to_allocvec(&Saved { bounds: bounds(), files }).map_err(io::Error::other)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    io::Write::write_all(&mut file, &Digest::of(&body).0)?;
+    io::Write::write_all(&mut file, &body)?;
+    file.persist(path)?;
+    Ok(())
+}
+
+mod digest {
+    use kitbag_format::Digest;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(digest: &Digest, serializer: S) -> Result<S::Ok, S::Error> {
+        digest.0.serialize(serializer)
+    }
+
+    pub fn deserialize<'a, D: Deserializer<'a>>(deserializer: D) -> Result<Digest, D::Error> {
+        <[u8; 32]>::deserialize(deserializer).map(Digest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(source: &Path) -> PlanEntry {
+        let found = fs::metadata(source).unwrap();
+        let kind = PlanKind::File { source: source.to_owned(), executable: false, seen: Seen::from(&found) };
+        PlanEntry { path: b"file".to_vec(), kind }
+    }
+
+    fn memory(folder: &Path) -> Memory {
+        let path = folder.join("memory");
+        Memory { files: read(&path).unwrap_or_default().into_iter().collect(), path }
+    }
+
+    fn set_age(path: &Path, seconds: u64) {
+        let then = SystemTime::now() - Duration::from_secs(seconds);
+        File::open(path).unwrap().set_modified(then).unwrap();
+    }
+
+    #[test]
+    fn what_changed_a_moment_ago_is_not_remembered() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("file");
+        fs::write(&source, "one").unwrap();
+        let entries = [entry(&source)];
+        let scanned = scan(&entries, &memory(folder.path())).unwrap();
+        memory(folder.path()).keep(&entries, &scanned);
+        assert!(memory(folder.path()).files.is_empty());
+    }
+
+    #[test]
+    fn what_is_remembered_holds_until_the_file_changes_even_with_its_old_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("file");
+        fs::write(&source, "one").unwrap();
+        set_age(&source, 3600);
+        let entries = [entry(&source)];
+        let found = scan(&entries, &Memory::default()).unwrap();
+        // As if it had been read an hour later.
+        write(
+            &folder.path().join("memory"),
+            vec![(source.as_os_str().as_bytes().to_vec(), found[0].clone().unwrap())],
+        )
+        .unwrap();
+        let PlanKind::File { seen, .. } = entries[0].kind else { panic!() };
+        let remembered = memory(folder.path());
+        assert_eq!(remembered.recall(&source, &seen), found[0].as_ref());
+
+        let before = fs::metadata(&source).unwrap().modified().unwrap();
+        fs::write(&source, "two").unwrap();
+        File::open(&source).unwrap().set_modified(before).unwrap();
+        let PlanKind::File { seen, .. } = entry(&source).kind else { panic!() };
+        assert_eq!(remembered.recall(&source, &seen), None);
+    }
+
+    #[test]
+    fn a_damaged_memory_is_no_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("memory");
+        write(&path, Vec::new()).unwrap();
+        let whole = fs::read(&path).unwrap();
+        assert!(read(&path).is_some());
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1;
+            fs::write(&path, bytes).unwrap();
+            assert!(read(&path).is_none(), "byte {at}");
+        }
+    }
+}
