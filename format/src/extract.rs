@@ -4,23 +4,20 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use nix::fcntl::{AtFlags, OFlag, open, openat};
-use nix::sched::CpuSet;
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, mkdirat};
 use nix::unistd::{linkat, symlinkat};
 
 use crate::error::{Error, Region};
 use crate::index::{Entry, Index, Kind, Span};
+use crate::parallel;
 use crate::reader::Bundle;
 
 /// Below this many bytes of tar one thread is faster than several.
 const ALONE: u64 = 1 << 20;
-/// More threads than this only contend for the folder's locks.
-const MOST_THREADS: usize = 8;
 
 /// What to unpack, and how.
 pub struct Extraction<'a> {
@@ -41,16 +38,7 @@ pub fn threads_for(bytes: u64) -> usize {
     if bytes < ALONE {
         return 1;
     }
-    cores().min(MOST_THREADS)
-}
-
-/// The cores that this process may run on; sched_getaffinity(2). (Rust's own count also reads cgroup limits, which
-/// a burst of a second does not care about, for 8 kB in every bundle.)
-pub fn cores() -> usize {
-    let own = nix::unistd::Pid::from_raw(0);
-    let set = nix::sched::sched_getaffinity(own).ok();
-    let count = |set: CpuSet| (0..CpuSet::count()).filter(|core| set.is_set(*core).unwrap_or(false)).count();
-    set.map_or(1, count).max(1)
+    parallel::threads()
 }
 
 /// Opens a folder without following a link in its last component.
@@ -127,15 +115,7 @@ impl Extraction<'_> {
             }
             result
         };
-        std::thread::scope(|scope| {
-            let helpers: Vec<_> = (1..threads_for(bytes).min(jobs.len().max(1)))
-                .map_while(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok())
-                .collect();
-            let mine = work();
-            helpers
-                .into_iter()
-                .fold(mine, |sum, helper| sum.and(helper.join().unwrap_or_else(|p| resume_unwind(p))))
-        })
+        parallel::run(threads_for(bytes).min(jobs.len()), work)
     }
 
     /// The frames that hold something wanted, each with its place and first entry.

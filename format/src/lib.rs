@@ -10,6 +10,7 @@ pub mod extract;
 pub mod index;
 pub mod layout;
 pub mod manifest;
+pub mod parallel;
 pub mod reader;
 pub mod report;
 pub mod template;

@@ -4,7 +4,6 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -14,6 +13,7 @@ use crate::error::{Error, Region};
 use crate::index::{Frame, Index};
 use crate::layout::{HEAD_LEN, HINT_TOOL, Head, MAGIC, Part, PartKind};
 use crate::manifest::{KNOWN_REQUIREMENTS, Manifest};
+use crate::parallel;
 
 /// Most bytes of a runtime, an index, a manifest: what is read into memory whole.
 const MOST_IN_MEMORY: u64 = 256 << 20;
@@ -151,22 +151,13 @@ impl Bundle {
         let index = self.index()?;
         let places: Vec<(u64, Frame)> = self.frame_places(&index)?.into_iter().zip(index.frames).collect();
         let next = AtomicUsize::new(0);
-        std::thread::scope(|scope| {
-            let work = || -> Result<(), Error> {
-                let mut packed = Vec::new();
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    let Some((offset, frame)) = places.get(number) else { return Ok(()) };
-                    self.read_frame(number, *offset, frame, &mut packed)?;
-                }
-            };
-            let helpers: Vec<_> = (1..threads.min(places.len()))
-                .map_while(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok())
-                .collect();
-            let mine = work();
-            helpers
-                .into_iter()
-                .fold(mine, |sum, helper| sum.and(helper.join().unwrap_or_else(|p| resume_unwind(p))))
+        parallel::run(threads.min(places.len()), || {
+            let mut packed = Vec::new();
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                let Some((offset, frame)) = places.get(number) else { return Ok(()) };
+                self.read_frame(number, *offset, frame, &mut packed)?;
+            }
         })
     }
 

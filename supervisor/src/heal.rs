@@ -17,9 +17,9 @@ use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, mkdirat};
 use nix::unistd::{linkat, symlinkat};
 
-use crate::parallel;
 use crate::record::{self, Stat, path_of};
 use crate::store::{self, Store, StoreError};
+use kitbag_format::parallel;
 
 /// Bytes that are hashed at a time.
 const PIECE: usize = 128 << 10;

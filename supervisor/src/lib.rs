@@ -8,7 +8,6 @@ pub mod memory;
 pub mod open;
 pub mod output;
 pub mod owned;
-pub mod parallel;
 pub mod place;
 pub mod record;
 pub mod service;

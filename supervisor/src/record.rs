@@ -36,7 +36,7 @@ use kitbag_format::{Digest, Index};
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{FileStat, fstatat};
 
-use crate::parallel;
+use kitbag_format::parallel;
 
 const MAGIC: &[u8; 8] = b"KITBREC\x01";
 const HEADER: usize = 40;

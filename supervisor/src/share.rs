@@ -18,10 +18,10 @@ use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
 use crate::heal;
-use crate::parallel;
 use crate::place::Need;
 use crate::record::{Record, Stat};
 use crate::store::Store;
+use kitbag_format::parallel;
 
 /// Content with permissions.
 type Key = (Digest, bool);
