@@ -39,13 +39,14 @@ impl Inputs {
         Inputs { base: work.join("inputs") }
     }
 
-    /// The tree `name`: tiny, medium or large.
+    /// The tree `name`: tiny, medium, large, or `many`, which has exactly 20,000 files and the program.
     pub fn tree(&self, name: &str) -> Result<Input, String> {
         self.made(name, |dir| {
             match name {
                 "tiny" => Ok(()),
                 "medium" => python(dir),
                 "large" => large(dir),
+                "many" => many(dir),
                 _ => Err(format!("there is no input `{name}`; there are tiny, medium and large")),
             }?;
             hello(dir, "1")
@@ -146,6 +147,17 @@ fn python(dir: &Path) -> Result<(), String> {
     let name = library.file_name().unwrap_or("python3".as_ref());
     copy(library, &dir.join("lib").join(name), (usize::MAX, u64::MAX))?;
     copy(Path::new(program), &dir.join("bin/python3"), (1, u64::MAX)).map(drop)
+}
+
+/// 20,000 small files, each different.
+fn many(dir: &Path) -> Result<(), String> {
+    for number in 0..20_000 {
+        let folder = dir.join(format!("files/{:03}", number / 100));
+        fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
+        fs::write(folder.join(format!("{number}")), format!("file {number}\n"))
+            .map_err(|error| error.to_string())?;
+    }
+    Ok(())
 }
 
 /// A JDK and Python packages, or whatever libraries are there.

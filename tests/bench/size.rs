@@ -50,11 +50,13 @@ fn bytes(file: &Path) -> Result<f64, String> {
 /// Seconds to pack, and to pack again when a file has changed.
 pub fn pack(bench: &mut Bench) -> Result<(), String> {
     for input in bench.trees(&["medium", "large"])? {
-        let often = bench.times(if input.name == "large" { 3 } else { 7 });
+        let often = bench.times(if input.name == "large" { 5 } else { 9 }).max(3);
         let packers = bench.packers.clone();
         let mut seconds = vec![Vec::new(); packers.len()];
-        for _ in 0..often {
-            for (packer, seconds) in packers.iter().zip(&mut seconds) {
+        for round in 0..often {
+            for turn in 0..packers.len() {
+                let at = (round + turn) % packers.len();
+                let (packer, seconds) = (&packers[at], &mut seconds[at]);
                 let out = bench.options.work.join("bundles").join(format!("{}.timed", packer.name()));
                 let _ = fs::remove_file(&out);
                 shell("sync", &[])?;

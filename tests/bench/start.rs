@@ -7,7 +7,9 @@ use nix::sys::resource::{UsageWho, getrusage};
 
 use crate::Bench;
 use crate::inputs::Input;
-use crate::measure::{Start, difference, empty, median, on_path, remove, shell, timed, tool};
+use crate::measure::{
+    Start, difference, empty, forget_removals, median, on_path, remove, shell, spread, timed, tool,
+};
 use crate::peers::Packer;
 use crate::report::{Bar, Row};
 
@@ -114,60 +116,113 @@ fn system_calls(start: &Start, scratch: &Path) -> Result<f64, String> {
 
 /// First starts with an empty store, beside `zstd -dc | tar x` of the same tree.
 pub fn cold(bench: &mut Bench) -> Result<(), String> {
-    for (kind, dir) in stores(bench) {
-        for input in bench.trees(&["medium", "large"])? {
-            let often = match (kind, input.name.as_str()) {
-                ("tmpfs", "medium") => 15,
-                ("tmpfs", _) => 7,
-                (_, "medium") => 5,
-                _ => 3,
-            };
-            cold_in(bench, &input, kind, dir.clone(), bench.times(often))?;
-        }
+    let [(_, memory), (_, disk)] = stores(bench);
+    let inputs = bench.trees(&["medium", "large"])?;
+    let memory = Place::new(memory)?;
+    for input in &inputs {
+        let often = bench.times(if input.name == "large" { 9 } else { 15 }).max(3);
+        cold_in(bench, input, "tmpfs", &memory, often)?;
     }
-    Ok(())
+    if bench.options.quick {
+        bench
+            .notes
+            .push("first start (disk): left out by --quick, a few rounds say nothing there".to_owned());
+        return Ok(());
+    }
+    let disk = Place::new(disk)?;
+    for input in &inputs {
+        bench.file(&Packer::Tools, input)?;
+    }
+    forget_removals();
+    inputs.iter().try_for_each(|input| cold_in(bench, input, "disk", &disk, 6))
 }
 
-fn cold_in(bench: &mut Bench, input: &Input, kind: &str, dir: PathBuf, often: usize) -> Result<(), String> {
-    let place = Place::new(dir)?;
-    let packers: Vec<Packer> =
-        bench.packers.iter().filter(|packer| **packer != Packer::Tools).cloned().collect();
-    let archive = bench.file(&Packer::Tools, input)?;
-    let mut taken = vec![Vec::new(); packers.len()];
-    let (mut bar, mut cpu) = (Vec::new(), [Vec::new(), Vec::new()]);
-    for round in 0..often {
-        for (packer, taken) in packers.iter().zip(&mut taken) {
-            let file = bench.file(packer, input)?;
-            settle(&place, kind)?;
-            let before = children_ms();
-            let hello =
-                packer.start(&file, &place.0).run().map_err(|why| format!("{}: {why}", packer.name()))?;
-            taken.push(hello.main_ms);
-            if matches!(packer, Packer::Kitbag { .. }) {
-                cpu[0].push(children_ms() - before);
+/// One who unpacks, and what it took.
+struct Contender {
+    name: &'static str,
+    packer: Packer,
+    ms: Vec<f64>,
+    cpu: Vec<f64>,
+}
+
+impl Contender {
+    fn of(packer: Packer) -> Contender {
+        let name = if packer == Packer::Tools { "zstd -dc | tar x" } else { packer.name() };
+        Contender { name, packer, ms: Vec::new(), cpu: Vec::new() }
+    }
+
+    /// Unpacks `file` into the empty folder `dir`.
+    fn unpack(&mut self, input: &Input, file: &Path, dir: &Path) -> Result<(), String> {
+        let before = children_ms();
+        if self.packer == Packer::Tools {
+            let unpack = || shell("zstd -dc -q \"$1\" | tar x -C \"$2\"", &[file, dir]).map(drop);
+            self.ms.push(timed(unpack)? * 1e3);
+        } else {
+            let hello = self.packer.start(file, dir).run().map_err(|why| format!("{}: {why}", self.name))?;
+            self.ms.push(hello.main_ms);
+            // A start that fell back to another place, or kept its tree, would look quick.
+            if !hello.exe.starts_with(dir) {
+                return Err(format!(
+                    "{}: it ran from {}, not below {}",
+                    self.name,
+                    hello.exe.display(),
+                    dir.display()
+                ));
             }
-            if round == 0 && matches!(packer, Packer::Kitbag { .. }) {
+            if self.ms.len() == 1 && matches!(self.packer, Packer::Kitbag { .. }) {
                 right(input, &hello.root())?;
             }
         }
-        settle(&place, kind)?;
-        let before = children_ms();
-        let unpack = || shell("zstd -dc -q \"$1\" | tar x -C \"$2\"", &[&archive, &place.0]).map(drop);
-        bar.push(timed(unpack)? * 1e3);
-        cpu[1].push(children_ms() - before);
+        self.cpu.push(children_ms() - before);
+        Ok(())
     }
-    let what = format!("first start ({kind}), ms");
-    let ours = median(taken[0].clone());
-    let most = if kind == "tmpfs" { 0.6 } else { 1.0 };
-    bench.add(Row::new(&what, &input.name, ours).peer("zstd -dc | tar x", median(bar)).bar(Bar::Ratio(most)));
-    // Says on a busy machine what the times cannot say.
-    let [ours_cpu, bar_cpu] = cpu.map(median);
-    let row = Row::new(&format!("first start ({kind}), CPU ms"), &input.name, ours_cpu);
-    bench.add(row.peer("zstd -dc | tar x", bar_cpu));
-    for (packer, taken) in packers.iter().zip(taken).skip(1) {
-        bench.add(Row::new(&what, &input.name, ours).peer(packer.name(), median(taken)));
+}
+
+/// Rounds in which everybody has every turn as often as the others. On disk each unpacks into a new folder and
+/// nothing is removed before the end, and makeself is left out, because it removes its tree itself.
+fn cold_in(bench: &mut Bench, input: &Input, kind: &str, place: &Place, often: usize) -> Result<(), String> {
+    let disk = kind == "disk";
+    let packers = bench.packers.clone().into_iter().filter(|packer| !disk || *packer != Packer::Makeself);
+    let mut all: Vec<Contender> = packers.map(Contender::of).collect();
+    let files = all.iter().map(|one| bench.file(&one.packer, input)).collect::<Result<Vec<_>, _>>()?;
+    for round in 0..often {
+        for turn in 0..all.len() {
+            let at = (round + turn) % all.len();
+            let dir = place.0.join(format!("{}-{round}-{at}", input.name));
+            empty(&dir)?;
+            if disk {
+                tool(&["sync"])?;
+            }
+            all[at].unpack(input, &files[at], &dir)?;
+            if !disk {
+                remove(&dir.with_extension("state"));
+                remove(&dir);
+            }
+        }
     }
+    show(bench, input, kind, &all);
     Ok(())
+}
+
+fn show(bench: &mut Bench, input: &Input, kind: &str, all: &[Contender]) {
+    let most = if kind == "tmpfs" { 0.6 } else { 1.0 };
+    let ours = &all[0];
+    for theirs in &all[1..] {
+        let row = |unit: &str, of: fn(&Contender) -> &Vec<f64>| {
+            let row =
+                Row::new(&format!("first start ({kind}), {unit}"), &input.name, median(of(ours).clone()));
+            let note = format!("{}; peer {}", spread(of(ours)), spread(of(theirs)));
+            row.peer(theirs.name, median(of(theirs).clone())).note(note)
+        };
+        let (ms, cpu) = (row("ms", |one| &one.ms), row("CPU ms", |one| &one.cpu));
+        if theirs.packer == Packer::Tools {
+            bench.add(ms.bar(Bar::Ratio(most)));
+            // Says on a busy machine what the times cannot say.
+            bench.add(cpu);
+        } else {
+            bench.add(ms);
+        }
+    }
 }
 
 /// Milliseconds of CPU that all ended children have taken.
@@ -175,12 +230,6 @@ fn children_ms() -> f64 {
     let ms = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 * 1e3 + time.tv_usec() as f64 / 1e3;
     getrusage(UsageWho::RUSAGE_CHILDREN)
         .map_or(f64::NAN, |usage| ms(usage.user_time()) + ms(usage.system_time()))
-}
-
-/// An empty place, and nothing of the last round left to be written.
-fn settle(place: &Place, kind: &str) -> Result<(), String> {
-    place.wipe()?;
-    if kind == "disk" { tool(&["sync"]).map(drop) } else { Ok(()) }
 }
 
 /// An error if the unpacked tree is not the input.
@@ -224,7 +273,10 @@ pub fn as_meter() -> Option<ExitCode> {
 
 /// What comparing all files of a service bundle's tree adds to its start.
 pub fn compare(bench: &mut Bench) -> Result<(), String> {
-    let Some(large) = bench.trees(&["large"])?.pop() else { return Ok(()) };
+    if bench.trees(&["large"])?.is_empty() {
+        return Ok(());
+    }
+    let large = bench.inputs.tree("many")?;
     let tiny = bench.inputs.tree("tiny")?;
     let place = Place::new(stores(bench)[0].1.clone())?;
     let packer = bench.service();
@@ -235,8 +287,10 @@ pub fn compare(bench: &mut Bench) -> Result<(), String> {
         whole.push(service_start(&packer, &large, &place.0)?);
     }
     // The first round unpacked.
-    let ms = median(whole.split_off(1)) - median(base.split_off(1));
-    bench.add(Row::new("compare 20,000 files, ms", "large", ms).bar(Bar::Most(60.0)));
+    let (whole, base) = (whole.split_off(1), base.split_off(1));
+    let note = format!("{}; tiny {}", spread(&whole), spread(&base));
+    let ms = median(whole) - median(base);
+    bench.add(Row::new("compare 20,000 files, ms", "many", ms).bar(Bar::Most(60.0)).note(note));
     Ok(())
 }
 
