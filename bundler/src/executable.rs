@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::{io, thread};
+use std::{io, mem, thread};
 
 use kitbag_format::digest::Digest;
 use kitbag_format::index::{Frame, Index};
@@ -96,17 +96,21 @@ pub fn write(
 ) -> Result<Written, Failure> {
     let memory = Memory::of(output);
     let scanned = scan::scan(&plan.entries, &memory)?;
-    memory.keep(&plan.entries, &scanned);
     let layout = payload::lay_out(&plan.entries, &scanned);
     let head_at = elf::find_note_in(RUNTIME)?.ok_or(Error::NotABundle("the runtime has no note"))?.start;
     let target = Target::new(output).map_err(Error::io(format!("write {}", output.display())))?;
     let writer = Writer::new(target.file()?, RUNTIME, head_at)?;
     let job = Job { plan, scanned: &scanned, layout: &layout, base, progress };
-    let (writer, reused) = job.run(writer)?;
+    let (writer, reused) = thread::scope(|scope| {
+        scope.spawn(|| memory.keep(&plan.entries, &scanned));
+        job.run(writer)
+    })?;
     let index = Index { frames: Vec::new(), entries: layout.entries.clone() };
     let (file, digest, index) = writer.finish(index, &plan.manifest)?;
     let length = file.metadata().map_err(Error::io("examine the bundle"))?.len();
     target.publish(&file).map_err(Error::io(format!("write {}", output.display())))?;
+    // Taking a hundred thousand small things apart takes longer than the process still lives.
+    mem::forget((scanned, layout, memory));
     Ok(Written { digest, index, length, reused })
 }
 

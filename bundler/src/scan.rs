@@ -167,23 +167,24 @@ impl Memory {
     }
 
     /// Remembers what was found now, instead. It is a cache: that it cannot be written is no failure.
-    pub fn keep(self, entries: &[PlanEntry], scanned: &[Option<Scanned>]) {
+    pub fn keep(&self, entries: &[PlanEntry], scanned: &[Option<Scanned>]) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let settled = now.saturating_sub(MOMENT).as_secs() as i64;
-        let mut files = Vec::new();
-        for (entry, scanned) in entries.iter().zip(scanned) {
-            if let (PlanKind::File { source, .. }, Some(scanned)) = (&entry.kind, scanned)
-                && scanned.seen.changed.0 < settled
-            {
-                files.push((source.as_os_str().as_bytes().to_vec(), scanned.clone()));
-            }
-        }
-        let same = files.len() == self.files.len()
-            && files.iter().all(|(source, scanned)| self.files.get(source) == Some(scanned));
+        let found = || {
+            entries.iter().zip(scanned).filter_map(move |(entry, scanned)| match (&entry.kind, scanned) {
+                (PlanKind::File { source, .. }, Some(scanned)) if scanned.seen.changed.0 < settled => {
+                    Some((source.as_os_str().as_bytes(), scanned))
+                }
+                _ => None,
+            })
+        };
+        let same = found().count() == self.files.len()
+            && found().all(|(source, scanned)| self.files.get(source) == Some(scanned));
         if same {
             // Its age says when it was used.
             let _ = File::open(&self.path).and_then(|file| file.set_modified(SystemTime::now()));
         } else {
+            let files = found().map(|(source, scanned)| (source.to_vec(), scanned.clone())).collect();
             let _ = write(&self.path, files);
         }
     }
