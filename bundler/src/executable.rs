@@ -86,16 +86,16 @@ impl Base {
     }
 }
 
-/// Writes the bundle of `plan` to `output`: to a file without a name first, then in place at once. `progress` is
-/// told the bytes of tar done and of all.
+/// Writes the bundle of `plan` to its output: to a file without a name first, then in place at once. `memory` is
+/// that output's, and is renewed. `progress` is told the bytes of tar done and of all.
 pub fn write(
     plan: &Plan,
     base: Option<&Base>,
-    output: &Path,
+    memory: &Memory,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Written, Failure> {
-    let memory = Memory::of(output);
-    let scanned = scan::scan(&plan.entries, &memory)?;
+    let output = plan.output.as_path();
+    let scanned = scan::scan(&plan.entries, memory)?;
     let layout = payload::lay_out(&plan.entries, &scanned);
     let head_at = elf::find_note_in(RUNTIME)?.ok_or(Error::NotABundle("the runtime has no note"))?.start;
     let target = Target::new(output).map_err(Error::io(format!("write {}", output.display())))?;
@@ -110,7 +110,7 @@ pub fn write(
     let length = file.metadata().map_err(Error::io("examine the bundle"))?.len();
     target.publish(&file).map_err(Error::io(format!("write {}", output.display())))?;
     // Taking a hundred thousand small things apart takes longer than the process still lives.
-    mem::forget((scanned, layout, memory));
+    mem::forget((scanned, layout));
     Ok(Written { digest, index, length, reused })
 }
 

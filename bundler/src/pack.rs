@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::mem;
 use std::path::Path;
 
 use kitbag_format::report::bytes;
@@ -13,10 +14,12 @@ use crate::executable::{self, Base, Written};
 use crate::inspect;
 use crate::plan::{Plan, PlanKind, PlanOptions, plan};
 use crate::progress::Progress;
+use crate::scan::{Loading, Memory};
 use crate::tree;
 
 /// Does what the command line says.
 pub fn pack(args: &PackArgs) -> Result<(), Failure> {
+    let memory = args.output.clone().map(Memory::load);
     let mut plan = planned(&args.dir, &PlanOptions { output: args.output.clone(), quiet: args.quiet })?;
     if let Some(level) = args.level {
         plan.compression = level;
@@ -33,11 +36,14 @@ pub fn pack(args: &PackArgs) -> Result<(), Failure> {
         None => before.and_then(|bundle| Base::new(bundle).ok()),
     };
     let progress = Progress::new("packing", args.quiet);
-    let written = write(&plan, base.as_ref(), &progress)?;
-    if args.quiet {
-        return Ok(());
+    let memory = memory.unwrap_or_else(|| Memory::load(plan.output.clone()));
+    let written = write(&plan, base.as_ref(), memory, &progress)?;
+    if !args.quiet {
+        crate::print(summary(&plan, &written, &progress).as_bytes())?;
     }
-    crate::print(summary(&plan, &written, &progress).as_bytes())
+    // The process ends now; taking all this apart would take a tenth of its time.
+    mem::forget((plan, base, written));
+    Ok(())
 }
 
 /// Plans, and prints the warnings.
@@ -50,8 +56,15 @@ pub fn planned(dir: &Path, options: &PlanOptions) -> Result<Plan, Failure> {
 }
 
 /// Writes the bundle of `plan` to its place.
-pub fn write(plan: &Plan, base: Option<&Base>, progress: &Progress) -> Result<Written, Failure> {
-    let written = executable::write(plan, base, &plan.output, &|done, all| progress.set(done, all));
+pub fn write(
+    plan: &Plan,
+    base: Option<&Base>,
+    memory: Loading,
+    progress: &Progress,
+) -> Result<Written, Failure> {
+    let memory = memory.join().unwrap_or_default();
+    let written = executable::write(plan, base, &memory, &|done, all| progress.set(done, all));
+    mem::forget(memory);
     progress.finish();
     written.map_err(|failure| match failure {
         executable::Failure::Input(input) => {

@@ -17,6 +17,7 @@ use crate::executable::Base;
 use crate::pack;
 use crate::plan::PlanOptions;
 use crate::progress::Progress;
+use crate::scan::Memory;
 
 /// A project's file goes when it was not packed for so long.
 const UNUSED: Duration = Duration::from_secs(30 * 24 * 60 * 60);
@@ -24,9 +25,10 @@ const UNUSED: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Packs and runs. Returns only if that fails.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let output = place(&args.dir)?;
+    let memory = Memory::load(output.clone());
     let plan = pack::planned(&args.dir, &PlanOptions { output: Some(output.clone()), quiet: false })?;
     let base = Bundle::open_path(&output).and_then(Base::new).ok();
-    pack::write(&plan, base.as_ref(), &Progress::new("packing", false))?;
+    pack::write(&plan, base.as_ref(), memory, &Progress::new("packing", false))?;
     let error = Command::new(&output).args(&args.args).exec();
     Err(Failure::new(exit::NOT_STARTED, format!("cannot run {}: {error}", output.display())))
 }

@@ -11,6 +11,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
 use fastcdc::v2020::{FastCDC, StreamCDC};
@@ -149,10 +150,18 @@ struct Saved {
     files: Vec<(Vec<u8>, Scanned)>,
 }
 
+/// A memory that is being read.
+pub type Loading = JoinHandle<Memory>;
+
 impl Memory {
+    /// Begins to read what is remembered for this output, while something else is done.
+    pub fn load(output: PathBuf) -> Loading {
+        thread::spawn(move || Self::of(&output))
+    }
+
     /// What is remembered of the files in the bundle that is written to `output` by somebody in this folder: the
     /// plan's sources are relative to it. Nothing, where it cannot be read.
-    pub fn of(output: &Path) -> Self {
+    fn of(output: &Path) -> Self {
         let mut place = std::env::current_dir().unwrap_or_default().into_os_string();
         place.push("\n");
         place.push(output);
