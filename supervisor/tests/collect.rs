@@ -57,12 +57,20 @@ fn trees(store: &Store) -> usize {
     fs::read_dir(store.trees()).unwrap().count()
 }
 
+/// One test at a time: a process that another test starts at this moment has our descriptors, locks included, until
+/// it executes, and a locked tree stays.
+fn alone() -> std::sync::MutexGuard<'static, ()> {
+    static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 fn why(report: &Report, bundle: &Bundle) -> Option<&'static str> {
     report.items.iter().find(|item| item.digest == bundle.digest()).unwrap().kept
 }
 
 #[test]
 fn the_last_used_stay_and_freed_bytes_are_true() {
+    let _alone = alone();
     let temp = Temp::new();
     let (store, bundles) = versions(&temp, 4);
     let policy = Policy { keep: 2, spare: Duration::ZERO, ..Policy::default() };
@@ -92,6 +100,7 @@ fn goes_at_last(store: &Store) {
 
 #[test]
 fn a_tree_that_a_program_runs_from_stays() {
+    let _alone = alone();
     let temp = Temp::new();
     let (store, bundles) = versions(&temp, 2);
     let program = store.tree_dir(&bundles[0].digest()).join("tree/bin/sleep");
@@ -105,6 +114,7 @@ fn a_tree_that_a_program_runs_from_stays() {
 
 #[test]
 fn a_tree_that_is_a_working_folder_or_has_an_open_file_stays() {
+    let _alone = alone();
     let temp = Temp::new();
     let (store, bundles) = versions(&temp, 3);
     let root = |number: usize| store.tree_dir(&bundles[number].digest()).join("tree");
@@ -120,6 +130,7 @@ fn a_tree_that_is_a_working_folder_or_has_an_open_file_stays() {
 
 #[test]
 fn a_tree_that_was_just_started_stays() {
+    let _alone = alone();
     let temp = Temp::new();
     let (store, bundles) = versions(&temp, 1);
     fs::write(store.tree_dir(&bundles[0].digest()).join("start"), "x").unwrap();
@@ -142,6 +153,7 @@ fn child_holds() {
 
 #[test]
 fn a_tree_that_a_service_bundle_holds_stays() {
+    let _alone = alone();
     let temp = Temp::new();
     let (store, bundles) = versions(&temp, 2);
     let path = temp.join("app0");
@@ -165,6 +177,7 @@ fn a_tree_that_a_service_bundle_holds_stays() {
 
 #[test]
 fn what_is_left_of_dead_processes_goes_and_of_living_ones_stays() {
+    let _alone = alone();
     let temp = Temp::new();
     let (store, bundles) = versions(&temp, 1);
     let digest = bundles[0].digest();
@@ -183,6 +196,7 @@ fn what_is_left_of_dead_processes_goes_and_of_living_ones_stays() {
 
 #[test]
 fn after_a_collection_the_sharing_trees_are_found_right_without_a_word() {
+    let _alone = alone();
     let temp = Temp::new();
     let (store, bundles) = versions(&temp, 2);
     collect(&store, &Policy { keep: 1, spare: Duration::ZERO, ..Policy::default() }).unwrap();
@@ -193,6 +207,7 @@ fn after_a_collection_the_sharing_trees_are_found_right_without_a_word() {
 
 #[test]
 fn a_first_start_collects_by_itself() {
+    let _alone = alone();
     let temp = Temp::new();
     let (store, bundles) = versions(&temp, 4);
     for bundle in &bundles {
