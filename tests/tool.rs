@@ -411,15 +411,18 @@ fn killed_at_50_moments_of_the_first_start_the_next_start_is_right_and_nothing_i
     let whole = bundle.fresh();
     let begin = Instant::now();
     whole.run([""; 0]).succeeds();
-    let first_start = begin.elapsed();
+    let mut span = begin.elapsed();
     let mut unfinished = 0;
     for moment in 0..50u32 {
         let one = Sandbox::new();
         let running = one.command(&bundle.file).arg("--cat").start();
-        thread::sleep(first_start * moment / 50);
+        // Spread over the span, which follows what a first start takes now.
+        thread::sleep(span * (moment * 37 % 50) / 50);
         running.signal(Signal::SIGKILL);
         running.ended().dies_by(9);
-        unfinished += u32::from(one.trees().is_empty());
+        let late = !one.trees().is_empty();
+        unfinished += u32::from(!late);
+        span = if late { span * 3 / 4 } else { span * 21 / 20 };
         one.command(&bundle.file).run().succeeds().prints(RAN);
         assert_eq!(one.work(), NOTHING, "left behind by moment {moment}");
         let tree = one.tree();
