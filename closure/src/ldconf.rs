@@ -1,0 +1,1 @@
+//! `ld.so.conf` with its includes (ldconfig(8)), and musl's path file.

@@ -1,0 +1,1 @@
+//! The few bytes of an ELF file that change, so that it finds its loader and libraries in the bundle alone.

@@ -1,0 +1,1 @@
+//! Where a loader looks for a library, in its order.
