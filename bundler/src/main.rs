@@ -6,6 +6,7 @@ mod cargo;
 mod cli;
 mod diagnostic;
 mod executable;
+mod frames;
 mod inspect;
 mod manifest;
 mod pack;

@@ -39,6 +39,13 @@ pub struct Layout {
     pub frames: Vec<FramePlan>,
 }
 
+impl Layout {
+    /// Bytes of tar in all frames.
+    pub fn raw(&self) -> u64 {
+        self.frames.iter().map(|frame| frame.raw).sum()
+    }
+}
+
 /// One frame to be.
 #[derive(Debug, Default)]
 pub struct FramePlan {

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::{self, File, Metadata};
+use std::fs::{self, DirEntry, File, Metadata};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::{io, mem};
 
 use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
+use rayon::prelude::*;
 
 use crate::diagnostic::{Diagnostic, near_miss};
 use crate::manifest::Include;
@@ -169,44 +171,28 @@ impl<'a> Planter<'a> {
         if !to.is_empty() && !self.insert(to, self.dir_node(index, root)) {
             return;
         }
+        let mut next = Vec::new();
         let mut folders = vec![PathBuf::new()];
-        while let Some(folder) = folders.pop() {
-            let source = if folder.as_os_str().is_empty() { root.to_owned() } else { root.join(&folder) };
-            let listed = match fs::read_dir(&source) {
-                Ok(listed) => listed,
-                Err(error) => {
-                    self.unreadable_folder(index, &source, &error);
-                    continue;
-                }
-            };
-            for entry in listed {
-                // The entry's own metadata, which costs no walk down its whole path.
-                let found = entry.and_then(|entry| Ok((entry.file_name(), entry.file_type()?, entry)));
-                let (name, file_type, entry) = match found {
-                    Ok(found) => found,
-                    Err(error) => {
-                        self.unreadable_folder(index, &source, &error);
-                        continue;
+        while !folders.is_empty() {
+            let listings: Vec<_> = folders.par_iter().map(|folder| list(root, folder, globs)).collect();
+            for found in listings.into_iter().flatten() {
+                self.note(&found.patterns, own);
+                let source = root.join(&found.below);
+                let path = place(&found.below);
+                match found.what {
+                    Ok(What::Excluded) => {}
+                    Ok(What::Dir) => {
+                        if self.insert(path, self.dir_node(index, &source)) {
+                            next.push(found.below);
+                        }
                     }
-                };
-                let below = folder.join(name);
-                if self.excluded(globs, &below, own) {
-                    continue;
-                }
-                let path = place(&below);
-                if file_type.is_dir() {
-                    if self.insert(path, self.dir_node(index, &entry.path())) {
-                        folders.push(below);
+                    Ok(What::Other(metadata)) => {
+                        self.add(index, path, &source, &metadata);
                     }
-                    continue;
-                }
-                match entry.metadata() {
-                    Ok(metadata) => {
-                        self.add(index, path, &entry.path(), &metadata);
-                    }
-                    Err(error) => self.unreadable_folder(index, &entry.path(), &error),
+                    Err(error) => self.unreadable_folder(index, &source, &error),
                 }
             }
+            folders = mem::take(&mut next);
         }
     }
 
@@ -217,13 +203,18 @@ impl<'a> Planter<'a> {
     /// Whether a pattern matches, which is noted.
     fn excluded(&mut self, globs: &GlobSet, path: &Path, own: &mut Used) -> bool {
         let matched = globs.matches(path);
-        for index in &matched {
+        self.note(&matched, own);
+        !matched.is_empty()
+    }
+
+    /// Notes that these patterns matched something: those for every include come before the include's own.
+    fn note(&mut self, matched: &[usize], own: &mut Used) {
+        for index in matched {
             match index.checked_sub(self.used.len()) {
                 None => self.used[*index] = true,
                 Some(index) => own[index] = true,
             }
         }
-        !matched.is_empty()
     }
 
     /// Puts a file or link in its place, if it can be packed.
@@ -318,9 +309,9 @@ impl<'a> Planter<'a> {
         self.tree.errors.push(error);
     }
 
-    fn unreadable_folder(&mut self, index: usize, path: &Path, error: &std::io::Error) {
+    fn unreadable_folder(&mut self, index: usize, path: &Path, error: &io::Error) {
         let mut fault = Fault::unreadable(error);
-        if error.kind() == std::io::ErrorKind::InvalidFilename {
+        if error.kind() == io::ErrorKind::InvalidFilename {
             fault.why = format!(
                 "its path has {} bytes, more than the system takes (PATH_MAX, 4096)",
                 path.as_os_str().len()
@@ -346,6 +337,48 @@ impl<'a> Planter<'a> {
     }
 }
 
+/// Something in a folder.
+struct Found {
+    /// Its path below the include.
+    below: PathBuf,
+    /// The patterns that exclude it.
+    patterns: Vec<usize>,
+    what: io::Result<What>,
+}
+
+enum What {
+    Excluded,
+    Dir,
+    Other(Metadata),
+}
+
+/// What is in folder `below` of `root`; the folder itself with the error, where it cannot be listed.
+fn list(root: &Path, below: &Path, globs: &GlobSet) -> Vec<Found> {
+    let failed = |error| Found { below: below.to_owned(), patterns: Vec::new(), what: Err(error) };
+    let source = if below.as_os_str().is_empty() { root.to_owned() } else { root.join(below) };
+    match fs::read_dir(&source) {
+        Err(error) => vec![failed(error)],
+        Ok(listed) => listed
+            .map(|entry| match entry {
+                Ok(entry) => examine(&entry, below, globs),
+                Err(error) => failed(error),
+            })
+            .collect(),
+    }
+}
+
+fn examine(entry: &DirEntry, folder: &Path, globs: &GlobSet) -> Found {
+    let below = folder.join(entry.file_name());
+    let patterns = globs.matches(&below);
+    let what = if patterns.is_empty() { what(entry) } else { Ok(What::Excluded) };
+    Found { below, patterns, what }
+}
+
+/// By the entry's own metadata, which costs no walk down its whole path.
+fn what(entry: &DirEntry) -> io::Result<What> {
+    if entry.file_type()?.is_dir() { Ok(What::Dir) } else { entry.metadata().map(What::Other) }
+}
+
 /// Why a file cannot be packed.
 struct Fault {
     what: &'static str,
@@ -354,9 +387,9 @@ struct Fault {
 }
 
 impl Fault {
-    fn unreadable(error: &std::io::Error) -> Self {
+    fn unreadable(error: &io::Error) -> Self {
         let help = match error.kind() {
-            std::io::ErrorKind::PermissionDenied => "let the user who packs read it, or exclude it",
+            io::ErrorKind::PermissionDenied => "let the user who packs read it, or exclude it",
             _ => "",
         };
         Self { what: "cannot be read", why: error.to_string(), help: help.to_owned() }
@@ -461,9 +494,9 @@ impl Tree {
     }
 }
 
-fn missing(root: &Path, include: &Include, error: &std::io::Error) -> Diagnostic {
+fn missing(root: &Path, include: &Include, error: &io::Error) -> Diagnostic {
     let from = include.from.get_ref();
-    if error.kind() != std::io::ErrorKind::NotFound {
+    if error.kind() != io::ErrorKind::NotFound {
         return Diagnostic::new(format!("cannot be read: `{from}`"))
             .at(include.from.span(), error.to_string());
     }

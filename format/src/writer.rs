@@ -1,7 +1,6 @@
-//! Writes a bundle: runtime, payload frames as they come, then index, manifest and section table; last the head.
+//! Writes a bundle: runtime, payload frames, then index, manifest and section table; last the head.
 
 use std::fs::File;
-use std::io::{self, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
@@ -14,20 +13,23 @@ use crate::manifest::Manifest;
 
 /// A bundle that is being written to an empty file.
 pub struct Writer {
-    file: io::BufWriter<File>,
+    file: File,
     runtime: Vec<u8>,
     head_at: usize,
     index: Index,
+    /// Where the next frame goes.
+    end: u64,
 }
 
 impl Writer {
     /// Begins a bundle with a bare runtime's bytes.
     pub fn new(file: File, runtime: &[u8], head_at: u64) -> Result<Self, Error> {
-        let mut writer = Self {
-            file: io::BufWriter::with_capacity(1 << 20, file),
+        let writer = Self {
+            file,
             runtime: runtime.to_vec(),
             head_at: head_at as usize,
             index: Index::default(),
+            end: runtime.len() as u64,
         };
         if writer
             .runtime
@@ -36,14 +38,21 @@ impl Writer {
         {
             return Err(Error::NotABundle("the runtime has no empty head"));
         }
-        writer.put(runtime)?;
         Ok(writer)
     }
 
     /// Appends one frame to the payload.
     pub fn frame(&mut self, packed: &[u8], raw: u32, digest: Digest, key: Digest) -> Result<(), Error> {
-        self.index.frames.push(Frame { packed: packed.len() as u32, raw, digest, key });
-        self.put(packed)
+        let at = self.place(Frame { packed: packed.len() as u32, raw, digest, key });
+        put(&self.file, packed, at)
+    }
+
+    /// Appends one frame whose packed bytes the caller writes to the file, at the offset that is returned.
+    pub fn place(&mut self, frame: Frame) -> u64 {
+        self.index.frames.push(frame);
+        let at = self.end;
+        self.end += u64::from(frame.packed);
+        at
     }
 
     /// Writes the rest. Returns the file, not yet synchronised, and the bundle digest.
@@ -71,19 +80,16 @@ impl Writer {
         let hints = if manifest.is_tool() { HINT_TOOL } else { 0 };
         let head = Head { refuse: 0, hints, file_length: end, digest: Digest::default(), parts };
         let (head, digest) = head.to_bytes();
-        for bytes in [&texts.0, texts.1.as_bytes(), &table] {
-            self.put(bytes)?;
-        }
+        put(&self.file, &[&texts.0, texts.1.as_bytes(), &table].concat(), self.end)?;
         self.runtime[self.head_at..self.head_at + HEAD_LEN].copy_from_slice(&head);
-        let file =
-            self.file.into_inner().map_err(|error| Error::io("write the bundle")(error.into_error()))?;
-        file.write_all_at(&self.runtime, 0).map_err(Error::io("write the bundle"))?;
-        Ok((file, digest, self.index))
+        put(&self.file, &self.runtime, 0)?;
+        Ok((self.file, digest, self.index))
     }
+}
 
-    fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.file.write_all(bytes).map_err(Error::io("write the bundle"))
-    }
+/// Writes a piece of the bundle at its place.
+pub fn put(file: &File, bytes: &[u8], at: u64) -> Result<(), Error> {
+    file.write_all_at(bytes, at).map_err(Error::io("write the bundle"))
 }
 
 /// Parts laid one behind the other.
