@@ -131,8 +131,8 @@ impl Builder {
                     Some(first) => (Kind::Link(*first), None),
                     None => {
                         self.first.insert((file.digest, *executable), self.entries.len());
-                        let kind =
-                            Kind::File { size: seen.size, digest: file.digest, executable: *executable };
+                        let (size, digest, executable) = (seen.size, file.digest, *executable);
+                        let kind = Kind::File { size, digest, executable, slots: Vec::new() };
                         (kind, Some(file))
                     }
                 }

@@ -1,5 +1,6 @@
 //! Unpacks the payload into a folder: frames in parallel, each verified before it is decompressed.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,6 +16,7 @@ use crate::error::{Error, Region};
 use crate::index::{Entry, Index, Kind, Span};
 use crate::parallel;
 use crate::reader::Bundle;
+use crate::slots::{self, FillError};
 
 /// Below this many bytes of tar one thread is faster than several.
 const ALONE: u64 = 1 << 20;
@@ -31,6 +33,8 @@ pub struct Extraction<'a> {
     pub progress: &'a (dyn Fn(u64) + Sync),
     /// Take the write permission from everything, folders too.
     pub read_only: bool,
+    /// The absolute path that slots are filled with: where the tree will be used.
+    pub tree: &'a Path,
 }
 
 /// The number of threads worth using for this many bytes.
@@ -56,10 +60,11 @@ impl Extraction<'_> {
     pub fn run(&self, root: BorrowedFd) -> Result<(), Error> {
         let spans: Vec<Span> = self.index.spans().collect();
         self.make_dirs(root)?;
-        let cut = self.reserve_cut_files(root, &spans)?;
-        self.unpack_frames(root, &spans, &cut)?;
+        let reserved = self.reserve(root, &spans)?;
+        self.unpack_frames(root, &spans, &reserved)?;
+        self.fill_slots(root)?;
         self.make_links(root)?;
-        self.finish_modes(root, &cut)
+        self.finish_modes(root, &reserved)
     }
 
     fn wanted(&self, number: usize) -> bool {
@@ -77,10 +82,12 @@ impl Extraction<'_> {
         Ok(())
     }
 
-    /// Files that lie in more than one frame are made beforehand, at their full length, so that frames can be
-    /// written in any order and runs of zeros become holes.
-    fn reserve_cut_files(&self, root: BorrowedFd, spans: &[Span]) -> Result<Vec<bool>, Error> {
-        let mut cut = vec![false; spans.len()];
+    /// Files that are written in more than one step are made beforehand, at their full length: those with slots, and
+    /// those that lie in more than one frame, so that frames can be written in any order and runs of zeros become
+    /// holes.
+    fn reserve(&self, root: BorrowedFd, spans: &[Span]) -> Result<Vec<bool>, Error> {
+        let mut reserved: Vec<bool> =
+            self.index.entries.iter().map(|entry| !entry.slots().is_empty()).collect();
         let mut end = 0u64;
         let mut number = 0;
         for frame in &self.index.frames {
@@ -88,27 +95,28 @@ impl Extraction<'_> {
             while spans.get(number).is_some_and(|span| span.end <= end) {
                 number += 1;
             }
-            if let Some(span) = spans.get(number)
-                && span.start < end
-                && !cut[number]
-                && self.wanted(number)
-            {
-                cut[number] = true;
+            if spans.get(number).is_some_and(|span| span.start < end) {
+                reserved[number] = true;
+            }
+        }
+        for (number, reserved) in reserved.iter_mut().enumerate() {
+            *reserved &= self.wanted(number);
+            if *reserved {
                 let entry = &self.index.entries[number];
                 create(root, entry, 0o600)?.set_len(entry.size()).map_err(failed_io("write", entry))?;
             }
         }
-        Ok(cut)
+        Ok(reserved)
     }
 
-    fn unpack_frames(&self, root: BorrowedFd, spans: &[Span], cut: &[bool]) -> Result<(), Error> {
+    fn unpack_frames(&self, root: BorrowedFd, spans: &[Span], reserved: &[bool]) -> Result<(), Error> {
         let jobs = self.jobs(spans)?;
         let bytes = jobs.iter().map(|job| u64::from(self.index.frames[job.frame].raw)).sum();
         let next = AtomicUsize::new(0);
         let stop = AtomicBool::new(false);
         let work = || {
             let mut worker =
-                Worker { extraction: self, root, spans, cut, packed: Vec::new(), raw: Vec::new() };
+                Worker { extraction: self, root, spans, reserved, packed: Vec::new(), raw: Vec::new() };
             let result = worker.run(&jobs, &next, &stop);
             if result.is_err() {
                 stop.store(true, Ordering::Relaxed);
@@ -138,6 +146,18 @@ impl Extraction<'_> {
         Ok(jobs)
     }
 
+    /// Only now, as a slot may be cut across frames too.
+    fn fill_slots(&self, root: BorrowedFd) -> Result<(), Error> {
+        for (number, entry) in self.index.entries.iter().enumerate() {
+            if !entry.slots().is_empty() && self.wanted(number) {
+                let file = open_file(root, entry, OFlag::O_RDWR)?;
+                slots::fill_file(&file, entry.slots(), self.tree)
+                    .map_err(failed_io("put the path of the folder into", entry))?;
+            }
+        }
+        Ok(())
+    }
+
     fn make_links(&self, root: BorrowedFd) -> Result<(), Error> {
         for entry in &self.index.entries {
             match &entry.kind {
@@ -154,9 +174,9 @@ impl Extraction<'_> {
         Ok(())
     }
 
-    fn finish_modes(&self, root: BorrowedFd, cut: &[bool]) -> Result<(), Error> {
+    fn finish_modes(&self, root: BorrowedFd, reserved: &[bool]) -> Result<(), Error> {
         for (number, entry) in self.index.entries.iter().enumerate().rev() {
-            if cut[number] || (self.read_only && entry.kind == Kind::Dir) {
+            if reserved[number] || (self.read_only && entry.kind == Kind::Dir) {
                 let mode = Mode::from_bits_truncate(self.mode(&entry.kind));
                 fchmodat(root, entry.path.as_slice(), mode, FchmodatFlags::FollowSymlink)
                     .map_err(failed("set the permissions of", entry))?;
@@ -190,7 +210,7 @@ struct Worker<'a> {
     extraction: &'a Extraction<'a>,
     root: BorrowedFd<'a>,
     spans: &'a [Span],
-    cut: &'a [bool],
+    reserved: &'a [bool],
     packed: Vec<u8>,
     raw: Vec<u8>,
 }
@@ -226,7 +246,7 @@ impl Worker<'_> {
             let from = span.start.max(job.start);
             let piece = &self.raw[(from - job.start) as usize..(span.end.min(end) - job.start) as usize];
             let entry = &self.extraction.index.entries[number];
-            if self.cut[number] {
+            if self.reserved[number] {
                 self.write_piece(entry, piece, from - span.start)?;
             } else {
                 let mut file = create(self.root, entry, self.extraction.mode(&entry.kind))?;
@@ -240,10 +260,8 @@ impl Worker<'_> {
         if piece.iter().all(|byte| *byte == 0) {
             return Ok(());
         }
-        let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let file =
-            openat(self.root, entry.path.as_slice(), flags, Mode::empty()).map_err(failed("open", entry))?;
-        File::from(file).write_all_at(piece, at).map_err(failed_io("write", entry))
+        let file = open_file(self.root, entry, OFlag::O_WRONLY)?;
+        file.write_all_at(piece, at).map_err(failed_io("write", entry))
     }
 }
 
@@ -254,6 +272,11 @@ fn create(root: BorrowedFd, entry: &Entry, mode: u32) -> Result<File, Error> {
         .map_err(failed("make", entry))
 }
 
+fn open_file(root: BorrowedFd, entry: &Entry, how: OFlag) -> Result<File, Error> {
+    let flags = how | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    openat(root, entry.path.as_slice(), flags, Mode::empty()).map(File::from).map_err(failed("open", entry))
+}
+
 fn failed<'a>(doing: &'a str, entry: &'a Entry) -> impl FnOnce(nix::Error) -> Error + 'a {
     move |errno| failed_io(doing, entry)(errno.into())
 }
@@ -262,12 +285,20 @@ fn failed_io<'a>(doing: &'a str, entry: &'a Entry) -> impl FnOnce(io::Error) -> 
     move |error| Error::io(format!("{doing} `{}`", String::from_utf8_lossy(&entry.path)))(error)
 }
 
-/// Unpacks a whole bundle into `dir`, a folder that is empty or not there yet, with ordinary permissions.
+/// Unpacks a whole bundle into `dir`, a folder that is empty or not there yet, with ordinary permissions. Its
+/// programs run from there, and only from there.
 pub fn unpack_to(bundle: &Bundle, dir: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<Index, Error> {
     let show = dir.display();
     bundle.verify_program()?;
     let index = bundle.index()?;
     let occupied = std::fs::read_dir(dir).map(|mut entries| entries.next().is_some());
+    // Where the working folder has no path, a relative one cannot go into a slot, which says so.
+    let tree = &std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+    if let Some((number, why)) = misfit(bundle, &index, tree)? {
+        let file = String::from_utf8_lossy(&index.entries[number].path);
+        let why = format!("its path cannot go into `{file}`: {why}");
+        return Err(Error::io(format!("unpack into {show}"))(io::Error::other(why)));
+    }
     match occupied {
         Ok(true) => {
             let error = io::Error::from(io::ErrorKind::DirectoryNotEmpty);
@@ -278,29 +309,76 @@ pub fn unpack_to(bundle: &Bundle, dir: &Path, progress: &(dyn Fn(u64) + Sync)) -
     }
     let root = open(dir, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
         .map_err(|errno| Error::io(format!("open the folder {show}"))(errno.into()))?;
-    let extraction = Extraction { bundle, index: &index, present: &|_| false, progress, read_only: false };
+    let extraction =
+        Extraction { bundle, index: &index, present: &|_| false, progress, read_only: false, tree };
     extraction.run(root.as_fd())?;
     Ok(index)
 }
 
-/// The contents of one file, by number, in memory. For small ones.
+/// The contents of one file as they were packed, by number, in memory. For small ones.
 pub fn contents(bundle: &Bundle, index: &Index, number: usize) -> Result<Vec<u8>, Error> {
     let span = index.spans().nth(number).unwrap_or_default();
+    Ok(stretches(bundle, index, &[span])?.pop().unwrap_or_default())
+}
+
+/// The packed bytes of all slots of these files, which are in order; by number.
+pub fn packed_slots(
+    bundle: &Bundle,
+    index: &Index,
+    files: &[usize],
+) -> Result<HashMap<usize, Vec<Vec<u8>>>, Error> {
+    let mut places = Vec::new();
+    for (number, span) in index.spans().enumerate().filter(|(number, _)| files.binary_search(number).is_ok())
+    {
+        let slots = index.entries[number].slots().iter();
+        places.extend(slots.map(|slot| (number, span.start + slot.at..span.start + slot.end())));
+    }
+    let spans: Vec<Span> = places.iter().map(|(_, span)| span.clone()).collect();
+    let mut packed: HashMap<usize, Vec<Vec<u8>>> = HashMap::new();
+    for ((number, _), bytes) in places.into_iter().zip(stretches(bundle, index, &spans)?) {
+        packed.entry(number).or_default().push(bytes);
+    }
+    Ok(packed)
+}
+
+/// The first file that the path of a tree cannot go into, and why. Nothing is unpacked to find out.
+pub fn misfit(bundle: &Bundle, index: &Index, tree: &Path) -> Result<Option<(usize, FillError)>, Error> {
+    let slotted = |number: &usize| !index.entries[*number].slots().is_empty();
+    let files: Vec<usize> = (0..index.entries.len()).filter(slotted).collect();
+    if files.is_empty() {
+        return Ok(None);
+    }
+    let packed = packed_slots(bundle, index, &files)?;
+    Ok(files.into_iter().find_map(|number| {
+        let mut slots = index.entries[number].slots().iter().zip(packed.get(&number)?);
+        let error = slots.find_map(|(slot, packed)| slots::fill(packed, slot.pad, tree).err())?;
+        Some((number, error))
+    }))
+}
+
+/// The bytes of these stretches of the tar, which are in order. Reads the frames alone that they lie in.
+fn stretches(bundle: &Bundle, index: &Index, spans: &[Span]) -> Result<Vec<Vec<u8>>, Error> {
     let places = bundle.frame_places(index)?;
     let mut decoder = zstd_safe::DCtx::create();
-    let (mut packed, mut raw, mut out, mut start) = (Vec::new(), Vec::new(), Vec::new(), 0u64);
+    let mut found = vec![Vec::new(); spans.len()];
+    let (mut packed, mut raw, mut start, mut first) = (Vec::new(), Vec::new(), 0u64, 0);
     for (number, (frame, place)) in index.frames.iter().zip(places).enumerate() {
         let end = start + u64::from(frame.raw);
-        if start < span.end && span.start < end {
+        while spans.get(first).is_some_and(|span| span.end <= start) {
+            first += 1;
+        }
+        let inside = spans[first..].partition_point(|span| span.start < end);
+        if inside > 0 {
             let packed = bundle.read_frame(number, place, frame, &mut packed)?;
             decompress(&mut decoder, number, frame.raw, packed, &mut raw)?;
-            out.extend_from_slice(
-                &raw[(span.start.max(start) - start) as usize..(span.end.min(end) - start) as usize],
-            );
+        }
+        for (span, found) in spans[first..].iter().zip(&mut found[first..]).take(inside) {
+            let piece = span.start.max(start) - start..span.end.min(end) - start;
+            found.extend_from_slice(&raw[piece.start as usize..piece.end as usize]);
         }
         start = end;
     }
-    Ok(out)
+    Ok(found)
 }
 
 fn decompress(

@@ -9,6 +9,7 @@ use std::ops::Range;
 use crate::digest::Digest;
 use crate::error::{Error, Region};
 use crate::layout::PartKind;
+use crate::slots::{MAX_SLOT, MAX_SLOTS, Pad, Slot};
 
 /// Tar's block, in bytes: headers and contents are padded to it.
 pub const BLOCK: u64 = 512;
@@ -21,6 +22,11 @@ pub const MAX_ENTRIES: usize = 4 << 20;
 /// Most bytes of all paths together. Without it a few bytes of index could ask for gigabytes of memory, since a
 /// path can repeat the one before.
 pub const MAX_PATHS: usize = 512 << 20;
+/// Most slots of all files together: their texts are held in memory.
+pub const MAX_ALL_SLOTS: usize = 1 << 16;
+
+/// What a file's kind byte has on top where it has slots.
+const WITH_SLOTS: u8 = 4;
 
 /// The parsed index.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -64,10 +70,12 @@ pub enum Kind {
     File {
         /// Bytes.
         size: u64,
-        /// Digest of its contents.
+        /// Digest of its contents as they were packed.
         digest: Digest,
         /// Whether anyone may execute it.
         executable: bool,
+        /// Where the tree's path goes in when it is unpacked, in order.
+        slots: Vec<Slot>,
     },
     /// A symbolic link; the target is relative and stays in the tree.
     Symlink(Vec<u8>),
@@ -84,6 +92,14 @@ impl Entry {
         match self.kind {
             Kind::File { size, .. } => size,
             _ => 0,
+        }
+    }
+
+    /// Where the tree's path goes into its contents.
+    pub fn slots(&self) -> &[Slot] {
+        match &self.kind {
+            Kind::File { slots, .. } => slots,
+            _ => &[],
         }
     }
 }
@@ -126,13 +142,25 @@ impl Index {
         self.entries.iter().position(|entry| entry.path == path)
     }
 
-    /// The file that an entry's contents belong to: itself, or what it links to.
+    /// Size, digest and executability of the file that an entry's contents belong to: itself, or what it links to.
     pub fn file(&self, number: usize) -> Option<(u64, Digest, bool)> {
-        match self.entries.get(number)?.kind {
-            Kind::File { size, digest, executable } => Some((size, digest, executable)),
-            Kind::Link(to) => self.file(to),
+        match self.entries.get(self.owner(number))?.kind {
+            Kind::File { size, digest, executable, .. } => Some((size, digest, executable)),
             _ => None,
         }
+    }
+
+    /// The number of the entry that an entry's contents belong to: what it is a second name of, or itself.
+    pub fn owner(&self, number: usize) -> usize {
+        match self.entries.get(number).map(|entry| &entry.kind) {
+            Some(Kind::Link(to)) => *to,
+            _ => number,
+        }
+    }
+
+    /// The slots of an entry's contents.
+    pub fn slots(&self, number: usize) -> &[Slot] {
+        self.entries.get(self.owner(number)).map_or(&[], Entry::slots)
     }
 
     /// The bytes of section `.kitbag.index`.
@@ -151,8 +179,9 @@ impl Index {
             let shared = before.iter().zip(&entry.path).take_while(|(a, b)| a == b).count();
             out.push(match entry.kind {
                 Kind::Dir => 0,
-                Kind::File { executable: false, .. } => 1,
-                Kind::File { executable: true, .. } => 2,
+                Kind::File { executable, ref slots, .. } => {
+                    1 + u8::from(executable) + if slots.is_empty() { 0 } else { WITH_SLOTS }
+                }
                 Kind::Symlink(_) => 3,
                 Kind::Link(_) => 4,
             });
@@ -161,9 +190,10 @@ impl Index {
             put(&mut out, u64::from(entry.header) / BLOCK);
             match &entry.kind {
                 Kind::Dir => {}
-                Kind::File { size, digest, .. } => {
+                Kind::File { size, digest, slots, .. } => {
                     put(&mut out, *size);
                     out.extend_from_slice(&digest.0);
+                    put_slots(&mut out, slots);
                 }
                 Kind::Symlink(target) => put_bytes(&mut out, target),
                 Kind::Link(to) => put(&mut out, (number - to) as u64),
@@ -226,7 +256,7 @@ fn parse_entries(reader: &mut Reader) -> Result<Vec<Entry>, Error> {
         return Err(malformed("has too many entries"));
     }
     let mut entries: Vec<Entry> = Vec::with_capacity(count);
-    let mut paths = 0;
+    let (mut paths, mut slots) = (0, 0);
     for number in 0..count {
         let tag = reader.byte()?;
         let before = entries.last().map_or(&[][..], |entry| &entry.path);
@@ -242,7 +272,11 @@ fn parse_entries(reader: &mut Reader) -> Result<Vec<Entry>, Error> {
             .map_err(|_| malformed("has a header without end"))?;
         let kind = match tag {
             0 => Kind::Dir,
-            1 | 2 => Kind::File { size: reader.number()?, digest: reader.digest()?, executable: tag == 2 },
+            1 | 2 | 5 | 6 => {
+                let (size, digest, executable) = (reader.number()?, reader.digest()?, tag % WITH_SLOTS == 2);
+                let slots = if tag > WITH_SLOTS { parse_slots(reader, size)? } else { Vec::new() };
+                Kind::File { size, digest, executable, slots }
+            }
             3 => Kind::Symlink(reader.bytes(MAX_PATH)?.to_vec()),
             4 => Kind::Link(
                 usize::try_from(reader.number()?)
@@ -253,9 +287,51 @@ fn parse_entries(reader: &mut Reader) -> Result<Vec<Entry>, Error> {
             ),
             _ => return Err(malformed("has an entry of an unknown kind")),
         };
-        entries.push(Entry { path, kind, header });
+        let entry = Entry { path, kind, header };
+        slots += entry.slots().len();
+        if slots > MAX_ALL_SLOTS {
+            return Err(malformed("has too many slots"));
+        }
+        entries.push(entry);
     }
     Ok(entries)
+}
+
+/// The slots of a file of so many bytes. Each says how far behind the one before it begins, so they are in order.
+fn parse_slots(reader: &mut Reader, size: u64) -> Result<Vec<Slot>, Error> {
+    let count = reader.count(3)?;
+    if !(1..=MAX_SLOTS).contains(&count) {
+        return Err(malformed("has a file with no slots or too many"));
+    }
+    let mut end = 0u64;
+    let mut parse = || {
+        let (gap, length) = (reader.number()?, reader.number()?);
+        let pad = match reader.byte()? {
+            0 => Pad::Nul,
+            1 => Pad::Space,
+            _ => return Err(malformed("has a slot of an unknown kind")),
+        };
+        let at = end.saturating_add(gap);
+        end = at.saturating_add(length);
+        if !(1..=u64::from(MAX_SLOT)).contains(&length) || end > size {
+            return Err(malformed("has a slot of an impossible length or place"));
+        }
+        Ok(Slot { at, length: length as u32, pad })
+    };
+    (0..count).map(|_| parse()).collect()
+}
+
+fn put_slots(out: &mut Vec<u8>, slots: &[Slot]) {
+    if !slots.is_empty() {
+        put(out, slots.len() as u64);
+    }
+    let mut end = 0;
+    for slot in slots {
+        put(out, slot.at.wrapping_sub(end));
+        put(out, u64::from(slot.length));
+        out.push(u8::from(slot.pad == Pad::Space));
+        end = slot.end();
+    }
 }
 
 fn check_tree(entries: &[Entry]) -> Result<(), Error> {

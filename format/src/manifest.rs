@@ -51,7 +51,14 @@ pub struct Command {
     /// Working directory. `None`: a tool keeps its caller's, a service has the tree.
     #[serde(default)]
     pub cwd: Option<String>,
+    /// Files of the tree that are executed together with the program: its loader, its libraries. Where there are
+    /// any, the caller's variables that begin with [`LOADER_VARIABLES`] are kept from it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loads: Vec<String>,
 }
+
+/// What the names of variables begin with that make a dynamic loader load something else (ld.so(8)).
+pub const LOADER_VARIABLES: &str = "LD_";
 
 /// A supervised program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,12 +124,15 @@ impl Manifest {
     pub fn fault(&self) -> Option<&'static str> {
         let commands = self.commands();
         let programs = commands.iter().map(|(_, command)| command.argv.first().map_or("", String::as_str));
+        let loaded = commands.iter().flat_map(|(_, command)| command.loads.iter().map(String::as_str));
         let seeded = self.seeds.iter().flat_map(|seed| [seed.from.as_str(), seed.to.as_str()]);
         if !is_name(&self.name) || commands.iter().any(|(name, _)| name.is_some_and(|name| !is_name(name))) {
             Some("has a name that is none")
         } else if !is_version(&self.version) {
             Some("has a version that is none")
-        } else if commands.is_empty() || programs.chain(seeded).any(|path| !is_normal(path.as_bytes())) {
+        } else if commands.is_empty()
+            || programs.chain(loaded).chain(seeded).any(|path| !is_normal(path.as_bytes()))
+        {
             Some("has no program, or a path that leaves the tree")
         } else {
             None
@@ -215,6 +225,8 @@ mod text {
         env: BTreeMap<String, String>,
         #[serde(default)]
         cwd: Option<String>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        loads: Vec<String>,
         #[serde(default)]
         restart: Restart,
         #[serde(default = "super::default_stop_signal")]
@@ -225,16 +237,16 @@ mod text {
 
     impl From<Service> for super::Service {
         fn from(text: Service) -> Self {
-            let Service { argv, env, cwd, restart, stop_signal, stop_timeout_ms } = text;
-            Self { command: super::Command { argv, env, cwd }, restart, stop_signal, stop_timeout_ms }
+            let Service { argv, env, cwd, loads, restart, stop_signal, stop_timeout_ms } = text;
+            Self { command: super::Command { argv, env, cwd, loads }, restart, stop_signal, stop_timeout_ms }
         }
     }
 
     impl From<super::Service> for Service {
         fn from(service: super::Service) -> Self {
             let super::Service { command, restart, stop_signal, stop_timeout_ms } = service;
-            let super::Command { argv, env, cwd } = command;
-            Self { argv, env, cwd, restart, stop_signal, stop_timeout_ms }
+            let super::Command { argv, env, cwd, loads } = command;
+            Self { argv, env, cwd, loads, restart, stop_signal, stop_timeout_ms }
         }
     }
 }

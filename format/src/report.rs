@@ -40,6 +40,10 @@ impl Summary {
         self.count(|kind| matches!(kind, Kind::File { .. } | Kind::Link(_)))
     }
 
+    fn slotted(&self) -> usize {
+        (0..self.index.entries.len()).filter(|number| !self.index.slots(*number).is_empty()).count()
+    }
+
     /// For people: aligned lines.
     pub fn to_text(&self) -> String {
         let manifest = &self.manifest;
@@ -93,6 +97,7 @@ impl Summary {
             "count": {
                 "files": self.files(),
                 "folders": self.count(|kind| *kind == Kind::Dir),
+                "slotted": self.slotted(),
                 "symlinks": self.count(|kind| matches!(kind, Kind::Symlink(_))),
                 "frames": self.index.frames.len(),
             },
@@ -105,7 +110,8 @@ pub fn json_text(value: &impl Serialize) -> String {
     serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
 }
 
-/// One line an entry, by path: the paths alone, or `long` with kind, size and digest. Bytes, as names are.
+/// One line an entry, by path: the paths alone, or `long` with kind, size and digest; `+` tells a file
+/// with slots. Bytes, as names are.
 pub fn list(index: &Index, long: bool) -> Vec<u8> {
     let mut order: Vec<usize> = (0..index.entries.len()).collect();
     order.sort_by(|a, b| index.entries[*a].path.cmp(&index.entries[*b].path));
@@ -135,7 +141,8 @@ fn facts(index: &Index, number: usize, entry: &Entry) -> String {
         _ if executable => "-r-xr-xr-x",
         _ => "-r--r--r--",
     };
-    format!("{mode} {size:>11} {digest:<12} ")
+    let filled = if index.slots(number).is_empty() { ' ' } else { '+' };
+    format!("{mode}{filled}{size:>11} {digest:<12} ")
 }
 
 /// A number of bytes for people: `1.2 MB`, powers of ten.

@@ -2,9 +2,10 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use kitbag_format::manifest::{Command, Manifest};
+use kitbag_format::manifest::{Command, LOADER_VARIABLES, Manifest};
 use kitbag_format::template::{Piece, Template, TemplateError};
 
 use crate::start_record;
@@ -87,6 +88,14 @@ impl Values<'_> {
     pub fn program(&self, command: &Command) -> PathBuf {
         self.tree.join(command.argv.first().map_or("", String::as_str))
     }
+}
+
+/// The variables of this process that a command's program inherits. One that comes with its libraries gets none that
+/// would make its loader take the host's.
+pub fn inherited(command: &Command) -> impl Iterator<Item = (OsString, OsString)> {
+    let foreign =
+        |name: &OsStr| !command.loads.is_empty() && name.as_bytes().starts_with(LOADER_VARIABLES.as_bytes());
+    std::env::vars_os().filter(move |(name, _)| !foreign(name))
 }
 
 /// Fills in the variables. An empty one counts as unset where there is a default.

@@ -1,17 +1,21 @@
 //! Damage: found by comparing with the bundle's digests, healed from the bundle, and said.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::{error, fmt};
 
 use kitbag_format::extract::{self, Extraction};
 use kitbag_format::index::{Entry, Kind};
-use kitbag_format::{Bundle, Digest, Index};
+use kitbag_format::slots::{self, Slot};
+use kitbag_format::{Bundle, Digest, Error, Index};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, mkdirat};
@@ -40,6 +44,8 @@ pub enum What {
     Emptied,
     /// The content, or the link's target, is another.
     Changed,
+    /// A slot does not hold the tree's path; all else is right.
+    Elsewhere,
     /// Its content cannot be read.
     Unreadable,
     /// The permissions are not those it was unpacked with.
@@ -56,6 +62,7 @@ impl fmt::Display for What {
             Self::Deleted => "it had been deleted",
             Self::Emptied => "it had been emptied",
             Self::Changed => "its content had changed",
+            Self::Elsewhere => "it names another folder than its own",
             Self::Unreadable => "it could not be read",
             Self::Permissions => "its permissions had changed",
             Self::Replaced => "something else was in its place",
@@ -92,7 +99,8 @@ pub fn verify_unpacked(store: &Store, bundle: &Bundle) -> Result<Option<Vec<Find
     };
     let index = bundle.index()?;
     let all: Vec<usize> = (0..=index.entries.len()).collect();
-    let mut findings = examine_all(root.as_fd(), &index, &all).1;
+    let filling = Filling::of(bundle, &index, &path, &all)?;
+    let mut findings = examine_all(root.as_fd(), &index, &all, &filling).1;
     let names = sorted_paths(&index);
     for number in all.into_iter().filter(|number| is_dir(&index, *number)) {
         for stranger in strangers(&path, path_of(&index, number), &names) {
@@ -100,6 +108,34 @@ pub fn verify_unpacked(store: &Store, bundle: &Bundle) -> Result<Option<Vec<Find
         }
     }
     Ok(Some(findings.into_iter().map(|(_, what, path)| Finding { path, what }).collect()))
+}
+
+/// What the slots of a tree's files must hold.
+pub struct Filling<'a> {
+    tree: &'a Path,
+    /// Their packed bytes, by the file's number.
+    packed: HashMap<usize, Vec<Vec<u8>>>,
+}
+
+impl<'a> Filling<'a> {
+    /// For the tree at this absolute path and those of its entries that are to be examined.
+    pub fn of(bundle: &Bundle, index: &Index, tree: &'a Path, numbers: &[usize]) -> Result<Self, Error> {
+        let slotted = numbers.iter().filter(|number| !index.slots(**number).is_empty());
+        let mut files: Vec<usize> = slotted.map(|number| index.owner(*number)).collect();
+        files.sort_unstable();
+        files.dedup();
+        Ok(Self { tree, packed: extract::packed_slots(bundle, index, &files)? })
+    }
+
+    /// For files without slots.
+    pub fn none() -> Self {
+        Self { tree: Path::new(""), packed: HashMap::new() }
+    }
+
+    /// The slots of an entry's contents with their packed bytes.
+    fn slots(&self, index: &'a Index, number: usize) -> impl Iterator<Item = (&Slot, &Vec<u8>)> {
+        index.slots(number).iter().zip(self.packed.get(&index.owner(number)).into_iter().flatten())
+    }
 }
 
 /// What a healing has to know.
@@ -162,11 +198,19 @@ impl Healing<'_> {
         self.heal_dirs(&mut suspect, open, (&mut fine, &mut again))?;
         let others: Vec<usize> =
             (0..suspect.len()).filter(|number| suspect[*number] && !is_dir(self.index, *number)).collect();
-        let (right, wrong) = examine_all(self.root, self.index, &others);
+        let filling = Filling::of(self.bundle, self.index, self.path, &others)?;
+        let (right, wrong) = examine_all(self.root, self.index, &others, &filling);
         fine.extend(right);
+        // All of them, as a rule: the store was moved.
+        let elsewhere = wrong.iter().filter(|(_, what, _)| *what == What::Elsewhere).count();
+        if elsewhere > 0 {
+            (self.say)(&format!("healed {elsewhere} of the files: they named another folder than their own"));
+        }
         let mut lost = Vec::new();
         for (number, what, path) in wrong {
-            self.tell(&path, what);
+            if what != What::Elsewhere {
+                self.tell(&path, what);
+            }
             match what {
                 What::Permissions => self.set_mode(number)?,
                 _ => lost.push(number),
@@ -216,7 +260,7 @@ impl Healing<'_> {
         (fine, again): (&mut Right, &mut Vec<usize>),
     ) -> Result<bool, StoreError> {
         let path = path_of(self.index, number);
-        let made = match examine(self.root, self.index, number) {
+        let made = match examine(self.root, self.index, number, &Filling::none()) {
             Ok(stat) => {
                 fine.push((number, stat));
                 false
@@ -307,7 +351,6 @@ impl Healing<'_> {
             let file = matches!(self.index.entries[number].kind, Kind::File { .. });
             file && lost.binary_search(&number).is_ok()
         };
-        self.bundle.verify_program()?;
         let index = self.reduced(&needed);
         let extraction = Extraction {
             bundle: self.bundle,
@@ -315,6 +358,7 @@ impl Healing<'_> {
             present: &|number| !needed(number),
             progress: &|_| {},
             read_only: false,
+            tree: self.path,
         };
         extraction.run(root.as_fd())?;
         Ok(tree)
@@ -402,10 +446,10 @@ impl Opened<'_> {
 }
 
 /// Examines entries in parallel: what is right with its stat, what is wrong with its path; both in order.
-fn examine_all(root: BorrowedFd, index: &Index, numbers: &[usize]) -> (Right, Wrong) {
+fn examine_all(root: BorrowedFd, index: &Index, numbers: &[usize], filling: &Filling) -> (Right, Wrong) {
     let results = Mutex::new(vec![None; numbers.len()]);
     parallel::for_each(numbers.len(), 16, &|turn| {
-        let result = examine(root, index, numbers[turn]);
+        let result = examine(root, index, numbers[turn], filling);
         if let Ok(mut results) = results.lock() {
             results[turn] = Some(result);
         }
@@ -421,8 +465,9 @@ fn examine_all(root: BorrowedFd, index: &Index, numbers: &[usize]) -> (Right, Wr
     (right, wrong)
 }
 
-/// Compares one entry with the index, a file's content with its digest. Returns its stat if it is right.
-pub fn examine(root: BorrowedFd, index: &Index, number: usize) -> Result<Stat, What> {
+/// Compares one entry with the index, a file's content with its digest and its slots with what fills them. Returns
+/// its stat if it is right.
+pub fn examine(root: BorrowedFd, index: &Index, number: usize, filling: &Filling) -> Result<Stat, What> {
     let path = path_of(index, number);
     let found = record::stat(root, path).ok_or(What::Deleted)?;
     let expected = match index.entries.get(number).map(|entry| &entry.kind) {
@@ -434,7 +479,9 @@ pub fn examine(root: BorrowedFd, index: &Index, number: usize) -> Result<Stat, W
         return Err(What::Replaced);
     }
     if let Some((size, digest, _)) = index.file(number) {
-        return examine_file(root, path, (size, digest), mode(index, number));
+        let compare = |file: &File| compare(file, digest, filling.slots(index, number), filling.tree);
+        return examine_file(root, path, size, &compare)
+            .and_then(|now| check_mode(&now, mode(index, number)));
     }
     if let Some(Kind::Symlink(target)) = index.entries.get(number).map(|entry| &entry.kind) {
         let same = readlinkat(root, path).is_ok_and(|now| now.as_bytes() == target);
@@ -443,42 +490,78 @@ pub fn examine(root: BorrowedFd, index: &Index, number: usize) -> Result<Stat, W
     check_mode(&found, mode(index, number))
 }
 
-fn examine_file(root: BorrowedFd, path: &[u8], content: (u64, Digest), mode: u32) -> Result<Stat, What> {
+/// Returns the stat with which a file of so many bytes was found right. The outer error of `compare` is the disk's.
+fn examine_file(
+    root: BorrowedFd,
+    path: &[u8],
+    size: u64,
+    compare: &dyn Fn(&File) -> io::Result<Result<(), What>>,
+) -> Result<FileStat, What> {
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let file = File::from(openat(root, path, flags, Mode::empty()).map_err(|_| What::Unreadable)?);
+    let stat = || fstat(&file).map_err(|_| What::Unreadable);
     for _ in 0..TRIES {
-        let before = fstat(&file).map_err(|_| What::Unreadable)?;
+        let before = stat()?;
         match before.st_size as u64 {
-            size if size == content.0 => {}
+            found if found == size => {}
             0 => return Err(What::Emptied),
             _ => return Err(What::Changed),
         }
-        if hash(&file).map_err(|_| What::Unreadable)? != content.1 {
-            return Err(What::Changed);
-        }
-        let after = fstat(&file).map_err(|_| What::Unreadable)?;
+        compare(&file).map_err(|_| What::Unreadable)??;
+        let after = stat()?;
         if Stat::from(&before) == Stat::from(&after) {
-            return check_mode(&after, mode);
+            return Ok(after);
         }
     }
     // It is right, but restless. An old ctime makes the next start look again.
-    let now = fstat(&file).map_err(|_| What::Unreadable)?;
-    check_mode(&now, mode).map(|stat| Stat { ctime: 0, ..stat })
+    let mut now = stat()?;
+    now.st_ctime = 0;
+    Ok(now)
 }
 
-fn hash(file: &File) -> io::Result<Digest> {
+/// Compares a file's content with the digest of its packed bytes: those of its slots are hashed in place of what is
+/// there, which is compared with what the path makes of them.
+fn compare<'a>(
+    file: &File,
+    digest: Digest,
+    slots: impl Iterator<Item = (&'a Slot, &'a Vec<u8>)>,
+    tree: &Path,
+) -> io::Result<Result<(), What>> {
     let mut hasher = blake3::Hasher::new();
-    let mut piece = vec![0; PIECE];
-    let mut from = file;
-    io::Seek::rewind(&mut from)?;
-    loop {
-        match from.read(&mut piece) {
-            Ok(0) => return Ok(hasher.finalize().into()),
-            Ok(length) => hasher.update(&piece[..length]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
+    let (mut at, mut filled) = (0, true);
+    for (slot, packed) in slots {
+        hash(&mut hasher, file, at..slot.at)?;
+        let mut found = vec![0; packed.len()];
+        file.read_exact_at(&mut found, slot.at)?;
+        filled &= slots::fill(packed, slot.pad, tree).is_ok_and(|filled| filled == found);
+        hasher.update(packed);
+        at = slot.end();
     }
+    hash(&mut hasher, file, at..u64::MAX)?;
+    Ok(match Digest::from(hasher.finalize()) == digest {
+        false => Err(What::Changed),
+        true if filled => Ok(()),
+        true => Err(What::Elsewhere),
+    })
+}
+
+/// Hashes a range of a file, as far as there is one.
+fn hash(hasher: &mut blake3::Hasher, file: &File, range: Range<u64>) -> io::Result<()> {
+    let mut piece = vec![0; PIECE];
+    let mut at = range.start;
+    while at < range.end {
+        let most = (range.end - at).min(PIECE as u64) as usize;
+        match file.read_at(&mut piece[..most], at) {
+            Ok(0) => break,
+            Ok(length) => {
+                hasher.update(&piece[..length]);
+                at += length as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn check_mode(found: &FileStat, mode: u32) -> Result<Stat, What> {

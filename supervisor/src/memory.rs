@@ -18,12 +18,13 @@ const NAME: &CStr = c"kitbag";
 const MFD_EXEC: MFdFlags = MFdFlags::from_bits_retain(0x10);
 
 /// Puts the program into a file in memory. `None` where the bundle holds more than the program, the program needs
-/// an interpreter, or the command needs a tree or a state folder.
+/// an interpreter or names its tree, or the command needs a tree or a state folder.
 pub fn program(bundle: &Bundle, manifest: &Manifest, command: &Command) -> Result<Option<OwnedFd>, Error> {
     let index = bundle.index()?;
     let mut files = index.entries.iter().enumerate().filter(|(_, entry)| entry.kind != Kind::Dir);
-    let (Some((alone, _)), None) = (files.next(), files.next()) else { return Ok(None) };
-    if !manifest.seeds.is_empty() || expand::uses_state(command) || expand::uses_tree(command) {
+    let (Some((alone, program)), None) = (files.next(), files.next()) else { return Ok(None) };
+    let needs_tree = !program.slots().is_empty() || expand::uses_tree(command);
+    if needs_tree || !manifest.seeds.is_empty() || expand::uses_state(command) {
         return Ok(None);
     }
     let contents = extract::contents(bundle, &index, alone)?;

@@ -7,6 +7,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 use std::{error, fmt};
 
+use kitbag_format::slots::FillError;
+
 /// The user that a user namespace shows for owners it has no number for (user_namespaces(7)).
 const OVERFLOW_UID: u32 = 65534;
 
@@ -35,6 +37,8 @@ pub enum Refusal {
     Space(u64, u64),
     /// Files needed, files there.
     Inodes(u64, u64),
+    /// Its path cannot go into this file of the bundle, which must name it.
+    Slot(String, FillError),
     /// The system said no.
     Io(io::Error),
 }
@@ -55,6 +59,7 @@ impl fmt::Display for Refusal {
             Self::NoExec => f.write_str("the file system is mounted noexec"),
             Self::Space(needs, has) => write!(f, "needs {}, has {}", Size(*needs), Size(*has)),
             Self::Inodes(needs, has) => write!(f, "needs {needs} files, has room for {has}"),
+            Self::Slot(file, why) => write!(f, "its path cannot go into `{file}`: {why}"),
             Self::Io(error) => error.fmt(f),
         }
     }

@@ -8,11 +8,13 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::{fmt, fs};
 
-use kitbag_format::Bundle;
+use kitbag_format::slots::FillError;
+use kitbag_format::{Bundle, Error, Index, extract};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{AccessFlags, access};
 
 use crate::owned::{self, Refusal};
+use crate::record::path_of;
 use crate::share;
 use crate::store::{Store, StoreError};
 
@@ -199,15 +201,32 @@ fn usable(path: &Path, uid: u32, bundle: &Bundle) -> Result<Result<Store, Refusa
     if fs::symlink_metadata(store.tree_dir(&bundle.digest()).join("record")).is_ok() {
         return Ok(Ok(store));
     }
-    let needs = crate::unpack::need(bundle)?;
+    let index = bundle.index()?;
+    if let Some(refusal) = misfit(&store, bundle, &index)? {
+        return Ok(Err(refusal));
+    }
+    let needs = crate::unpack::need(&index);
     Ok(match room(&store, uid, needs) {
         Err(Refusal::Space(..) | Refusal::Inodes(..)) => {
-            let index = bundle.index()?;
             room(&store, uid, share::still_needed(&store, &index, needs))
         }
         other => other,
     }
     .map(|()| store))
+}
+
+/// Why the path of the tree to be cannot go into one of its files, if so.
+fn misfit(store: &Store, bundle: &Bundle, index: &Index) -> Result<Option<Refusal>, Error> {
+    let tree = store.tree_dir(&bundle.digest()).join("tree");
+    let below = tree.as_os_str().len() - store.place.as_os_str().len();
+    let Some((number, error)) = extract::misfit(bundle, index, &tree)? else { return Ok(None) };
+    let of_place = match error {
+        FillError::TooLong { length, most } => {
+            FillError::TooLong { length: length - below, most: most.saturating_sub(below) }
+        }
+        other => other,
+    };
+    Ok(Some(Refusal::Slot(String::from_utf8_lossy(path_of(index, number)).into_owned(), of_place)))
 }
 
 fn open(path: &Path, uid: u32) -> Result<Store, Refusal> {

@@ -11,22 +11,25 @@
 //! from the start: whoever removes `/proc` gives up this one comparison.
 //!
 //! ```text
-//!  0  8  magic "KITBREC" 1
+//!  0  8  magic "KITBREC" 2
 //!  8  32 BLAKE3 of all that follows
 //! 40  32 bundle digest
 //! 72  36 boot id as /proc/sys/kernel/random/boot_id shows it, or zeros
 //! 108 8  when it was unpacked, seconds since 1970
 //! 116 8  length of the payload
-//! 124 2  length of the name, name; 2 length of the version, version
+//! 124 2  length of the name, name; the same with the version, and with the tree's path, which its slots were
+//!        filled with
 //!     4  number of stats; each 8 size, 8 inode, 8 ctime, 4 its nanoseconds: the index's entries, then the tree
 //!     …  the index, as in the bundle
 //! ```
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
@@ -38,7 +41,7 @@ use nix::sys::stat::{FileStat, fstatat};
 
 use kitbag_format::parallel;
 
-const MAGIC: &[u8; 8] = b"KITBREC\x01";
+const MAGIC: &[u8; 8] = b"KITBREC\x02";
 const HEADER: usize = 40;
 /// Most bytes of a record: a million files have some 100 MB.
 const MOST: u64 = 256 << 20;
@@ -82,6 +85,8 @@ pub struct Record {
     pub name: String,
     /// Its version.
     pub version: String,
+    /// The absolute path of the tree that its slots were filled with.
+    pub tree: PathBuf,
     /// The bundle's digest.
     pub bundle: Digest,
     /// In which boot the record is good; zeros: in any.
@@ -106,8 +111,8 @@ impl Record {
         out.extend_from_slice(&self.boot_id);
         out.extend_from_slice(&self.created.to_le_bytes());
         out.extend_from_slice(&self.payload_length.to_le_bytes());
-        for text in [&self.name, &self.version] {
-            let text = &text.as_bytes()[..text.len().min(usize::from(u16::MAX))];
+        for text in [self.name.as_bytes(), self.version.as_bytes(), self.tree.as_os_str().as_bytes()] {
+            let text = &text[..text.len().min(usize::from(u16::MAX))];
             out.extend_from_slice(&(text.len() as u16).to_le_bytes());
             out.extend_from_slice(text);
         }
@@ -135,6 +140,7 @@ impl Record {
         let created = u64::from_le_bytes(reader.array()?);
         let payload_length = u64::from_le_bytes(reader.array()?);
         let (name, version) = (reader.text()?, reader.text()?);
+        let tree = OsStr::from_bytes(reader.bytes()?).into();
         let count = u32::from_le_bytes(reader.array()?) as usize;
         let stats = reader.take(count.checked_mul(STAT)?)?.as_chunks::<STAT>().0.iter().map(parse_stat);
         let stats: Vec<Stat> = stats.collect::<Option<_>>()?;
@@ -142,6 +148,7 @@ impl Record {
         (stats.len() == index.entries.len() + 1).then_some(Self {
             name,
             version,
+            tree,
             bundle,
             boot_id,
             created,
@@ -260,9 +267,13 @@ impl<'a> Reader<'a> {
         self.take(N)?.try_into().ok()
     }
 
-    fn text(&mut self) -> Option<String> {
+    fn bytes(&mut self) -> Option<&'a [u8]> {
         let length = u16::from_le_bytes(self.array()?);
-        String::from_utf8(self.take(usize::from(length))?.to_vec()).ok()
+        self.take(usize::from(length))
+    }
+
+    fn text(&mut self) -> Option<String> {
+        String::from_utf8(self.bytes()?.to_vec()).ok()
     }
 }
 

@@ -56,7 +56,7 @@ fn spec(name: &str, service: &Service, values: &Values) -> Result<ServiceSpec, F
     for argument in command.argv.iter().skip(1) {
         argv.push(values.text(argument)?);
     }
-    let mut env: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
+    let mut env: BTreeMap<OsString, OsString> = expand::inherited(command).collect();
     for (name, text) in &command.env {
         env.insert(name.into(), values.text(text)?);
     }

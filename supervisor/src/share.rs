@@ -17,7 +17,7 @@ use nix::fcntl::AtFlags;
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
-use crate::heal;
+use crate::heal::{self, Filling};
 use crate::place::Need;
 use crate::record::{Record, Stat};
 use crate::store::Store;
@@ -103,12 +103,13 @@ pub fn still_needed(store: &Store, index: &Index, needs: Need) -> Need {
     Need { bytes: needs.bytes.saturating_sub(bytes), files: needs.files.saturating_sub(shared.len() as u64) }
 }
 
-/// Sorted by content. An empty file has nothing to share.
+/// Sorted by content. An empty file has nothing to share, and what one with slots holds is its own tree's path.
 fn wanted(index: &Index) -> Vec<(Key, usize)> {
     let files = index.entries.iter().enumerate();
     let mut wanted: Vec<(Key, usize)> = files
+        .filter(|(_, entry)| entry.slots().is_empty())
         .filter_map(|(number, entry)| match entry.kind {
-            Kind::File { size, digest, executable } if size > 0 => Some(((digest, executable), number)),
+            Kind::File { size, digest, executable, .. } if size > 0 => Some(((digest, executable), number)),
             _ => None,
         })
         .collect();
@@ -132,7 +133,8 @@ fn donors(others: &[Other], wanted: &[(Key, usize)]) -> Donors {
     for (tree, other) in others.iter().enumerate() {
         let Some(record) = Record::read(&other.dir, &other.digest) else { continue };
         for entry in record.index.entries {
-            if let Kind::File { digest, executable, .. } = entry.kind
+            if let Kind::File { digest, executable, ref slots, .. } = entry.kind
+                && slots.is_empty()
                 && wanted.binary_search_by(|(key, _)| key.cmp(&(digest, executable))).is_ok()
             {
                 donors.keys.push(((digest, executable), donors.files.len()));
@@ -165,7 +167,7 @@ fn link_group(
     let link = |to: &[u8]| linkat(from, donor.path.as_slice(), root, to, AtFlags::empty());
     let done = group.iter().take_while(|entry| link(path(entry)).is_ok()).count();
     let first = group[..done].first()?;
-    match heal::examine(root, index, first.1) {
+    match heal::examine(root, index, first.1, &Filling::none()) {
         Ok(stat) => Some((done, stat)),
         Err(_) => {
             for entry in &group[..done] {

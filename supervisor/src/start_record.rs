@@ -9,7 +9,8 @@ use std::{
 };
 
 use kitbag_entry::record::{
-    BOOT_ID_LEN, CHECKED_FROM, MAGIC, MAX_LEN, PIECE_ENV, PIECE_ENV_OR, PIECE_TEXT, VERSION, checksum,
+    BOOT_ID_LEN, CHECKED_FROM, FLAG_NO_LOADER_VARIABLES, MAGIC, MAX_LEN, PIECE_ENV, PIECE_ENV_OR, PIECE_TEXT,
+    VERSION, checksum,
 };
 
 /// What a full start found out, for the later ones.
@@ -25,6 +26,8 @@ pub struct StartRecord {
     pub needs: Option<PathBuf>,
     /// Files that are about to be executed.
     pub files: Vec<CheckedFile>,
+    /// Whether the program gets those of the caller's variables that speak to dynamic loaders.
+    pub keep_loader_variables: bool,
     /// The boot id in which the tree is good; `None` where it is known to be on the disk.
     pub boot_id: Option<[u8; BOOT_ID_LEN]>,
     /// The working directory; `None`: the caller's.
@@ -97,7 +100,8 @@ impl StartRecord {
         let mut checked = Fields(Vec::new());
         checked.0.extend_from_slice(&self.head_prefix);
         checked.0.extend_from_slice(&self.boot_id.unwrap_or([0; BOOT_ID_LEN]));
-        checked.0.extend_from_slice(&[0; 4]);
+        let flags = if self.keep_loader_variables { 0 } else { FLAG_NO_LOADER_VARIABLES };
+        checked.0.extend_from_slice(&flags.to_le_bytes());
         checked.text(&self.folder)?;
         checked.text(self.needs.as_deref().unwrap_or(Path::new("")))?;
         checked.template(self.cwd.as_deref().unwrap_or_default())?;

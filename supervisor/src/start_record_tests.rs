@@ -30,6 +30,7 @@ fn example() -> StartRecord {
             ctime: -7,
             ctime_nsec: 8,
         }],
+        keep_loader_variables: true,
         boot_id: Some(*b"0f2c8c2e-5b1e-4d6e-9d0e-3f1f8a8b9c0d"),
         cwd: Some(vec![literal("/state/"), Piece::Env("SUB".into(), Some("x".into()))]),
         argv: vec![
@@ -73,7 +74,7 @@ fn image(record: &Record, variables: &[&str], more: &[&str]) -> Option<(Vec<Stri
     let (mut texts, mut pointers) = ([0; 256], [std::ptr::null(); 16]);
     let (mut texts, mut pointers) = (Arena::new(&mut texts), Arena::new(&mut pointers));
     let argv = arguments(record.argv, &more, env, &mut texts, &mut pointers)?;
-    let vars = environment(record.env, env, &mut texts, &mut pointers)?;
+    let vars = environment(record.env, record.flags, env, &mut texts, &mut pointers)?;
     Some((strings(argv), strings(vars)))
 }
 
@@ -109,6 +110,27 @@ fn arguments_and_environment_are_resolved_for_each_caller() {
     assert_eq!(image(&record, &["PORT=1"], &[]), None, "LANG must be set");
     assert_eq!(image(&record, &["LANG=C"], &["x"; 16]), None, "more pointers than fit");
     assert_eq!(image(&record, &[&format!("LANG={}", "x".repeat(256))], &[]), None, "more text than fits");
+}
+
+#[test]
+fn variables_for_loaders_are_kept_from_a_program_with_its_own() {
+    let mut example = example();
+    example.keep_loader_variables = false;
+    example.env.push(("LD_BIND_NOW".into(), vec![literal("1")]));
+    let bytes = example.to_bytes().unwrap();
+    let record = Record::parse(&bytes, &[7; 64]).unwrap();
+    let caller = ["LANG=", "LD_PRELOAD=x", "LD=1", "LD_", "ALD_X=1", "LD_BIND_NOW=0", "LDX=1", "L", ""];
+    let (_, env) = image(&record, &caller, &[]).unwrap();
+    assert_eq!(env, ["LD=1", "ALD_X=1", "LDX=1", "L", "", "APP=/tree", "LANG=.x", "LD_BIND_NOW=1"]);
+}
+
+#[test]
+fn a_record_with_a_flag_that_is_not_known_is_none() {
+    let mut bytes = example().to_bytes().unwrap();
+    bytes[124] = 2;
+    let sum = checksum(&bytes[24..]);
+    bytes[16..24].copy_from_slice(&sum.to_le_bytes());
+    assert!(Record::parse(&bytes, &[7; 64]).is_none());
 }
 
 #[test]

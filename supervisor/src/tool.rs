@@ -23,6 +23,10 @@ use crate::{memory, state_folder};
 /// Variables that decide where the state folder is.
 const STATE_NAMED_BY: [&str; 3] = ["KITBAG_STATE", "XDG_STATE_HOME", "HOME"];
 
+/// Of a program's loader and libraries so many are compared in a later start, which shall take the same time for
+/// any program.
+const CHECKED_LOADS: usize = 8;
+
 /// Becomes the program; returns only why it could not.
 pub fn start(own: &Own, arguments: &[OsString]) -> Result<(), Failure> {
     let manifest = own.bundle.manifest()?;
@@ -37,8 +41,8 @@ pub fn start(own: &Own, arguments: &[OsString]) -> Result<(), Failure> {
         }
         other => other?,
     };
-    let program = command.argv.first().map_or("", String::as_str);
-    let compare = Compare::Only(&[program]);
+    let executed: Vec<&str> = command.argv.iter().take(1).chain(&command.loads).map(String::as_str).collect();
+    let compare = Compare::Only(&executed);
     let opening = Opening { bundle: &own.bundle, manifest: &manifest, compare, say: &say };
     let tree = unpack::open_tree(&store, &opening)?;
     let state = state(&facts, &manifest, command, &tree)?;
@@ -84,13 +88,16 @@ fn record(
         variables.push((name.into(), values.pieces(text)?));
     }
     let guards = if values.state.is_some() { STATE_NAMED_BY.map(Guard::now).to_vec() } else { Vec::new() };
-    let Ok(program) = CheckedFile::now(&values.program(command)) else { return Ok(None) };
+    let loaded = command.loads.iter().take(CHECKED_LOADS).map(|path| tree.root.join(path));
+    let checked = std::iter::once(values.program(command)).chain(loaded).map(|path| CheckedFile::now(&path));
+    let Ok(files) = checked.collect() else { return Ok(None) };
     let record = StartRecord {
         head_prefix: open::head_prefix(),
         folder,
         guards,
         needs: values.state.map(Path::to_owned),
-        files: vec![program],
+        files,
+        keep_loader_variables: command.loads.is_empty(),
         boot_id: Some(tree.boot_id).filter(|id| id.iter().any(|byte| *byte != 0)),
         cwd: command.cwd.as_deref().map(|cwd| values.pieces(cwd)).transpose()?,
         argv,
@@ -173,7 +180,7 @@ impl Image {
         for argument in arguments {
             argv.push(text(argument.clone())?);
         }
-        let kept = env::vars_os()
+        let kept = expand::inherited(command)
             .filter(|(name, _)| name.to_str().is_none_or(|name| !command.env.contains_key(name)));
         let mut variables =
             kept.map(|(name, value)| text(variable(name, &value))).collect::<Result<Vec<_>, _>>()?;

@@ -43,7 +43,7 @@ pub enum Compare<'a> {
 
 /// What is to be opened, and how.
 pub struct Opening<'a> {
-    /// The bundle.
+    /// The bundle; its program is verified ([`crate::open`]).
     pub bundle: &'a Bundle,
     /// Its manifest.
     pub manifest: &'a Manifest,
@@ -88,12 +88,11 @@ impl Tree {
 }
 
 /// Room for the whole tree.
-pub fn need(bundle: &Bundle) -> Result<Need, StoreError> {
-    let index = bundle.index()?;
+pub fn need(index: &Index) -> Need {
     let files = index.entries.len() as u64 + 8;
     // A record has an index's bytes and some 28 more an entry.
     let beside = 128 * files + 16 * BLOCK;
-    Ok(Need { bytes: index.entries.iter().map(on_disk).sum::<u64>() + beside, files })
+    Need { bytes: index.entries.iter().map(on_disk).sum::<u64>() + beside, files }
 }
 
 /// Bytes that an entry takes on the disk.
@@ -136,7 +135,9 @@ impl Opening<'_> {
         }
         let record = Record::read(&dir, &digest);
         let record = match record {
-            Some(record) if self.suspects(&record, root.as_fd()).is_empty() && !record.is_unsettled() => {
+            Some(record)
+                if self.suspects(&record, &path, root.as_fd()).is_empty() && !record.is_unsettled() =>
+            {
                 record
             }
             _ => match self.heal(store, &dir, root.as_fd())? {
@@ -149,28 +150,31 @@ impl Opening<'_> {
     }
 
     /// The entries that have to be looked at.
-    fn suspects(&self, record: &Record, root: BorrowedFd) -> Vec<usize> {
+    fn suspects(&self, record: &Record, path: &Path, root: BorrowedFd) -> Vec<usize> {
         if record.is_unsettled() {
             return (0..record.stats.len()).collect();
         }
-        match self.compare {
+        let mut suspects = match self.compare {
             Compare::Everything => record.differing(root, None),
             Compare::Only(paths) => {
                 let find = |path: &&str| record.index.find(path.as_bytes());
                 let numbers: Vec<usize> = paths.iter().filter_map(find).collect();
-                if record.differing(root, Some(&numbers)).is_empty() {
-                    return Vec::new();
-                }
-                record.differing(root, None)
+                let right = record.differing(root, Some(&numbers)).is_empty();
+                if right { Vec::new() } else { record.differing(root, None) }
             }
+        };
+        if record.tree != path {
+            suspects.extend((0..record.index.entries.len()).filter(|n| !record.index.slots(*n).is_empty()));
         }
+        suspects
     }
 
     /// Compares again with the lock held, as another start may have healed the tree meanwhile; heals what is
     /// wrong; writes the record. `None`: the tree is no longer there.
     fn heal(&self, store: &Store, dir: &Path, root: BorrowedFd) -> Result<Option<Record>, StoreError> {
         let _lock = self.lock(store)?;
-        let there = extract::open_dir(&dir.join("tree")).is_ok_and(|now| same(now.as_fd(), root));
+        let path = dir.join("tree");
+        let there = extract::open_dir(&path).is_ok_and(|now| same(now.as_fd(), root));
         if !there {
             return Ok(None);
         }
@@ -178,23 +182,28 @@ impl Opening<'_> {
         let whole = found.is_some();
         let mut record = match found {
             Some(record) => record,
-            None => self.record(self.bundle.index()?)?,
+            None => self.record(self.bundle.index()?, &path)?,
         };
         let settled = whole && !record.is_unsettled();
-        let suspects = if whole { self.suspects(&record, root) } else { (0..record.stats.len()).collect() };
+        let suspects =
+            if whole { self.suspects(&record, &path, root) } else { (0..record.stats.len()).collect() };
         if settled && suspects.is_empty() {
             return Ok(Some(record));
         }
         if !whole {
             (self.say)("the record of the unpacked files was damaged; every file is compared");
         }
+        if record.tree != path {
+            // It was written for the other path; what it leads to is about to change.
+            let _ = fs::remove_file(dir.join("start"));
+        }
         let index = self.bundle.index()?;
-        let path = dir.join("tree");
         let healing = Healing { store, bundle: self.bundle, index: &index, root, path: &path, say: self.say };
         let healed = healing.run(&suspects).map_err(|error| self.explain(store, error))?;
         for (number, stat) in healed.stats {
             record.stats[number] = stat;
         }
+        record.tree = path;
         if healed.wrote || !whole {
             record.boot_id = boot_id();
         } else if !settled {
@@ -212,7 +221,6 @@ impl Opening<'_> {
         if fs::symlink_metadata(store.tree_dir(&digest)).is_ok() {
             return Ok(false);
         }
-        self.bundle.verify_program()?;
         let index = self.bundle.index()?;
         let work = store.work(&digest.to_string());
         for left in [work.clone(), store.work(&format!("{digest}.heal"))] {
@@ -233,6 +241,7 @@ impl Opening<'_> {
         let path = work.join("tree");
         fs::create_dir_all(&path).map_err(StoreError::io("make", &path))?;
         let root = extract::open_dir(&path).map_err(StoreError::io("open", &path))?;
+        let tree = store.tree_dir(&digest).join("tree");
         let present = share::link(store, &digest, root.as_fd(), &index);
         let progress = Progress::new(&self.manifest.name, &index, &present);
         let extraction = Extraction {
@@ -241,13 +250,14 @@ impl Opening<'_> {
             present: &|number| present[number].is_some(),
             progress: &|bytes| progress.add(bytes),
             read_only: true,
+            tree: &tree,
         };
         let unpacked = extraction.run(root.as_fd());
         progress.clear();
         unpacked?;
         fchmod(&root, Mode::from_bits_truncate(0o555))
             .map_err(StoreError::sys("set the permissions of", &path))?;
-        let mut record = self.record(index)?;
+        let mut record = self.record(index, &tree)?;
         record.stats =
             stats(root.as_fd(), &record.index, &present).map_err(StoreError::io("examine", &path))?;
         record.write(work).map_err(StoreError::io("write the record in", work))?;
@@ -255,12 +265,13 @@ impl Opening<'_> {
         fs::rename(work, &dir).map_err(StoreError::io("make", &dir))
     }
 
-    /// A record of now, without stats.
-    fn record(&self, index: Index) -> Result<Record, StoreError> {
+    /// A record of now, without stats, for the tree at this path.
+    fn record(&self, index: Index, tree: &Path) -> Result<Record, StoreError> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         Ok(Record {
             name: self.manifest.name.clone(),
             version: self.manifest.version.clone(),
+            tree: tree.to_owned(),
             bundle: self.bundle.digest(),
             boot_id: boot_id(),
             created: now.map_or(0, |since| since.as_secs()),
@@ -297,7 +308,7 @@ impl Opening<'_> {
         if !error.is_full() {
             return error;
         }
-        let needs = need(self.bundle).map_or(0, |need| need.bytes);
+        let needs = self.bundle.index().map_or(0, |index| need(&index).bytes);
         StoreError::Full { place: store.place.clone(), needs }
     }
 }

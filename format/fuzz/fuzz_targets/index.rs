@@ -18,6 +18,11 @@ fuzz_target!(|input: &[u8]| {
             Kind::Link(to) => assert!(matches!(index.entries[*to].kind, Kind::File { .. })),
             Kind::Dir | Kind::File { .. } => {}
         }
+        let mut filled = 0;
+        for slot in entry.slots() {
+            assert!(slot.at >= filled && slot.length > 0 && slot.end() <= entry.size());
+            filled = slot.end();
+        }
     }
     let frames: u64 = index.frames.iter().map(|frame| u64::from(frame.raw)).sum();
     assert_eq!(frames, index.tar_length());

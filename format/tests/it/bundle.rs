@@ -1,11 +1,11 @@
 //! A small bundle, made without kitbag's bundler: an ELF program of 9 bytes, a tree of each kind of entry.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use kitbag_format::index::{BLOCK, Entry, Index, Kind};
 use kitbag_format::manifest::{Command, Manifest, Run, Seed};
+use kitbag_format::slots::{Pad, Slot};
 use kitbag_format::writer::Writer;
 use kitbag_format::{Bundle, Digest, Error, elf};
 
@@ -29,6 +29,8 @@ pub enum What {
     Dir,
     File(Vec<u8>),
     Program(Vec<u8>),
+    /// A program with slots.
+    Slotted(Vec<u8>, Vec<Slot>),
     Symlink(&'static str),
     Link(usize),
 }
@@ -48,6 +50,30 @@ pub fn plan() -> Plan {
         ("share/deep/last", What::File(Vec::new())),
     ];
     Plan { entries, cuts: vec![2048, 700, 812, 4096] }
+}
+
+/// A tree with slots: in a program of one frame and in one over many, of both kinds, cut by frames' ends, and with a
+/// second name.
+pub fn slotted() -> Plan {
+    let slot = |at, length, pad| Slot { at, length, pad };
+    let mut script = b"#!/kitbag-tree/bin/sh".to_vec();
+    script.resize(200, b' ');
+    script.extend_from_slice(b"\necho /kitbag-tree\n");
+    let mut large = vec![7; 5000];
+    large[1000..1300].fill(0);
+    large[1000..1029].copy_from_slice(b"/kitbag-tree:/kitbag-tree/lib");
+    large[4700..5000].fill(0);
+    large[4700..4716].copy_from_slice(b"/kitbag-tree/lib");
+    let in_large = vec![slot(1000, 300, Pad::Nul), slot(4700, 300, Pad::Nul)];
+    let entries = vec![
+        ("bin", What::Dir),
+        ("bin/script", What::Slotted(script, vec![slot(2, 198, Pad::Space)])),
+        ("bin/large", What::Slotted(large, in_large)),
+        ("bin/second", What::Link(2)),
+        ("readme", What::File(b"/kitbag-tree stays".to_vec())),
+    ];
+    // The large one's contents begin at 2560.
+    Plan { entries, cuts: vec![512 * 5 + 1020, 100, 3500, 200] }
 }
 
 /// The runtime: an ELF header, a segment to load, a note to find the head by, three sections.
@@ -102,7 +128,7 @@ fn tar_header(path: &str, what: &What, target: &str) -> Vec<u8> {
     let (kind, mode, size) = match what {
         What::Dir => (b'5', 0o755, 0),
         What::File(bytes) => (b'0', 0o644, bytes.len()),
-        What::Program(bytes) => (b'0', 0o755, bytes.len()),
+        What::Program(bytes) | What::Slotted(bytes, _) => (b'0', 0o755, bytes.len()),
         What::Symlink(_) => (b'2', 0o777, 0),
         What::Link(_) => (b'1', 0o644, 0),
     };
@@ -127,8 +153,9 @@ fn tar(plan: &Plan) -> (Vec<u8>, Vec<Entry>) {
     for (path, what) in &plan.entries {
         let (kind, target, contents) = match what {
             What::Dir => (Kind::Dir, "", &[][..]),
-            What::File(bytes) => (file(bytes, false), "", &bytes[..]),
-            What::Program(bytes) => (file(bytes, true), "", &bytes[..]),
+            What::File(bytes) => (file(bytes, false, &[]), "", &bytes[..]),
+            What::Program(bytes) => (file(bytes, true, &[]), "", &bytes[..]),
+            What::Slotted(bytes, slots) => (file(bytes, true, slots), "", &bytes[..]),
             What::Symlink(target) => (Kind::Symlink(target.as_bytes().to_vec()), *target, &[][..]),
             What::Link(to) => (Kind::Link(*to), plan.entries[*to].0, &[][..]),
         };
@@ -141,12 +168,12 @@ fn tar(plan: &Plan) -> (Vec<u8>, Vec<Entry>) {
     (tar, entries)
 }
 
-fn file(bytes: &[u8], executable: bool) -> Kind {
-    Kind::File { size: bytes.len() as u64, digest: Digest::of(bytes), executable }
+fn file(bytes: &[u8], executable: bool, slots: &[Slot]) -> Kind {
+    Kind::File { size: bytes.len() as u64, digest: Digest::of(bytes), executable, slots: slots.to_vec() }
 }
 
 pub fn manifest() -> Manifest {
-    let command = Command { argv: vec!["bin/app".to_owned()], env: BTreeMap::new(), cwd: None };
+    let command = Command { argv: vec!["bin/app".to_owned()], ..Command::default() };
     Manifest {
         name: "sample".to_owned(),
         version: "1.0".to_owned(),

@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kitbag_format::extract::{Extraction, contents, open_dir, unpack_to};
+use kitbag_format::extract::{Extraction, contents, open_dir, packed_slots, unpack_to};
 use kitbag_format::{Bundle, Error};
 
 use crate::bundle::{self, Plan, What, sample};
@@ -39,7 +39,7 @@ fn tree(root: &Path) -> BTreeSet<(String, Vec<u8>)> {
 fn expected(plan: &Plan) -> BTreeSet<(String, Vec<u8>)> {
     let contents = |what: &What| match what {
         What::Dir => b"a folder".to_vec(),
-        What::File(bytes) | What::Program(bytes) => bytes.clone(),
+        What::File(bytes) | What::Program(bytes) | What::Slotted(bytes, _) => bytes.clone(),
         What::Symlink(target) => target.as_bytes().to_vec(),
         What::Link(to) => match &plan.entries[*to].1 {
             What::File(bytes) | What::Program(bytes) => bytes.clone(),
@@ -93,7 +93,8 @@ fn read_only_takes_every_write_permission() {
 fn run(path: &Path, to: &Path, read_only: bool, present: &(dyn Fn(usize) -> bool + Sync)) {
     let bundle = Bundle::open_path(path).expect("the sample");
     let index = bundle.index().expect("its index");
-    let extraction = Extraction { bundle: &bundle, index: &index, present, progress: &|_| (), read_only };
+    let extraction =
+        Extraction { bundle: &bundle, index: &index, present, progress: &|_| (), read_only, tree: to };
     extraction.run(open_dir(to).expect("the folder").as_fd()).expect("unpacked");
 }
 
@@ -184,6 +185,7 @@ fn nothing_is_written_through_a_link_in_a_files_place() {
         present: &|_| false,
         progress: &|_| (),
         read_only: true,
+        tree: &to,
     };
     let error = extraction.run(open_dir(&to).expect("the folder").as_fd()).expect_err("something is there");
     assert!(error.to_string().contains("`share/table`"), "{error}");
@@ -203,4 +205,99 @@ fn a_frame_of_another_length_than_the_index_says_is_malformed() {
             numbers.filter_map(|number| contents(&bundle, &index, number).err()).collect();
         assert!(!errors.is_empty() && errors.iter().all(|error| matches!(error, Error::Malformed { .. })));
     }
+}
+
+/// A bundle with slots in a folder of its own.
+fn slotted() -> (tempfile::TempDir, Bundle) {
+    let folder = bundle::folder();
+    let path = folder.path().join("slotted");
+    bundle::write(&path, &bundle::slotted(), &bundle::manifest());
+    (folder, Bundle::open_path(&path).expect("a bundle"))
+}
+
+#[test]
+fn slots_hold_the_folder_that_was_unpacked_into() {
+    let (folder, bundle) = slotted();
+    bundle.verify(1).expect("a whole bundle");
+    for name in ["here", "deep/er", &"long".repeat(20)] {
+        let to = folder.path().join(name);
+        unpack_to(&bundle, &to, &|_| ()).expect("unpacked");
+        let tree = to.to_str().expect("a text");
+        let script = fs::read_to_string(to.join("bin/script")).expect("a script");
+        let line = format!("#!{tree}/bin/sh");
+        assert_eq!(script, format!("{line:200}\necho /kitbag-tree\n"));
+        let large = fs::read(to.join("bin/large")).expect("a program");
+        let text = |at: usize, text: String| assert_eq!(large[at..at + 300], *padded(&text), "{text}");
+        text(1000, format!("{tree}:{tree}/lib"));
+        text(4700, format!("{tree}/lib"));
+        assert!(large[..1000].iter().chain(&large[1300..4700]).all(|byte| *byte == 7));
+        assert_eq!(fs::read(to.join("bin/second")).expect("its second name"), large);
+        assert_eq!(fs::read(to.join("readme")).expect("a readme"), b"/kitbag-tree stays");
+        assert_eq!(fs::metadata(to.join("bin/large")).expect("it").permissions().mode() & 0o111, 0o111);
+    }
+}
+
+#[test]
+fn a_folder_whose_path_does_not_fit_is_refused_before_anything_is_made() {
+    let (folder, bundle) = slotted();
+    let long = "l".repeat(200);
+    let above = folder.path().as_os_str().len();
+    let why = |file: &str, why: String| format!("its path cannot go into `{file}`: it has {why}");
+    for (name, expected) in [
+        ("white space", why("bin/script", "' ' in it; choose one without".into())),
+        ("co:lon", why("bin/large", "':' in it; choose one without".into())),
+        (
+            &long,
+            // 198 bytes without `/bin/sh`.
+            why(
+                "bin/script",
+                format!("{} bytes, and 191 is the most that fits; choose a shorter one", above + 201),
+            ),
+        ),
+    ] {
+        let to = folder.path().join(name);
+        let error = unpack_to(&bundle, &to, &|_| ()).expect_err("it does not fit").to_string();
+        assert_eq!(error, format!("cannot unpack into {}: {expected}", to.display()));
+        assert!(!to.exists());
+    }
+}
+
+#[test]
+fn packed_slots_come_without_unpacking() {
+    let (_folder, bundle) = slotted();
+    let index = bundle.index().expect("its index");
+    let packed = packed_slots(&bundle, &index, &[1, 2]).expect("its slots");
+    let text = |number: usize, slot: usize| String::from_utf8_lossy(&packed[&number][slot]).into_owned();
+    assert_eq!(text(1, 0).trim_end(), "/kitbag-tree/bin/sh");
+    assert_eq!(text(2, 0).trim_end_matches('\0'), "/kitbag-tree:/kitbag-tree/lib");
+    assert_eq!(text(2, 1).trim_end_matches('\0'), "/kitbag-tree/lib");
+    assert_eq!((packed[&1][0].len(), packed[&2][0].len(), packed[&2].len()), (198, 300, 2));
+    assert_eq!(packed_slots(&bundle, &index, &[2]).expect("its slots")[&2], packed[&2]);
+}
+
+#[test]
+fn slotted_files_that_are_present_are_left_alone() {
+    let (folder, bundle) = slotted();
+    let (to, index) = (folder.path().join("tree"), bundle.index().expect("its index"));
+    fs::create_dir_all(to.join("bin")).expect("a folder");
+    fs::write(to.join("bin/large"), "mine").expect("a file");
+    let extraction = Extraction {
+        bundle: &bundle,
+        index: &index,
+        present: &|number| number == 2,
+        progress: &|_| (),
+        read_only: true,
+        tree: Path::new("/elsewhere"),
+    };
+    extraction.run(open_dir(&to).expect("the folder").as_fd()).expect("unpacked");
+    assert_eq!(fs::read(to.join("bin/large")).expect("the file"), b"mine");
+    assert!(fs::read(to.join("bin/script")).expect("a script").starts_with(b"#!/elsewhere/bin/sh  "));
+    assert_eq!(fs::metadata(to.join("bin/script")).expect("it").permissions().mode() & 0o777, 0o555);
+    fs::set_permissions(to.join("bin"), fs::Permissions::from_mode(0o755)).expect("for the cleaning up");
+}
+
+fn padded(text: &str) -> Vec<u8> {
+    let mut bytes = text.as_bytes().to_vec();
+    bytes.resize(300, 0);
+    bytes
 }

@@ -1,6 +1,7 @@
 //! The index: what is written comes back, and every rule that a hostile one breaks.
 
 use kitbag_format::index::{BLOCK, Entry, Frame, Index, Kind, MAX_FRAME, MAX_PATH, is_normal, stays_inside};
+use kitbag_format::slots::{MAX_SLOT, MAX_SLOTS, Pad, Slot};
 use kitbag_format::{Digest, Error};
 
 /// An index written by hand.
@@ -35,6 +36,12 @@ impl Raw {
         self.entry(1, path).number(size).bytes(&[9; 32])
     }
 
+    /// A program with slots: gap, length and padding each.
+    fn slotted(self, path: &[u8], size: u64, slots: &[(u64, u64, u8)]) -> Self {
+        let raw = self.entry(6, path).number(size).bytes(&[9; 32]).number(slots.len() as u64);
+        slots.iter().fold(raw, |raw, (gap, length, pad)| raw.number(*gap).number(*length).bytes(&[*pad]))
+    }
+
     fn symlink(self, path: &[u8], target: &[u8]) -> Self {
         self.entry(3, path).number(target.len() as u64).bytes(target)
     }
@@ -65,7 +72,13 @@ fn entry(path: &str, kind: Kind) -> Entry {
 }
 
 fn file(size: u64, executable: bool) -> Kind {
-    Kind::File { size, digest: Digest::of(&size.to_le_bytes()), executable }
+    Kind::File { size, digest: Digest::of(&size.to_le_bytes()), executable, slots: vec![] }
+}
+
+fn slotted(size: u64, executable: bool) -> Kind {
+    let slots =
+        vec![Slot { at: 0, length: 2, pad: Pad::Nul }, Slot { at: size - 300, length: 300, pad: Pad::Space }];
+    Kind::File { size, digest: Digest::of(&size.to_le_bytes()), executable, slots }
 }
 
 fn sound() -> Index {
@@ -78,18 +91,20 @@ fn sound() -> Index {
         entry("a/b/one more", file(513, true)),
         entry("a/b/other name", Kind::Link(4)),
         entry("empty", file(0, false)),
+        entry("script", slotted(302, false)),
+        entry("slotted", slotted(1000, true)),
     ];
-    Index { frames: vec![frame(60, 4000), frame(40, 3168)], entries }
+    Index { frames: vec![frame(60, 4000), frame(40, 5728)], entries }
 }
 
 #[test]
 fn an_index_comes_back_as_it_was_written() {
     let index = sound();
-    assert_eq!(index.tar_length(), 7168);
+    assert_eq!(index.tar_length(), 9728);
     assert_eq!(Index::parse(&index.to_bytes(), 100).expect("a sound index"), index);
     let spans: Vec<_> = index.spans().collect();
-    assert_eq!(spans[3..], [3072..3073, 4096..4609, 5632..5632, 6144..6144]);
-    assert_eq!(index.content_length(), 514);
+    assert_eq!(spans[3..7], [3072..3073, 4096..4609, 5632..5632, 6144..6144]);
+    assert_eq!(index.content_length(), 514 + 1302);
     assert_eq!(index.file(5), index.file(4));
     assert_eq!(index.find(b"a/b/other name"), Some(5));
 }
@@ -221,8 +236,47 @@ fn second_names_lead_back_to_a_file() {
 }
 
 #[test]
+fn slots_that_are_not_in_their_file_are_refused() {
+    let parse = |size, slots: &[_]| parse(&of(1, 1024).slotted(b"a", size, slots));
+    let slots = |gap| vec![(gap, 100, 0), (0, 900, 1)];
+    assert_eq!(parse(1000, &slots(0)).expect("all of it").entries[0].slots()[1].at, 100);
+    let wrong = "malformed: its index has a slot of an impossible length or place";
+    let most = u64::from(MAX_SLOT);
+    for one in [slots(1), vec![(u64::MAX, 1, 0)], vec![(1, u64::MAX, 0)], vec![(0, 0, 0)], vec![(0, 1001, 0)]]
+    {
+        assert_eq!(parse(1000, &one).expect_err("a slot outside").to_string(), wrong, "{one:?}");
+    }
+    refused(&of(1, 8704).slotted(b"a", 8704, &[(0, most + 1, 0)]), &wrong["malformed: its index ".len()..]);
+    refused(&of(1, 512).slotted(b"a", 1, &[(0, 1, 2)]), "has a slot of an unknown kind");
+    let count = "has a file with no slots or too many";
+    refused(&of(1, 512).slotted(b"a", 500, &[(0, 1, 0); MAX_SLOTS + 1]), count);
+    refused(&of(1, 512).slotted(b"a", 500, &[]).bytes(&[0; 3]), count);
+    refused(&of(1, 512).entry(5, b"a").number(500).bytes(&[9; 32]).number(1 << 40), "ends early");
+}
+
+#[test]
+fn slots_of_many_files_are_bounded_together() {
+    let files = (1 << 16) / MAX_SLOTS as u64 + 1;
+    let all = |files: u64| {
+        (0..files).fold(of(files, files * 512), |raw, n| {
+            raw.slotted(format!("{n:05}").as_bytes(), 64, &[(0, 1, 0); MAX_SLOTS])
+        })
+    };
+    refused(&all(files), "has too many slots");
+    parse(&all(files - 1)).expect("as many as there may be");
+}
+
+#[test]
+fn a_writer_with_slots_in_disorder_writes_what_is_refused() {
+    let mut index = sound();
+    let Kind::File { slots, .. } = &mut index.entries[8].kind else { panic!("a file") };
+    slots.reverse();
+    assert!(Index::parse(&index.to_bytes(), 100).is_err());
+}
+
+#[test]
 fn entries_of_an_unknown_kind_are_refused() {
-    for tag in 5..=255 {
+    for tag in 7..=255 {
         refused(&of(1, 0).entry(tag, b"a"), "has an entry of an unknown kind");
     }
 }
@@ -235,7 +289,8 @@ fn every_flipped_byte_of_an_index_is_an_error_or_another_sound_index() {
             let mut spoiled = bytes.clone();
             spoiled[at] ^= flip;
             if let Ok(index) = Index::parse(&spoiled, 100) {
-                assert_eq!(index.spans().last().map(|span| span.end + 1024), Some(index.tar_length()));
+                let end = index.spans().last().map(|span| span.end.next_multiple_of(BLOCK) + 2 * BLOCK);
+                assert_eq!(end, Some(index.tar_length()));
             }
         }
     }

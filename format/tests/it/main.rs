@@ -6,4 +6,5 @@ mod head;
 mod index;
 mod manifest;
 mod pinned;
+mod slots;
 mod spoiled;

@@ -1,7 +1,8 @@
 //! Old files stay readable: bundles written by earlier versions, as they were, with their digests.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use kitbag_format::manifest::Run;
 use kitbag_format::{Bundle, extract};
 
 use crate::bundle;
@@ -51,16 +52,26 @@ fn format_1_is_written_as_it_was() {
 fn write_seeds() {
     let (_folder, path) = bundle::sample();
     let bundle = Bundle::open_path(&path).expect("the sample");
-    let seeds = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
-    let write = |target: &str, bytes: &[u8]| {
-        let dir = seeds.join(target);
-        std::fs::create_dir_all(&dir)
-            .and_then(|()| std::fs::write(dir.join("sample"), bytes))
-            .expect("a seed");
-    };
-    let payload: u64 =
-        bundle.index().expect("its index").frames.iter().map(|frame| u64::from(frame.packed)).sum();
-    write("index", &[&payload.to_le_bytes()[..], &bundle.index().expect("its index").to_bytes()].concat());
-    write("bundle", &std::fs::read(&path).expect("the sample"));
-    write("manifest", bundle.manifest_text().expect("its manifest").as_bytes());
+    write_seed("sample", &path);
+    write("manifest", "sample", bundle.manifest_text().expect("its manifest").as_bytes());
+    let (folder, mut manifest) = (bundle::folder(), bundle::manifest());
+    let path = folder.path().join("slotted");
+    if let Run::Command(command) = &mut manifest.run {
+        command.loads = vec!["bin/large".to_owned()];
+    }
+    bundle::write(&path, &bundle::slotted(), &manifest);
+    write_seed("slotted", &path);
+    write("manifest", "slotted", manifest.to_text().as_bytes());
+}
+
+fn write_seed(name: &str, path: &Path) {
+    let index = Bundle::open_path(path).expect("a bundle").index().expect("its index");
+    let payload: u64 = index.frames.iter().map(|frame| u64::from(frame.packed)).sum();
+    write("index", name, &[&payload.to_le_bytes()[..], &index.to_bytes()].concat());
+    write("bundle", name, &std::fs::read(path).expect("the bundle"));
+}
+
+fn write(target: &str, name: &str, bytes: &[u8]) {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);
+    std::fs::create_dir_all(&dir).and_then(|()| std::fs::write(dir.join(name), bytes)).expect("a seed");
 }

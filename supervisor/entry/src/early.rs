@@ -107,7 +107,7 @@ unsafe fn later_start(stack: *const usize) -> Option<()> {
 
     // 4. The program's arguments and environment.
     let argv = arguments(record.argv, caller.more, caller.env, &mut texts, &mut pointers)?;
-    let env = environment(record.env, caller.env, &mut texts, &mut pointers)?;
+    let env = environment(record.env, record.flags, caller.env, &mut texts, &mut pointers)?;
 
     // 5. Last use, then the program.
     if !(0..RENEW_AFTER).contains(&sys::now().wrapping_sub(stat.mtime)) {

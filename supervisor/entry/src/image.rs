@@ -5,7 +5,7 @@ use core::{mem, ptr};
 use crate::{
     equal,
     head::Prefix,
-    record::{FILE_NAME, FOLDER, Fields, PIECE_ENV, PIECE_ENV_OR, PIECE_TEXT},
+    record::{FILE_NAME, FLAG_NO_LOADER_VARIABLES, FOLDER, Fields, PIECE_ENV, PIECE_ENV_OR, PIECE_TEXT},
 };
 
 /// Where the store lies for root, if nothing else is said.
@@ -198,16 +198,19 @@ pub fn arguments<'b>(
     out.finish(ptr::null())
 }
 
-/// The program's environment: the caller's without what the record sets, then that. A null pointer ends it.
+/// The program's environment: the caller's without what the record sets and what its flags keep back, then what it
+/// sets. A null pointer ends it.
 #[inline(always)]
 pub fn environment<'b>(
     mut set: Fields,
+    flags: u32,
     env: Env,
     texts: &mut Arena<'b, u8>,
     out: &mut Arena<'b, *const u8>,
 ) -> Option<&'b [*const u8]> {
     for entry in env.0 {
-        if !sets(set, *entry)? {
+        let kept_back = flags & FLAG_NO_LOADER_VARIABLES != 0 && speaks_to_loaders(*entry);
+        if !kept_back && !sets(set, *entry)? {
             out.push(&[*entry])?;
         }
     }
@@ -217,6 +220,14 @@ pub fn environment<'b>(
         out.push(&[resolved(set.string()?, env, texts)?.as_ptr()])?;
     }
     out.finish(ptr::null())
+}
+
+/// True where the variable in `entry`, which is one of an [`Env`], begins with `LD_` (ld.so(8)).
+#[inline(always)]
+fn speaks_to_loaders(entry: *const u8) -> bool {
+    // SAFETY: an entry of an `Env` is a text with a zero at its end. None is read past the first difference.
+    let byte = |at: usize| unsafe { *entry.add(at) };
+    byte(0) == b'L' && byte(1) == b'D' && byte(2) == b'_'
 }
 
 /// True where one of the variables in `set` is the one in `entry`, which is one of an [`Env`].

@@ -13,7 +13,7 @@
 //! | 16  | 8     | checksum: FNV-1a, 64 bits, of all bytes from 24 on; finds damage, not malice             |
 //! | 24  | 64    | the first 64 bytes of the bundle's head                                                  |
 //! | 88  | 36    | boot id in which the record is good; zero: in any (the tree is known to be on the disk)  |
-//! | 124 | 4     | zero                                                                                     |
+//! | 124 | 4     | flags: 1: no variable of the caller that begins with `LD_` is passed on; no other is set |
 //! | 128 |       | seven *strings*: folder, needs, cwd, guards, files, argv, env                            |
 //!
 //! A *string* is its length in 4 bytes, its bytes, and a zero byte that the length does not count.
@@ -48,6 +48,8 @@ pub const BOOT_ID_LEN: usize = 36;
 pub const FILE_NAME: &[u8] = b"/start";
 /// Between the place of the store and the digest.
 pub const FOLDER: &[u8] = b"/v1/trees/";
+/// The flag that keeps the caller's `LD_` variables from the program: it comes with its own loader.
+pub const FLAG_NO_LOADER_VARIABLES: u32 = 1;
 /// Kinds of piece: text.
 pub const PIECE_TEXT: u8 = b't';
 /// Kinds of piece: a variable that must be set.
@@ -67,6 +69,8 @@ pub fn checksum(bytes: &[u8]) -> u64 {
 pub struct Record<'a> {
     /// The boot id, or zeros.
     pub boot_id: &'a [u8],
+    /// What else is to be done.
+    pub flags: u32,
     /// The folder, without the zero at its end.
     pub folder: &'a [u8],
     /// The folder that must exist, with the zero at its end.
@@ -98,9 +102,13 @@ impl<'a> Record<'a> {
             return None;
         }
         let boot_id = rest.bytes(BOOT_ID_LEN)?;
-        let _reserved = rest.u32()?;
+        let flags = rest.u32()?;
+        if flags & !FLAG_NO_LOADER_VARIABLES != 0 {
+            return None;
+        }
         let record = Self {
             boot_id,
+            flags,
             folder: rest.string()?,
             needs: rest.path()?,
             cwd: rest.string()?,

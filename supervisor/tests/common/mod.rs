@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kitbag_format::index::{Entry, Kind};
 use kitbag_format::manifest::{Command, Run};
+use kitbag_format::slots::{Slot, fill};
 use kitbag_format::writer::Writer;
 use kitbag_format::{Bundle, Digest, Index, Manifest};
 use kitbag_supervisor::store::{Store, StoreError};
@@ -85,13 +86,15 @@ impl App {
     }
 
     pub fn file(self, path: &str, content: &[u8]) -> Self {
-        let kind = Kind::File { size: content.len() as u64, digest: Digest::of(content), executable: false };
-        self.add(path, kind, content)
+        self.add(path, file(content, false, &[]), content)
     }
 
     pub fn program(self, path: &str, content: &[u8]) -> Self {
-        let kind = Kind::File { size: content.len() as u64, digest: Digest::of(content), executable: true };
-        self.add(path, kind, content)
+        self.add(path, file(content, true, &[]), content)
+    }
+
+    pub fn slotted(self, path: &str, content: &[u8], slots: &[Slot]) -> Self {
+        self.add(path, file(content, true, slots), content)
     }
 
     pub fn symlink(self, path: &str, target: &str) -> Self {
@@ -156,22 +159,38 @@ impl App {
             match &entry.kind {
                 Kind::Dir => assert_eq!(mode(&path), 0o555, "{name}"),
                 Kind::File { executable, .. } => {
-                    assert!(fs::read(&path).unwrap() == *content, "content of {name}");
+                    let expected = filled(content, entry.slots(), root);
+                    assert!(fs::read(&path).unwrap() == expected, "content of {name}");
                     assert_eq!(mode(&path), if *executable { 0o555 } else { 0o444 }, "{name}");
                 }
                 Kind::Symlink(target) => {
                     assert_eq!(fs::read_link(&path).unwrap().to_str().unwrap().as_bytes(), target);
                 }
                 Kind::Link(to) => {
-                    assert!(fs::read(&path).unwrap() == self.contents[*to], "content of {name}")
+                    let expected = filled(&self.contents[*to], self.entries[*to].slots(), root);
+                    assert!(fs::read(&path).unwrap() == expected, "content of {name}")
                 }
             }
         }
     }
 }
 
+fn file(content: &[u8], executable: bool, slots: &[Slot]) -> Kind {
+    Kind::File { size: content.len() as u64, digest: Digest::of(content), executable, slots: slots.to_vec() }
+}
+
 pub fn mode(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+/// What a file holds in the tree at `root`.
+fn filled(content: &[u8], slots: &[Slot], root: &Path) -> Vec<u8> {
+    let mut filled = content.to_vec();
+    for slot in slots {
+        let range = slot.at as usize..slot.end() as usize;
+        filled[range.clone()].copy_from_slice(&fill(&content[range], slot.pad, root).unwrap());
+    }
+    filled
 }
 
 /// Paths below a folder.
