@@ -52,6 +52,7 @@ impl Tool {
             guards: vec![],
             needs: None,
             files: vec![CheckedFile::now(&program).unwrap()],
+            keep_loader_variables: true,
             boot_id: None,
             cwd: None,
             argv,
@@ -362,6 +363,33 @@ fn the_last_use_is_renewed_when_it_is_older_than_ten_seconds() {
         assert_eq!(get() != time, renewed, "{age:?}");
         assert!(age < Duration::from_secs(10), "{age:?}");
     }
+}
+
+#[test]
+fn variables_for_loaders_reach_a_program_unless_it_has_its_own() {
+    let mut tool = Tool::new("loaders");
+    fs::write(tool.program(), "#!/bin/sh\necho ran as\necho \"LD_X=$LD_X LDX=$LDX LD_SET=$LD_SET\"\n")
+        .unwrap();
+    tool.record.files = vec![CheckedFile::now(&tool.program()).unwrap()];
+    tool.record.env = vec![("LD_SET".into(), vec![Piece::Literal("ours".into())])];
+    for (keep, expected) in [(true, "LD_X=x LDX=y LD_SET=ours\n"), (false, "LD_X= LDX=y LD_SET=ours\n")] {
+        tool.record.keep_loader_variables = keep;
+        tool.write();
+        let output = tool.command().env("LD_X", "x").env("LDX", "y").env("LD_SET", "z").output().unwrap();
+        assert!(text(&output).ends_with(expected), "{output:?}");
+    }
+}
+
+#[test]
+fn a_changed_library_is_not_loaded() {
+    let mut tool = Tool::new("library");
+    let library = tool.folder.join("tree/lib.so");
+    fs::write(&library, "library").unwrap();
+    tool.record.files.push(CheckedFile::now(&library).unwrap());
+    tool.write();
+    assert!(tool.starts());
+    fs::write(&library, "Library").unwrap();
+    assert!(!tool.starts());
 }
 
 #[test]

@@ -123,6 +123,12 @@ impl App {
 
     /// Writes the bundle and opens it.
     pub fn pack(&self, path: &Path) -> Bundle {
+        let (runtime, head_at) = runtime();
+        self.pack_with(&runtime, head_at, path)
+    }
+
+    /// The same with this runtime, whose head is there.
+    pub fn pack_with(&self, runtime: &[u8], head_at: u64, path: &Path) -> Bundle {
         let mut tar = Vec::new();
         for content in &self.contents {
             tar.resize(tar.len() + 512, 7);
@@ -130,9 +136,8 @@ impl App {
             tar.resize(tar.len().next_multiple_of(512), 0);
         }
         tar.resize(tar.len() + 1024, 0);
-        let (runtime, head_at) = runtime();
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path).unwrap();
-        let mut writer = Writer::new(file, &runtime, head_at).unwrap();
+        let mut writer = Writer::new(file, runtime, head_at).unwrap();
         for raw in tar.chunks(FRAME) {
             let mut packed = vec![0; zstd_safe::compress_bound(raw.len())];
             let length = zstd_safe::compress(packed.as_mut_slice(), raw, 1).unwrap();
