@@ -416,13 +416,16 @@ impl Image<'_> {
         if owner_length != 4 {
             return Ok(());
         }
-        match (self.reader.get(owner, 4)?, kind) {
-            (b"GNU\0", NT_GNU_ABI_TAG) if length >= 16 && self.reader.u32(at)? == 0 => {
+        let is_gnu = self.reader.get(owner, 4)? == b"GNU\0";
+        let is_fdo = self.reader.get(owner, 4)? == b"FDO\0";
+        match kind {
+            NT_GNU_ABI_TAG if is_gnu && length >= 16 => {
                 let mut part = |number: u64| self.reader.u32(at + 4 * number);
-                facts.least_kernel = Some([part(1)?, part(2)?, part(3)?]);
+                let (is_linux, kernel) = (part(0)? == 0, [part(1)?, part(2)?, part(3)?]);
+                facts.least_kernel = is_linux.then_some(kernel);
             }
-            (b"GNU\0", NT_GNU_PROPERTY_TYPE_0) => self.properties(at, length, facts)?,
-            (b"FDO\0", NT_FDO_DLOPEN) => {
+            NT_GNU_PROPERTY_TYPE_0 if is_gnu => self.properties(at, length, facts)?,
+            NT_FDO_DLOPEN if is_fdo => {
                 let text = self.reader.get(at, usize::try_from(length).unwrap_or(usize::MAX))?;
                 facts.dlopen.extend(dlopen(text));
             }

@@ -7,7 +7,10 @@
 mod bytes;
 pub mod facts;
 pub mod ldconf;
+mod lookup;
+mod placing;
 mod process;
+mod replay;
 pub mod resolve;
 pub mod rewrite;
 pub mod root;
@@ -17,3 +20,5 @@ pub mod tree;
 pub use facts::{ElfError, Facts};
 
 
+pub use resolve::{Closure, Input, Member, resolve};
+pub use root::Root;

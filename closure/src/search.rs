@@ -40,8 +40,8 @@ impl Libc {
     /// True if the loader itself answers to this name: musl's is the libc, and all that other systems split off.
     #[must_use]
     pub fn is_loader(self, needed: &[u8]) -> bool {
-        let parts = [b"libc.", b"libm.", b"librt.", b"libdl.", &b"libpthread."[..], b"libutil.", b"libxnet."];
-        self == Self::Musl && parts.iter().any(|part| needed.starts_with(part))
+        let parts = ["libc.", "libm.", "librt.", "libdl.", "libpthread.", "libutil.", "libxnet."];
+        self == Self::Musl && parts.iter().any(|part| needed.starts_with(part.as_bytes()))
     }
 }
 
