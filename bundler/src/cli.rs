@@ -91,6 +91,9 @@ pub struct PackArgs {
     /// An earlier bundle, to take unchanged parts from
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub base: Option<PathBuf>,
+    /// Where to look for what dynamic programs need: a folder that holds another system [default: /]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub root: Option<PathBuf>,
     /// Overwrite the output file even if it is not a bundle
     #[arg(long)]
     pub force: bool,
@@ -123,7 +126,8 @@ pub struct RunArgs {
 /// `kitbag inspect`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  kitbag inspect guestbook\n  kitbag inspect --json guestbook | jq .manifest"
+    after_help = "Examples:\n  kitbag inspect guestbook\n  kitbag inspect --json guestbook | jq .manifest\n  \
+        kitbag inspect --why .kitbag/lib/libssl.so.3 app"
 )]
 pub struct InspectArgs {
     /// The bundle
@@ -132,6 +136,9 @@ pub struct InspectArgs {
     /// As JSON, for programs
     #[arg(long)]
     pub json: bool,
+    /// Tell why the file at this path of the tree is in the bundle, or each one of this name
+    #[arg(long, value_name = "PATH", conflicts_with = "json")]
+    pub why: Option<String>,
 }
 
 /// `kitbag list`

@@ -15,10 +15,12 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::linkat;
 
+use crate::complete::Scan;
 use crate::frames::Job;
+use crate::origin;
 use crate::payload;
 use crate::plan::Plan;
-use crate::scan::{self, Memory, Unreadable};
+use crate::scan::{Memory, Unreadable};
 
 /// The runtime that every bundle starts with: `supervisor/`, which the build script built for the same target.
 pub static RUNTIME: &[u8] = include_bytes!(env!("KITBAG_RUNTIME"));
@@ -84,27 +86,28 @@ impl Base {
 /// that output's, and is renewed. `progress` is told the bytes of tar done and of all.
 pub fn write(
     plan: &Plan,
+    scan: &Scan,
     base: Option<&Base>,
     memory: &Memory,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Written, Failure> {
     let output = plan.output.as_path();
-    let scanned = scan::scan(&plan.entries, memory)?;
-    let layout = payload::lay_out(&plan.entries, &scanned);
+    let layout = payload::lay_out(&plan.entries, &scan.packed);
     let head_at = elf::find_note_in(RUNTIME)?.ok_or(Error::NotABundle("the runtime has no note"))?.start;
     let target = Target::new(output).map_err(Error::io(format!("write {}", output.display())))?;
     let writer = Writer::new(target.file()?, RUNTIME, head_at)?;
-    let job = Job { plan, scanned: &scanned, layout: &layout, base, progress };
+    let job = Job { plan, scanned: &scan.packed, layout: &layout, base, progress };
     let (writer, reused) = thread::scope(|scope| {
-        scope.spawn(|| memory.keep(&plan.entries, &scanned));
+        scope.spawn(|| memory.keep(|| scan.sources(plan)));
         job.run(writer, &target.file)
     })?;
     let index = Index { frames: Vec::new(), entries: layout.entries.clone() };
-    let (file, digest, index) = writer.finish(index, &plan.manifest)?;
+    let (file, digest, index) =
+        writer.finish(index, &origin::add_to(&plan.manifest, &plan.origins), plan.manifest.is_tool())?;
     let length = file.metadata().map_err(Error::io("examine the bundle"))?.len();
     target.publish(&file).map_err(Error::io(format!("write {}", output.display())))?;
     // Taking a hundred thousand small things apart takes longer than the process still lives.
-    mem::forget((scanned, layout));
+    mem::forget(layout);
     Ok(Written { digest, index, length, reused })
 }
 

@@ -140,18 +140,25 @@ impl Job<'_> {
 
     /// Reads a part of a file, which must still be what was scanned.
     fn read(&self, number: usize, start: u64, length: u64, raw: &mut Vec<u8>) -> Result<(), Failure> {
-        let PlanKind::File { source, .. } = &self.plan.entries[number].kind else { return Ok(()) };
+        let PlanKind::File { source, seen, change, .. } = &self.plan.entries[number].kind else {
+            return Ok(());
+        };
         let unreadable = |why: String| Unreadable { path: source.clone(), why };
         let at = raw.len();
         raw.resize(at + length as usize, 0);
-        let seen = File::open(source)
+        // What a change adds at the end is not in the source.
+        let there = (seen.size.max(start).min(start + length) - start) as usize;
+        let now = File::open(source)
             .and_then(|file| {
-                file.read_exact_at(&mut raw[at..], start)?;
+                file.read_exact_at(&mut raw[at..at + there], start)?;
                 Ok(Seen::from(&file.metadata()?))
             })
             .map_err(|error| unreadable(error.to_string()))?;
-        if self.scanned[number].as_ref().is_none_or(|scanned| scanned.seen != seen) {
+        if now != *seen {
             return Err(unreadable(scan::CHANGED.to_owned()).into());
+        }
+        if let Some(change) = change {
+            change.apply_at(start, &mut raw[at..]);
         }
         Ok(())
     }

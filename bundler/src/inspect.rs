@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use kitbag_format::report::{self, Summary};
 use kitbag_format::{Bundle, Error, exit, extract};
 
-use crate::diagnostic::Failure;
+use crate::diagnostic::{Failure, near_miss};
+use crate::origin::Origins;
 use crate::progress::Progress;
 
 /// Opens a bundle.
@@ -23,9 +24,31 @@ pub fn failure(path: &Path, error: &Error) -> Failure {
 
 /// `kitbag inspect`
 pub fn inspect(path: &Path, json: bool) -> Result<(), Failure> {
-    let summary =
-        open(path).and_then(|bundle| Summary::of(&bundle).map_err(|error| failure(path, &error)))?;
-    let text = if json { report::json_text(&summary.to_json()) } else { summary.to_text() };
+    let fail = |error: Error| failure(path, &error);
+    let bundle = open(path)?;
+    let summary = Summary::of(&bundle).map_err(fail)?;
+    let origins = Origins::of(&bundle).map_err(fail)?;
+    if json {
+        let mut value = summary.to_json();
+        value["origins"] = origins.to_json();
+        return crate::print(report::json_text(&value).as_bytes());
+    }
+    crate::print((summary.to_text() + &origins.to_text()).as_bytes())
+}
+
+/// `kitbag inspect --why`
+pub fn why(path: &Path, wanted: &str) -> Result<(), Failure> {
+    let origins =
+        open(path).and_then(|bundle| Origins::of(&bundle).map_err(|error| failure(path, &error)))?;
+    let text = origins.why(wanted).ok_or_else(|| {
+        let none = format!("{}: there is no `{wanted}` in its tree", path.display());
+        let near = near_miss(wanted, origins.paths());
+        let failure = Failure::new(exit::USAGE, none);
+        failure.help(near.map_or_else(
+            || format!("`kitbag list {}` shows what is", path.display()),
+            |near| format!("did you mean `{near}`?"),
+        ))
+    })?;
     crate::print(text.as_bytes())
 }
 

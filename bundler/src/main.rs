@@ -4,11 +4,13 @@
 mod cache;
 mod cargo;
 mod cli;
+mod complete;
 mod diagnostic;
 mod executable;
 mod frames;
 mod inspect;
 mod manifest;
+mod origin;
 mod pack;
 mod payload;
 mod plan;
@@ -16,6 +18,7 @@ mod progress;
 mod read;
 mod run;
 mod scan;
+mod script;
 mod tar_header;
 mod tree;
 
@@ -44,7 +47,10 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Pack(args) => pack::pack(&args),
         Command::Run(args) => run::run(&args),
-        Command::Inspect(args) => inspect::inspect(&args.file, args.json),
+        Command::Inspect(args) => match &args.why {
+            Some(path) => inspect::why(&args.file, path),
+            None => inspect::inspect(&args.file, args.json),
+        },
         Command::List(args) => inspect::list(&args.file, args.long),
         Command::Unpack(args) => inspect::unpack(&args.file, args.dir.as_deref()),
         Command::Verify(args) => inspect::verify(&args.file),

@@ -35,6 +35,7 @@ const TOP: &[Key] = &[
     ("description", "description = \"A book for guests\""),
     ("exclude", "exclude = [\"*.bak\"]"),
     ("compression", "compression = 3"),
+    ("closure", "[closure]"),
     ("cargo", "[cargo]"),
     ("include", "[[include]]"),
     ("seed", "[[seed]]"),
@@ -50,6 +51,7 @@ const CARGO: &[Key] = &[
     ("profile", "profile = \"release\""),
     ("target", "target = \"x86_64-unknown-linux-gnu\""),
 ];
+const CLOSURE: &[Key] = &[("enabled", "enabled = false"), ("optional", "optional = [\"libtk*.so*\"]")];
 const INCLUDE: &[Key] = &[
     ("from", "from = \"templates\""),
     ("to", "to = \"share/templates\""),
@@ -138,6 +140,8 @@ pub struct SourceManifest {
     pub exclude: Vec<Text>,
     /// zstd level, 1 to 19.
     pub compression: Option<i32>,
+    /// `[closure]`
+    pub closure: ClosureOptions,
     /// `[cargo]`
     pub cargo: CargoOptions,
     /// `[[include]]`
@@ -148,6 +152,21 @@ pub struct SourceManifest {
     pub seeds: Vec<SeedSource>,
     /// `command` or `[services]`
     pub run: RunSource,
+}
+
+/// `[closure]`: what dynamic programs need comes along.
+#[derive(Debug)]
+pub struct ClosureOptions {
+    /// `enabled`
+    pub enabled: bool,
+    /// `optional`: patterns of libraries that may be missing.
+    pub optional: Vec<Text>,
+}
+
+impl Default for ClosureOptions {
+    fn default() -> Self {
+        Self { enabled: true, optional: Vec::new() }
+    }
 }
 
 /// `[cargo]`: how a Cargo project is built.
@@ -366,7 +385,7 @@ pub fn read(text: &str, table: &Spanned<&DeTable<'_>>) -> (SourceManifest, Vec<D
         name: reader.string(&top, "name"),
         version: reader.string(&top, "version"),
         description: reader.string(&top, "description"),
-        exclude: reader.patterns(&top),
+        exclude: reader.patterns(&top, "exclude"),
         compression: reader.integer(&top, "compression", 1..=19),
         ..SourceManifest::default()
     };
@@ -377,6 +396,7 @@ pub fn read(text: &str, table: &Spanned<&DeTable<'_>>) -> (SourceManifest, Vec<D
         reader.check(version, version_fault(version.get_ref()), "bad version");
     }
     let before = reader.errors.len();
+    manifest.closure = reader.closure(&top);
     manifest.cargo = reader.cargo(&top);
     manifest.includes = reader.includes(&top);
     manifest.includes_whole = reader.errors.len() == before;
@@ -392,13 +412,22 @@ impl Reader<'_> {
         }
     }
 
-    fn patterns(&mut self, section: &Section<'_>) -> Vec<Text> {
-        let patterns = self.strings(section, "exclude").map(Spanned::into_inner).unwrap_or_default();
+    fn patterns(&mut self, section: &Section<'_>, key: &str) -> Vec<Text> {
+        let patterns = self.strings(section, key).map(Spanned::into_inner).unwrap_or_default();
         for pattern in &patterns {
             let fault = crate::tree::glob(pattern.get_ref()).err().map(|error| error.kind().to_string());
             self.check(pattern, fault, "bad pattern");
         }
         patterns
+    }
+
+    fn closure(&mut self, top: &Section<'_>) -> ClosureOptions {
+        let mut options = ClosureOptions::default();
+        let Some(table) = self.table(top, "closure") else { return options };
+        let section = self.section("`[closure]`", table.get_ref(), table.span(), CLOSURE);
+        options.enabled = self.boolean(&section, "enabled").unwrap_or(true);
+        options.optional = self.patterns(&section, "optional");
+        options
     }
 
     fn cargo(&mut self, top: &Section<'_>) -> CargoOptions {
@@ -428,7 +457,7 @@ impl Reader<'_> {
         self.require(&section, "from");
         let from = self.string(&section, "from");
         let to = self.string(&section, "to");
-        let exclude = self.patterns(&section);
+        let exclude = self.patterns(&section, "exclude");
         let from = from?;
         if from.get_ref().is_empty() || from.get_ref().contains('\0') {
             let error = Diagnostic::new("`from` in `[[include]]` names nothing");

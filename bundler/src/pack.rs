@@ -9,21 +9,25 @@ use kitbag_format::report::bytes;
 use kitbag_format::{Bundle, Error, exit};
 
 use crate::cli::PackArgs;
+use crate::complete::{self, Scan};
 use crate::diagnostic::Failure;
 use crate::executable::{self, Base, Written};
 use crate::inspect;
 use crate::plan::{Plan, PlanKind, PlanOptions, plan};
 use crate::progress::Progress;
-use crate::scan::{Loading, Memory};
+use crate::scan::Memory;
 use crate::tree;
 
 /// Does what the command line says.
 pub fn pack(args: &PackArgs) -> Result<(), Failure> {
     let memory = args.output.clone().map(Memory::load);
-    let mut plan = planned(&args.dir, &PlanOptions { output: args.output.clone(), quiet: args.quiet })?;
+    let options = PlanOptions { output: args.output.clone(), quiet: args.quiet, root: args.root.clone() };
+    let mut plan = plan(&args.dir, &options)?;
     if let Some(level) = args.level {
         plan.compression = level;
     }
+    let memory = memory.unwrap_or_else(|| Memory::load(plan.output.clone())).join().unwrap_or_default();
+    let scan = completed(&mut plan, &memory)?;
     if args.dry_run {
         return crate::print(listing(&plan).as_bytes());
     }
@@ -36,35 +40,33 @@ pub fn pack(args: &PackArgs) -> Result<(), Failure> {
         None => before.and_then(|bundle| Base::new(bundle).ok()),
     };
     let progress = Progress::new("packing", args.quiet);
-    let memory = memory.unwrap_or_else(|| Memory::load(plan.output.clone()));
-    let written = write(&plan, base.as_ref(), memory, &progress)?;
+    let written = write(&plan, &scan, base.as_ref(), &memory, &progress)?;
     if !args.quiet {
         crate::print(summary(&plan, &written, &progress).as_bytes())?;
     }
     // The process ends now; taking all this apart would take a tenth of its time.
-    mem::forget((plan, base, written));
+    mem::forget((plan, scan, memory, base, written));
     Ok(())
 }
 
-/// Plans, and prints the warnings.
-pub fn planned(dir: &Path, options: &PlanOptions) -> Result<Plan, Failure> {
-    let plan = plan(dir, options)?;
+/// Completes the plan, and prints the warnings.
+pub fn completed(plan: &mut Plan, memory: &Memory) -> Result<Scan, Failure> {
+    let scan = complete::complete(plan, memory);
     for warning in &plan.warnings {
         let _ = writeln!(io::stderr(), "warning: {warning}");
     }
-    Ok(plan)
+    scan
 }
 
 /// Writes the bundle of `plan` to its place.
 pub fn write(
     plan: &Plan,
+    scan: &Scan,
     base: Option<&Base>,
-    memory: Loading,
+    memory: &Memory,
     progress: &Progress,
 ) -> Result<Written, Failure> {
-    let memory = memory.join().unwrap_or_default();
-    let written = executable::write(plan, base, &memory, &|done, all| progress.set(done, all));
-    mem::forget(memory);
+    let written = executable::write(plan, scan, base, memory, &|done, all| progress.set(done, all));
     progress.finish();
     written.map_err(|failure| match failure {
         executable::Failure::Input(input) => {

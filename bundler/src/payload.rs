@@ -117,29 +117,30 @@ struct Builder {
     entries: Vec<Entry>,
     frames: Vec<FramePlan>,
     open: FramePlan,
-    /// Number in `entries` of the first file with these contents and this permission.
-    first: HashMap<(Digest, bool), usize>,
+    /// Number in `entries` of the first file with these contents and this permission, with slots or without.
+    first: HashMap<(Digest, bool, bool), usize>,
 }
 
 impl Builder {
     fn add(&mut self, number: usize, planned: &PlanEntry, scanned: Option<&Scanned>) {
         let (kind, content) = match (&planned.kind, scanned) {
             (PlanKind::Symlink { target }, _) => (Kind::Symlink(target.clone()), None),
-            (PlanKind::File { executable, seen, .. }, Some(file)) => {
-                let known = self.first.get(&(file.digest, *executable)).filter(|_| seen.size > 0);
+            (PlanKind::File { executable, change, .. }, Some(file)) => {
+                let slots = change.as_ref().map_or_else(Vec::new, |change| change.slots());
+                let key = (file.digest, *executable, slots.is_empty());
+                let known = self.first.get(&key).filter(|_| file.size() > 0);
                 match known {
                     Some(first) => (Kind::Link(*first), None),
                     None => {
-                        self.first.insert((file.digest, *executable), self.entries.len());
-                        let (size, digest, executable) = (seen.size, file.digest, *executable);
-                        let kind = Kind::File { size, digest, executable, slots: Vec::new() };
-                        (kind, Some(file))
+                        self.first.insert(key, self.entries.len());
+                        let (size, digest, executable) = (file.size(), file.digest, *executable);
+                        (Kind::File { size, digest, executable, slots }, Some(file))
                     }
                 }
             }
             _ => (Kind::Dir, None),
         };
-        let size = content.map_or(0, |file| file.seen.size);
+        let size = content.map_or(0, Scanned::size);
         let header = self.header(&planned.path, &kind);
         let whole = header.len() as u64 + size.next_multiple_of(BLOCK);
         if size >= LARGE || self.open.raw + whole > FRAME.most {

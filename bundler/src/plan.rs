@@ -5,12 +5,16 @@ use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use globset::GlobSet;
+use kitbag_closure::rewrite::Edits;
 use kitbag_format::manifest::{Command, Manifest, Run, Seed, Service};
+use kitbag_format::slots::{Pad, Slot};
 use kitbag_format::template::{Piece, Template};
 
 use crate::cargo::{self, CargoPackage};
-use crate::diagnostic::{Diagnostic, Failure};
+use crate::diagnostic::{Diagnostic, Failure, Source};
 use crate::manifest::{self, CommandSource, Project, RunSource, name_fault, version_fault};
+use crate::origin::Origin;
 use crate::read::Text;
 use crate::scan::Seen;
 use crate::tree::{self, Kind, Node, Planter, Tree, shown};
@@ -29,8 +33,25 @@ pub struct Plan {
     pub entries: Vec<PlanEntry>,
     /// Where the bundle is written: as told, or else [`default_output`].
     pub output: PathBuf,
+    /// What dynamic programs need, and where it is looked for.
+    pub closure: ClosurePlan,
+    /// Where what came along by itself is from; empty before [`crate::complete`].
+    pub origins: Vec<Origin>,
+    /// The file that the manifest stands in, for errors.
+    pub source: Source,
     /// One sentence each.
     pub warnings: Vec<String>,
+}
+
+/// How the needs of dynamic programs are met.
+#[derive(Debug)]
+pub struct ClosurePlan {
+    /// Whether they are.
+    pub enabled: bool,
+    /// Names of libraries that may be missing.
+    pub optional: GlobSet,
+    /// The file system that the programs are from: `/`, or the folder that holds another one.
+    pub root: PathBuf,
 }
 
 /// A place of the tree.
@@ -55,12 +76,43 @@ pub enum PlanKind {
         executable: bool,
         /// Its state when the plan was made.
         seen: Seen,
+        /// What is packed otherwise than it stands there.
+        change: Option<Box<Change>>,
     },
     /// A symbolic link that stays in the tree.
     Symlink {
         /// What it says.
         target: Vec<u8>,
     },
+}
+
+/// How a file is packed otherwise than it stands in its source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// What the bytes become.
+    pub edits: Edits,
+    /// What follows the text in its slots.
+    pub pad: Pad,
+}
+
+impl Change {
+    /// Its slots, as the index has them.
+    pub fn slots(&self) -> Vec<Slot> {
+        let slots = self.edits.slots.iter();
+        slots.map(|slot| Slot { at: slot.at, length: slot.length, pad: self.pad }).collect()
+    }
+
+    /// Puts what changes into `bytes`, which begin at `start` of the file.
+    pub fn apply_at(&self, start: u64, bytes: &mut [u8]) {
+        let end = start + bytes.len() as u64;
+        for (at, new) in &self.edits.writes {
+            let (from, to) = (start.max(*at), end.min(at + new.len() as u64));
+            if from < to {
+                let piece = &new[(from - at) as usize..(to - at) as usize];
+                bytes[(from - start) as usize..(to - start) as usize].copy_from_slice(piece);
+            }
+        }
+    }
 }
 
 /// What a plan depends on beside the folder.
@@ -71,6 +123,8 @@ pub struct PlanOptions {
     pub output: Option<PathBuf>,
     /// Cargo shows errors only.
     pub quiet: bool,
+    /// Where libraries are looked for. `None`: `/`.
+    pub root: Option<PathBuf>,
 }
 
 /// Where a bundle called `name` is written unless told: `./NAME`, or `./NAME.kitbag` where that is a folder
@@ -141,13 +195,24 @@ impl<'a> Draft<'a> {
         let description = description.or(self.package.map(|package| &package.description));
         let description =
             description.map_or("", String::as_str).split_whitespace().collect::<Vec<_>>().join(" ");
+        let closure = self.closure();
         Ok(Plan {
             manifest: Manifest { name, version, description, requires: Vec::new(), run, seeds },
             compression: source.compression.unwrap_or(DEFAULT_LEVEL),
             entries: self.tree.nodes.into_iter().map(entry).collect(),
             output,
+            closure,
+            origins: Vec::new(),
+            source: self.project.source.clone(),
             warnings: self.warnings,
         })
+    }
+
+    fn closure(&self) -> ClosurePlan {
+        let options = &self.project.manifest.closure;
+        let optional = tree::glob_set(options.optional.iter()).unwrap_or_default();
+        let root = self.options.root.clone().unwrap_or_else(|| PathBuf::from("/"));
+        ClosurePlan { enabled: options.enabled, optional, root }
     }
 
     fn name(&mut self) -> String {
@@ -271,6 +336,7 @@ impl<'a> Draft<'a> {
             argv: std::iter::once(program).chain(arguments).collect(),
             env: pairs.map(|(name, value)| (name.get_ref().clone(), value.get_ref().clone())).collect(),
             cwd: source.cwd.as_ref().and_then(|cwd| self.cwd(cwd)),
+            loads: Vec::new(),
         })
     }
 
@@ -391,7 +457,9 @@ fn tree_path(text: &str) -> Result<String, String> {
 fn entry((path, node): (Vec<u8>, Node)) -> PlanEntry {
     let kind = match node.kind {
         Kind::Dir => PlanKind::Dir,
-        Kind::File { executable, seen } => PlanKind::File { source: node.source, executable, seen },
+        Kind::File { executable, seen } => {
+            PlanKind::File { source: node.source, executable, seen, change: None }
+        }
         Kind::Symlink { target } => PlanKind::Symlink { target },
     };
     PlanEntry { path, kind }

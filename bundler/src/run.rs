@@ -15,7 +15,7 @@ use crate::cli::RunArgs;
 use crate::diagnostic::Failure;
 use crate::executable::Base;
 use crate::pack;
-use crate::plan::PlanOptions;
+use crate::plan::{PlanOptions, plan};
 use crate::progress::Progress;
 use crate::scan::Memory;
 
@@ -26,9 +26,12 @@ const UNUSED: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let output = place(&args.dir)?;
     let memory = Memory::load(output.clone());
-    let plan = pack::planned(&args.dir, &PlanOptions { output: Some(output.clone()), quiet: false })?;
+    let options = PlanOptions { output: Some(output.clone()), quiet: false, root: None };
+    let mut plan = plan(&args.dir, &options)?;
+    let memory = memory.join().unwrap_or_default();
+    let scan = pack::completed(&mut plan, &memory)?;
     let base = Bundle::open_path(&output).and_then(Base::new).ok();
-    pack::write(&plan, base.as_ref(), memory, &Progress::new("packing", false))?;
+    pack::write(&plan, &scan, base.as_ref(), &memory, &Progress::new("packing", false))?;
     let error = Command::new(&output).args(&args.args).exec();
     Err(Failure::new(exit::NOT_STARTED, format!("cannot run {}: {error}", output.display())))
 }

@@ -15,6 +15,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
 use fastcdc::v2020::{FastCDC, StreamCDC};
+use kitbag_closure::facts::{ElfError, Facts};
+use kitbag_closure::rewrite::Edits;
 use kitbag_format::Digest;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -24,6 +26,10 @@ use crate::plan::{PlanEntry, PlanKind};
 
 /// Files up to this size are read whole.
 const IN_MEMORY: u64 = 8 << 20;
+/// What an ELF file begins with (elf(5)).
+const ELF_MAGIC: &[u8] = b"\x7fELF";
+/// More of a script's first line no kernel reads (BINPRM_BUF_SIZE is 256).
+const LONGEST_LINE: usize = 4096;
 /// Why a file that is written to cannot be packed.
 pub const CHANGED: &str = "it changed while it was packed";
 /// Longer than a tick of any file system's clock, FAT's two seconds included.
@@ -50,10 +56,47 @@ pub struct Scanned {
     pub cuts: Vec<u64>,
     /// What must be the same when it is read again.
     pub seen: Seen,
+    /// What it says it needs.
+    pub look: Look,
+}
+
+impl Scanned {
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.cuts.iter().sum()
+    }
+}
+
+/// What a file says it needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Look {
+    /// Nothing.
+    Plain,
+    /// An ELF file.
+    Elf(Box<Facts>),
+    /// It begins as an ELF file and goes on as none; and why.
+    Broken(String),
+    /// A script: its first line, without `#!`.
+    Script(Vec<u8>),
+}
+
+impl Look {
+    /// `begin` is the file's beginning, or all of it.
+    fn at(begin: &[u8], elf: impl FnOnce() -> Result<Option<Facts>, ElfError>) -> Self {
+        if begin.starts_with(ELF_MAGIC) {
+            return match elf() {
+                Ok(Some(facts)) => Self::Elf(Box::new(facts)),
+                Ok(None) => Self::Plain,
+                Err(error) => Self::Broken(error.to_string()),
+            };
+        }
+        let line = begin.strip_prefix(b"#!").and_then(|rest| rest.split(|byte| *byte == b'\n').next());
+        line.map_or(Self::Plain, |line| Self::Script(line[..line.len().min(LONGEST_LINE)].to_vec()))
+    }
 }
 
 /// What identifies a file's state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Seen {
     /// Bytes.
     pub size: u64,
@@ -76,16 +119,19 @@ impl From<&Metadata> for Seen {
 
 /// Scans every file of the plan. `None` for what is no file.
 pub fn scan(entries: &[PlanEntry], memory: &Memory) -> Result<Vec<Option<Scanned>>, Unreadable> {
-    entries
-        .par_iter()
-        .map(|entry| match &entry.kind {
-            PlanKind::File { source, seen, .. } => match memory.recall(source, seen) {
-                Some(scanned) => Ok(Some(scanned.clone())),
-                None => scan_file(source, *seen).map(Some),
-            },
-            _ => Ok(None),
-        })
-        .collect()
+    entries.par_iter().map(|entry| scan_entry(entry, memory)).collect()
+}
+
+/// Scans one entry: what will be packed of it, so with its change.
+pub fn scan_entry(entry: &PlanEntry, memory: &Memory) -> Result<Option<Scanned>, Unreadable> {
+    let PlanKind::File { source, seen, change, .. } = &entry.kind else { return Ok(None) };
+    if let Some(change) = change {
+        return scan_changed(source, *seen, &change.edits).map(Some);
+    }
+    match memory.recall(source, seen) {
+        Some(scanned) => Ok(Some(scanned.clone())),
+        None => scan_file(source, *seen).map(Some),
+    }
 }
 
 fn scan_file(path: &Path, planned: Seen) -> Result<Scanned, Unreadable> {
@@ -93,20 +139,34 @@ fn scan_file(path: &Path, planned: Seen) -> Result<Scanned, Unreadable> {
     let failed = |error: io::Error| unreadable(error.to_string());
     let mut file = File::open(path).map_err(failed)?;
     let seen = Seen::from(&file.metadata().map_err(failed)?);
-    let cut = if seen.size > IN_MEMORY { cut_stream(&mut file) } else { cut_in_memory(&file, seen.size) };
-    let (digest, cuts) = cut.map_err(failed)?;
+    let found = if seen.size > IN_MEMORY { stream(&mut file) } else { in_memory(&file, seen.size) };
+    let (digest, cuts, look) = found.map_err(failed)?;
     if seen != planned || cuts.iter().sum::<u64>() != seen.size {
         return Err(unreadable(CHANGED.to_owned()));
     }
-    Ok(Scanned { digest, cuts, seen })
+    Ok(Scanned { digest, cuts, seen, look })
 }
+
+fn scan_changed(path: &Path, planned: Seen, edits: &Edits) -> Result<Scanned, Unreadable> {
+    let unreadable = |why: String| Unreadable { path: path.to_owned(), why };
+    let bytes = fs::read(path).map_err(|error| unreadable(error.to_string()))?;
+    let found = fs::metadata(path).map_err(|error| unreadable(error.to_string()))?;
+    if Seen::from(&found) != planned {
+        return Err(unreadable(CHANGED.to_owned()));
+    }
+    let bytes = edits.apply(&bytes);
+    Ok(Scanned { digest: Digest::of(&bytes), cuts: cut(&bytes), seen: planned, look: Look::Plain })
+}
+
+/// Digest, cuts, and what it needs.
+type Contents = (Digest, Vec<u64>, Look);
 
 thread_local! {
     /// What files are read into; kept, as fresh memory costs more than reading does.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-fn cut_in_memory(file: &File, size: u64) -> io::Result<(Digest, Vec<u64>)> {
+fn in_memory(file: &File, size: u64) -> io::Result<Contents> {
     BUFFER.with_borrow_mut(|buffer| {
         let length = size as usize;
         if buffer.len() < length {
@@ -114,25 +174,31 @@ fn cut_in_memory(file: &File, size: u64) -> io::Result<(Digest, Vec<u64>)> {
         }
         let bytes = &mut buffer[..length];
         file.read_exact_at(bytes, 0)?;
-        let cuts = if size < LARGE {
-            vec![size]
-        } else {
-            let chunks =
-                FastCDC::new(bytes, FRAME.least as usize, FRAME.average as usize, FRAME.most as usize);
-            chunks.map(|chunk| chunk.length as u64).collect()
-        };
-        Ok((Digest::of(bytes), cuts))
+        let look = Look::at(bytes, || Facts::read(bytes));
+        Ok((Digest::of(bytes), cut(bytes), look))
     })
 }
 
-fn cut_stream(file: &mut File) -> io::Result<(Digest, Vec<u64>)> {
-    let (mut hasher, mut cuts) = (blake3::Hasher::new(), Vec::new());
+fn cut(bytes: &[u8]) -> Vec<u64> {
+    if (bytes.len() as u64) < LARGE {
+        return vec![bytes.len() as u64];
+    }
+    let chunks = FastCDC::new(bytes, FRAME.least as usize, FRAME.average as usize, FRAME.most as usize);
+    chunks.map(|chunk| chunk.length as u64).collect()
+}
+
+fn stream(file: &mut File) -> io::Result<Contents> {
+    let (mut hasher, mut cuts, mut look) = (blake3::Hasher::new(), Vec::new(), Look::Plain);
+    let again = file.try_clone()?;
     for chunk in StreamCDC::new(file, FRAME.least as usize, FRAME.average as usize, FRAME.most as usize) {
         let chunk = chunk.map_err(io::Error::other)?;
+        if cuts.is_empty() {
+            look = Look::at(&chunk.data, || Facts::of_file(&again));
+        }
         hasher.update(&chunk.data);
         cuts.push(chunk.length as u64);
     }
-    Ok((hasher.finalize().into(), cuts))
+    Ok((hasher.finalize().into(), cuts, look))
 }
 
 /// What was found earlier, in a file of the user's cache: one for each bundle that is packed.
@@ -145,8 +211,8 @@ pub struct Memory {
 /// The memory's file: postcard, behind a digest of the rest.
 #[derive(Serialize, Deserialize)]
 struct Saved {
-    /// Bounds of the cuts; under others nothing holds.
-    bounds: [u64; 3],
+    /// What else it depends on; under others nothing holds.
+    rules: [u64; 4],
     files: Vec<(Vec<u8>, Scanned)>,
 }
 
@@ -175,17 +241,17 @@ impl Memory {
         self.files.get(source.as_os_str().as_bytes()).filter(|scanned| scanned.seen == *seen)
     }
 
-    /// Remembers what was found now, instead. It is a cache: that it cannot be written is no failure.
-    pub fn keep(&self, entries: &[PlanEntry], scanned: &[Option<Scanned>]) {
+    /// Remembers what was found now, instead: sources and what they hold. It is a cache: that it cannot be written
+    /// is no failure.
+    pub fn keep<'a, I>(&self, found: impl Fn() -> I)
+    where
+        I: Iterator<Item = (&'a Path, &'a Scanned)>,
+    {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let settled = now.saturating_sub(MOMENT).as_secs() as i64;
         let found = || {
-            entries.iter().zip(scanned).filter_map(move |(entry, scanned)| match (&entry.kind, scanned) {
-                (PlanKind::File { source, .. }, Some(scanned)) if scanned.seen.changed.0 < settled => {
-                    Some((source.as_os_str().as_bytes(), scanned))
-                }
-                _ => None,
-            })
+            let settled = found().filter(|(_, scanned)| scanned.seen.changed.0 < settled);
+            settled.map(|(source, scanned)| (source.as_os_str().as_bytes(), scanned))
         };
         let same = found().count() == self.files.len()
             && found().all(|(source, scanned)| self.files.get(source) == Some(scanned));
@@ -199,8 +265,9 @@ impl Memory {
     }
 }
 
-fn bounds() -> [u64; 3] {
-    [FRAME.least, FRAME.average, FRAME.most]
+/// The bounds of cuts, and the version of what is remembered beside them.
+fn rules() -> [u64; 4] {
+    [FRAME.least, FRAME.average, FRAME.most, 2]
 }
 
 fn read(path: &Path) -> Option<Vec<(Vec<u8>, Scanned)>> {
@@ -210,14 +277,14 @@ fn read(path: &Path) -> Option<Vec<(Vec<u8>, Scanned)>> {
         return None;
     }
     let saved: Saved = postcard::from_bytes(body).ok()?;
-    (saved.bounds == bounds()).then_some(saved.files)
+    (saved.rules == rules()).then_some(saved.files)
 }
 
 fn write(path: &Path, files: Vec<(Vec<u8>, Scanned)>) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
     crate::cache::forget(folder, FORGOTTEN);
-    let body = postcard::to_allocvec(&Saved { bounds: bounds(), files }).map_err(io::Error::other)?;
+    let body = postcard::to_allocvec(&Saved { rules: rules(), files }).map_err(io::Error::other)?;
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
     io::Write::write_all(&mut file, &Digest::of(&body).0)?;
     io::Write::write_all(&mut file, &body)?;
@@ -244,7 +311,12 @@ mod tests {
 
     fn entry(source: &Path) -> PlanEntry {
         let found = fs::metadata(source).unwrap();
-        let kind = PlanKind::File { source: source.to_owned(), executable: false, seen: Seen::from(&found) };
+        let kind = PlanKind::File {
+            source: source.to_owned(),
+            executable: false,
+            seen: Seen::from(&found),
+            change: None,
+        };
         PlanEntry { path: b"file".to_vec(), kind }
     }
 
@@ -265,7 +337,7 @@ mod tests {
         fs::write(&source, "one").unwrap();
         let entries = [entry(&source)];
         let scanned = scan(&entries, &memory(folder.path())).unwrap();
-        memory(folder.path()).keep(&entries, &scanned);
+        memory(folder.path()).keep(|| std::iter::once((source.as_path(), scanned[0].as_ref().unwrap())));
         assert!(memory(folder.path()).files.is_empty());
     }
 

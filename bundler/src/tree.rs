@@ -524,7 +524,8 @@ fn missing(root: &Path, include: &Include, error: &io::Error) -> Diagnostic {
     diagnostic.near(near.as_deref())
 }
 
-fn glob_set<'a>(patterns: impl Iterator<Item = &'a Text>) -> Result<GlobSet, globset::Error> {
+/// Compiles patterns.
+pub fn glob_set<'a>(patterns: impl Iterator<Item = &'a Text>) -> Result<GlobSet, globset::Error> {
     let mut set = GlobSetBuilder::new();
     for pattern in patterns {
         set.add(glob(pattern.get_ref())?);

@@ -9,7 +9,6 @@ use crate::elf::{self, Section};
 use crate::error::Error;
 use crate::index::{Frame, Index};
 use crate::layout::{HEAD_LEN, HINT_TOOL, Head, Part, PartKind};
-use crate::manifest::Manifest;
 
 /// A bundle that is being written to an empty file.
 pub struct Writer {
@@ -55,18 +54,24 @@ impl Writer {
         at
     }
 
-    /// Writes the rest. Returns the file, not yet synchronised, and the bundle digest.
-    pub fn finish(mut self, index: Index, manifest: &Manifest) -> Result<(File, Digest, Index), Error> {
+    /// Writes the rest: `manifest` is the text of a [`Manifest`](crate::Manifest), and may say more than that does.
+    /// Returns the file, not yet synchronised, and the bundle digest.
+    pub fn finish(
+        mut self,
+        index: Index,
+        manifest: &str,
+        is_tool: bool,
+    ) -> Result<(File, Digest, Index), Error> {
         self.index.entries = index.entries;
-        let texts = (self.index.to_bytes(), manifest.to_text());
+        let listing = self.index.to_bytes();
         let payload_length: u64 = self.index.frames.iter().map(|frame| u64::from(frame.packed)).sum();
         // What no reader would take is not written: too many entries, a path that is not plain.
-        Index::parse(&texts.0, payload_length)?;
+        Index::parse(&listing, payload_length)?;
         let mut parts = Parts::default();
         parts.add(PartKind::Runtime, self.runtime.len() as u64, Digest::default());
         let payload = parts.add(PartKind::Payload, payload_length, self.index.payload_digest());
-        let listed = parts.add(PartKind::Index, texts.0.len() as u64, Digest::of(&texts.0));
-        let described = parts.add(PartKind::Manifest, texts.1.len() as u64, Digest::of(texts.1.as_bytes()));
+        let listed = parts.add(PartKind::Index, listing.len() as u64, Digest::of(&listing));
+        let described = parts.add(PartKind::Manifest, manifest.len() as u64, Digest::of(manifest.as_bytes()));
         let sections = [
             Section { name: ".kitbag.payload", range: payload },
             Section { name: ".kitbag.index", range: listed },
@@ -77,10 +82,10 @@ impl Writer {
         parts.add(PartKind::Sections, table.len() as u64, Digest::of(&table));
         let Parts { end, mut parts } = parts;
         parts[0].digest = Digest::of(&self.runtime);
-        let hints = if manifest.is_tool() { HINT_TOOL } else { 0 };
+        let hints = if is_tool { HINT_TOOL } else { 0 };
         let head = Head { refuse: 0, hints, file_length: end, digest: Digest::default(), parts };
         let (head, digest) = head.to_bytes();
-        put(&self.file, &[&texts.0, texts.1.as_bytes(), &table].concat(), self.end)?;
+        put(&self.file, &[&listing, manifest.as_bytes(), &table].concat(), self.end)?;
         self.runtime[self.head_at..self.head_at + HEAD_LEN].copy_from_slice(&head);
         put(&self.file, &self.runtime, 0)?;
         Ok((self.file, digest, self.index))

@@ -44,7 +44,7 @@ impl Folder {
     }
 
     fn options(&self) -> PlanOptions {
-        PlanOptions { output: Some(self.path("out")), quiet: true }
+        PlanOptions { output: Some(self.path("out")), quiet: true, root: None }
     }
 
     /// Plans with `HEAD`, an include of `bin`, and `more`.
@@ -94,7 +94,7 @@ fn entries_are_sorted_with_every_parent() {
     assert!(sorted, "{:?}", paths(&plan));
     let seen = Seen::from(&fs::metadata(folder.path("bin/app")).expect("the file"));
     assert_eq!(seen.size, 4);
-    let app = PlanKind::File { source: folder.path("bin/app"), executable: true, seen };
+    let app = PlanKind::File { source: folder.path("bin/app"), executable: true, seen, change: None };
     assert_eq!(plan.entries[1].kind, app);
     assert_eq!(plan.entries[10].kind, PlanKind::Symlink { target: b"a/x".to_vec() });
     assert_eq!(plan.manifest.commands()[0].1.argv, ["bin/app"]);
@@ -437,7 +437,9 @@ fn a_cargo_package_needs_nothing_more() {
     assert_eq!(plan.manifest.description, "Says hello");
     assert_eq!(plan.manifest.commands()[0].1.argv, ["bin/hello"]);
     assert_eq!(paths(&plan), ["bin", "bin/hello"]);
-    let PlanKind::File { source, executable: true, seen } = &plan.entries[1].kind else { panic!("{plan:?}") };
+    let PlanKind::File { source, executable: true, seen, .. } = &plan.entries[1].kind else {
+        panic!("{plan:?}")
+    };
     assert!(seen.size > 100_000, "{}", seen.size);
     assert!(!has_interpreter(source), "{} must be static", source.display());
 }

@@ -204,7 +204,8 @@ pub fn write(path: &Path, plan: &Plan, manifest: &Manifest) -> Index {
         let key = Digest::of(raw);
         writer.frame(&packed, raw.len() as u32, Digest::of(&packed), key).expect("a frame");
     }
-    writer.finish(Index { frames: Vec::new(), entries }, manifest).expect("a bundle").2
+    let index = Index { frames: Vec::new(), entries };
+    writer.finish(index, &manifest.to_text(), manifest.is_tool()).expect("a bundle").2
 }
 
 /// The sample bundle in a folder of its own.

@@ -145,7 +145,7 @@ impl App {
             writer.frame(&packed, raw.len() as u32, Digest::of(&packed), Digest::of(raw)).unwrap();
         }
         let index = Index { frames: vec![], entries: self.entries.clone() };
-        drop(writer.finish(index, &self.manifest).unwrap());
+        drop(writer.finish(index, &self.manifest.to_text(), self.manifest.is_tool()).unwrap());
         Bundle::open_path(path).unwrap()
     }
 

@@ -1,0 +1,431 @@
+//! Plan -> complete plan: every file scanned, scripts led to the interpreters that come along, and all that dynamic
+//! programs need brought in.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use globset::GlobSet;
+use kitbag_closure::facts::Kind;
+use kitbag_closure::resolve::{self, Addition, Closure, Conflict, Input, Member, Missing, Remark, Request};
+use kitbag_closure::rewrite;
+use kitbag_closure::root::Root;
+use kitbag_closure::tree::{Listing, Node, Tree};
+use kitbag_format::manifest::{Command, Run};
+use kitbag_format::slots::Pad;
+use rayon::prelude::*;
+
+use crate::diagnostic::{Diagnostic, Failure};
+use crate::origin::{Need, Origin};
+use crate::plan::{Change, Plan, PlanEntry, PlanKind};
+use crate::scan::{self, Look, Memory, Scanned, Seen, Unreadable};
+use crate::script::{self, Interpreter};
+use crate::tree::shown;
+
+/// Places that are searched, in a message.
+const PLACES_SHOWN: usize = 12;
+
+/// What the files of a complete plan hold.
+pub struct Scan {
+    /// For each entry of the plan, what is packed of it; `None` for what is no file.
+    pub packed: Vec<Option<Scanned>>,
+    /// Sources that are packed otherwise than they stand there, as they stand there.
+    changed: Vec<(PathBuf, Scanned)>,
+}
+
+impl Scan {
+    /// Every source and what it holds, for the memory.
+    pub fn sources<'a>(&'a self, plan: &'a Plan) -> impl Iterator<Item = (&'a Path, &'a Scanned)> {
+        let unchanged =
+            plan.entries.iter().zip(&self.packed).filter_map(|(entry, scanned)| match &entry.kind {
+                PlanKind::File { source, change: None, .. } => Some((source.as_path(), scanned.as_ref()?)),
+                _ => None,
+            });
+        unchanged.chain(self.changed.iter().map(|(source, scanned)| (source.as_path(), scanned)))
+    }
+}
+
+/// Completes `plan`. What cannot be completed is a [`Failure`] with exit code `MANIFEST`.
+pub fn complete(plan: &mut Plan, memory: &Memory) -> Result<Scan, Failure> {
+    let packed = scan::scan(&plan.entries, memory).map_err(unreadable)?;
+    let mut draft = Draft { plan, memory, packed, changed: Vec::new(), loads: HashMap::new() };
+    if draft.plan.closure.enabled {
+        let scripts = draft.lead_scripts()?;
+        draft.close()?;
+        draft.note_loads(&scripts);
+        draft.sort();
+    }
+    Ok(Scan { packed: draft.packed, changed: draft.changed })
+}
+
+fn unreadable(input: Unreadable) -> Failure {
+    Failure::new(
+        kitbag_format::exit::MANIFEST,
+        format!("cannot pack {}: {}", input.path.display(), input.why),
+    )
+}
+
+struct Draft<'a> {
+    plan: &'a mut Plan,
+    memory: &'a Memory,
+    packed: Vec<Option<Scanned>>,
+    changed: Vec<(PathBuf, Scanned)>,
+    /// What is executed together with a program, by its tree path.
+    loads: HashMap<Vec<u8>, Vec<Vec<u8>>>,
+}
+
+/// Scripts of the tree, and the path in the tree of the interpreter that each is led to.
+type Scripts = HashMap<Vec<u8>, Vec<u8>>;
+
+impl Draft<'_> {
+    fn look(&self, number: usize) -> Option<&Look> {
+        self.packed[number].as_ref().map(|scanned| &scanned.look)
+    }
+
+    /// The tree for lookups.
+    fn listing(&self) -> Listing {
+        let mut listing = Listing::default();
+        for entry in &self.plan.entries {
+            let node = match &entry.kind {
+                PlanKind::Dir => Node::Folder,
+                PlanKind::File { .. } => Node::File,
+                PlanKind::Symlink { target } => Node::Link(target.clone()),
+            };
+            listing.add(entry.path.as_slice(), node);
+        }
+        listing
+    }
+
+    /// Executable scripts whose interpreter comes along start with that one; others are warned about.
+    fn lead_scripts(&mut self) -> Result<Scripts, Failure> {
+        let is_script = |number: &usize| {
+            matches!(self.plan.entries[*number].kind, PlanKind::File { executable: true, change: None, .. })
+                && matches!(self.look(*number), Some(Look::Script(_)))
+        };
+        let numbers: Vec<usize> = (0..self.plan.entries.len()).filter(is_script).collect();
+        if numbers.is_empty() {
+            return Ok(Scripts::new());
+        }
+        let interpreters = Interpreters::of(&self.plan.entries, self.listing());
+        let (mut scripts, mut changes, mut hosts) = (Scripts::new(), Vec::new(), Vec::new());
+        for number in numbers {
+            let Some(Look::Script(line)) = self.look(number) else { continue };
+            let entry = &self.plan.entries[number];
+            let asked = script::parse(line);
+            let found =
+                asked.and_then(|shebang| Some((interpreters.find(shebang.interpreter)?, shebang.argument)));
+            let Some((path, argument)) = found else {
+                hosts.push((entry.shown(), String::from_utf8_lossy(line).trim().to_owned()));
+                continue;
+            };
+            if let Some(change) = led(entry, &path, argument).map_err(unreadable)? {
+                changes.push((number, change));
+            }
+            scripts.insert(entry.path.clone(), path);
+        }
+        self.plan.warnings.extend(host_scripts(&hosts));
+        self.change(changes)?;
+        Ok(scripts)
+    }
+
+    /// Changes entries, and scans them as they are then.
+    fn change(&mut self, changes: Vec<(usize, Change)>) -> Result<(), Failure> {
+        let mut numbers = Vec::new();
+        for (number, new) in changes {
+            let PlanKind::File { source, change, .. } = &mut self.plan.entries[number].kind else { continue };
+            *change = Some(Box::new(new));
+            if let Some(scanned) = self.packed[number].take() {
+                self.changed.push((source.clone(), scanned));
+            }
+            numbers.push(number);
+        }
+        let entries = &self.plan.entries;
+        let scanned: Result<Vec<_>, _> =
+            numbers.par_iter().map(|number| scan::scan_entry(&entries[*number], self.memory)).collect();
+        for (number, scanned) in numbers.into_iter().zip(scanned.map_err(unreadable)?) {
+            self.packed[number] = scanned;
+        }
+        Ok(())
+    }
+
+    /// Brings in what the ELF files need, and changes those that have to find it.
+    fn close(&mut self) -> Result<(), Failure> {
+        let members = self.members();
+        if members.is_empty() {
+            return Ok(());
+        }
+        let (listing, root) = (self.listing(), Root::new(&self.plan.closure.root));
+        let input = Input { members: &members, tree: &listing, root: &root, read: &resolve::facts_of };
+        let mut closure = resolve::resolve(&input);
+        let optional = &self.plan.closure.optional;
+        closure.missing.retain(|missing| !optional.is_match(Path::new(OsStr::from_bytes(&missing.name))));
+        let errors = errors(&closure);
+        if !errors.is_empty() {
+            return Err(Failure::manifest(self.plan.source.clone(), errors));
+        }
+        let said = closure.remarks.iter().filter_map(|remark| remark_text(remark, optional));
+        self.plan.warnings.extend(said);
+        self.plan.origins = origins(&closure);
+        self.add(&closure)?;
+        self.rewrite(&closure)?;
+        self.loads = closure.loads.into_iter().collect();
+        Ok(())
+    }
+
+    fn members(&mut self) -> Vec<Member> {
+        let mut members = Vec::new();
+        for (entry, scanned) in self.plan.entries.iter().zip(&self.packed) {
+            let (PlanKind::File { source, executable, .. }, Some(scanned)) = (&entry.kind, scanned) else {
+                continue;
+            };
+            match &scanned.look {
+                Look::Elf(facts) if facts.kind != Kind::Other => members.push(Member {
+                    path: entry.path.clone(),
+                    source: fs::canonicalize(source).unwrap_or_else(|_| source.clone()),
+                    facts: facts.as_ref().clone(),
+                }),
+                Look::Broken(why) if *executable => {
+                    let warning =
+                        format!("`{}` begins as an ELF file, but {why}; packed as it is", entry.shown());
+                    self.plan.warnings.push(warning);
+                }
+                _ => {}
+            }
+        }
+        members
+    }
+
+    fn add(&mut self, closure: &Closure) -> Result<(), Failure> {
+        let mut entries: Vec<PlanEntry> = Vec::new();
+        let listing = self.listing();
+        for (path, addition) in &closure.additions {
+            for (end, _) in path.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
+                let folder = &path[..end];
+                let is_new = |entry: &PlanEntry| entry.path == folder && entry.kind == PlanKind::Dir;
+                if listing.find(folder).is_none() && !entries.iter().any(is_new) {
+                    entries.push(PlanEntry { path: folder.to_vec(), kind: PlanKind::Dir });
+                }
+            }
+            let kind = match addition {
+                Addition::Link(target) => PlanKind::Symlink { target: target.clone() },
+                Addition::File { source, .. } => file(source).map_err(unreadable)?,
+                Addition::Empty => file(Path::new("/dev/null")).map_err(unreadable)?,
+            };
+            entries.push(PlanEntry { path: path.clone(), kind });
+        }
+        let scanned = scan::scan(&entries, self.memory).map_err(unreadable)?;
+        self.plan.entries.extend(entries);
+        self.packed.extend(scanned);
+        Ok(())
+    }
+
+    fn rewrite(&mut self, closure: &Closure) -> Result<(), Failure> {
+        let wanted = |number: usize| {
+            let entry = &self.plan.entries[number];
+            match &entry.kind {
+                PlanKind::File { source, .. } => Some((number, source, closure.requests.get(&entry.path)?)),
+                _ => None,
+            }
+        };
+        let wanted: Vec<_> = (0..self.plan.entries.len()).filter_map(wanted).collect();
+        let changes: Result<Vec<_>, Failure> = wanted
+            .into_par_iter()
+            .filter_map(|(number, source, request)| changed(number, source, request))
+            .collect();
+        self.change(changes?)
+    }
+
+    /// Notes for each command what is executed together with its program.
+    fn note_loads(&mut self, scripts: &Scripts) {
+        let (listing, loads) = (self.listing(), &self.loads);
+        let note = |command: &mut Command| {
+            let Some(program) = command.argv.first().and_then(|program| listing.find(program.as_bytes()))
+            else {
+                return;
+            };
+            let interpreter = scripts.get(&program);
+            let loaded = loads.get(interpreter.unwrap_or(&program)).into_iter().flatten();
+            let paths = interpreter.into_iter().chain(loaded);
+            command.loads = paths.filter_map(|path| String::from_utf8(path.clone()).ok()).collect();
+        };
+        match &mut self.plan.manifest.run {
+            Run::Command(command) => note(command),
+            Run::Services(services) => services.values_mut().for_each(|service| note(&mut service.command)),
+        }
+    }
+
+    /// By path again.
+    fn sort(&mut self) {
+        let entries = std::mem::take(&mut self.plan.entries);
+        let mut both: Vec<_> = entries.into_iter().zip(std::mem::take(&mut self.packed)).collect();
+        both.sort_by(|(a, _), (b, _)| a.path.cmp(&b.path));
+        (self.plan.entries, self.packed) = both.into_iter().unzip();
+    }
+}
+
+fn file(source: &Path) -> Result<PlanKind, Unreadable> {
+    let found = fs::metadata(source)
+        .map_err(|error| Unreadable { path: source.to_owned(), why: error.to_string() })?;
+    let executable = found.permissions().mode() & 0o111 != 0;
+    Ok(PlanKind::File { source: source.to_owned(), executable, seen: Seen::from(&found), change: None })
+}
+
+/// The script of `entry` with a first line that leads to `path`. `None`: that is too long for a first line.
+fn led(entry: &PlanEntry, path: &[u8], argument: &[u8]) -> Result<Option<Change>, Unreadable> {
+    let PlanKind::File { source, .. } = &entry.kind else { return Ok(None) };
+    let bytes =
+        fs::read(source).map_err(|error| Unreadable { path: source.clone(), why: error.to_string() })?;
+    Ok(script::lead_to(&bytes, path, argument).map(|edits| Change { edits, pad: Pad::Space }))
+}
+
+/// What becomes of an ELF file; `None` if it stays as it is.
+fn changed(number: usize, source: &Path, request: &Request) -> Option<Result<(usize, Change), Failure>> {
+    let fail = |why: String| unreadable(Unreadable { path: source.to_owned(), why });
+    let bytes = match fs::read(source) {
+        Ok(bytes) => bytes,
+        Err(error) => return Some(Err(fail(error.to_string()))),
+    };
+    match rewrite::rewrite(&bytes, request) {
+        Ok(edits) if edits.is_empty() => None,
+        Ok(edits) => Some(Ok((number, Change { edits, pad: Pad::Nul }))),
+        Err(error) => Some(Err(fail(error.to_string())
+            .help("exclude it, or pack without what it needs: `[closure]` and below it `enabled = false`"))),
+    }
+}
+
+/// Programs of the tree that scripts may ask for.
+struct Interpreters {
+    listing: Listing,
+    /// By the state of their source: the same file.
+    by_source: HashMap<Seen, Vec<u8>>,
+}
+
+impl Interpreters {
+    fn of(entries: &[PlanEntry], listing: Listing) -> Self {
+        let by_source = entries.iter().filter_map(|entry| match &entry.kind {
+            PlanKind::File { executable: true, seen, .. } => Some((*seen, entry.path.clone())),
+            _ => None,
+        });
+        Self { by_source: by_source.collect(), listing }
+    }
+
+    /// The path in the tree of the program that is asked for: the very file, or else the one at its path in the
+    /// tree, or else one of its name in the tree's usual folders.
+    fn find(&self, interpreter: Interpreter) -> Option<Vec<u8>> {
+        let by_path = match interpreter {
+            Interpreter::Path(path) => {
+                let found = fs::metadata(OsStr::from_bytes(path)).ok().map(|found| Seen::from(&found));
+                let same = found.and_then(|seen| self.by_source.get(&seen).cloned());
+                same.or_else(|| self.listing.find(path.strip_prefix(b"/").unwrap_or(path)))
+            }
+            Interpreter::Name(_) => None,
+        };
+        by_path.or_else(|| {
+            let folders = [&b"bin/"[..], b"usr/bin/", b"usr/local/bin/"];
+            folders.iter().find_map(|folder| self.listing.find(&[folder, interpreter.name()].concat()))
+        })
+    }
+}
+
+fn host_scripts(hosts: &[(String, String)]) -> Option<String> {
+    let (path, line) = hosts.first()?;
+    let more = hosts.len() - 1;
+    let others = if more > 0 {
+        format!(", and {more} more scripts need the host's interpreters")
+    } else {
+        String::new()
+    };
+    Some(format!(
+        "`{path}` is a script for `{line}`, which is not in the bundle: the host must have it{others}"
+    ))
+}
+
+fn origins(closure: &Closure) -> Vec<Origin> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let origin = |(path, addition): (&Vec<u8>, &Addition)| match addition {
+        Addition::File { origin, .. } => {
+            let chain = closure.why(path);
+            let needs =
+                chain.iter().map(|link| Need { by: text(&link.from), name: text(&link.name) }).collect();
+            Some(Origin { path: text(path), from: text(origin), needs })
+        }
+        _ => None,
+    };
+    closure.additions.iter().filter_map(origin).collect()
+}
+
+fn errors(closure: &Closure) -> Vec<Diagnostic> {
+    let missing = closure.missing.iter().map(missing_error);
+    let conflicts = closure.conflicts.iter().map(conflict_error);
+    let versions = closure.unmet_versions.iter().map(|unmet| {
+        let title = format!(
+            "`{}` needs version `{}` of `{}`, which `{}` does not have",
+            shown(&unmet.needed_by),
+            shown(&unmet.version),
+            shown(&unmet.library),
+            shown(&unmet.file)
+        );
+        let help =
+            "it was built for a newer library than this machine has; include that one too, or build it here";
+        chained(Diagnostic::new(title), &unmet.chain).help(help)
+    });
+    missing.chain(conflicts).chain(versions).collect()
+}
+
+fn chained(error: Diagnostic, chain: &[resolve::Link]) -> Diagnostic {
+    chain.iter().fold(error, |error, link| error.help(format!("it comes in because {link}")))
+}
+
+fn missing_error(missing: &Missing) -> Diagnostic {
+    let name = shown(&missing.name);
+    let error =
+        Diagnostic::new(format!("`{}` needs `{name}`, which nothing provides", shown(&missing.needed_by)));
+    let mut places: Vec<String> =
+        missing.tried.iter().take(PLACES_SHOWN).map(|tried| format!("`{}`", shown(&tried.path))).collect();
+    if let Some(more @ 1..) = missing.tried.len().checked_sub(PLACES_SHOWN) {
+        places.push(format!("and {more} more places"));
+    }
+    let searched = if places.is_empty() { "nowhere".to_owned() } else { places.join(", ") };
+    chained(error, &missing.chain).help(format!("searched for {}: {searched}", missing.target)).help(format!(
+        "install the package that has it, include the file, or do without: `[closure]` and below it \
+         `optional = [\"{name}\"]`"
+    ))
+}
+
+fn conflict_error(conflict: &Conflict) -> Diagnostic {
+    match conflict {
+        Conflict::TwoOfOneName { name, first, second } => {
+            let error =
+                Diagnostic::new(format!("one program needs two different libraries `{}`", shown(name)));
+            let error = chained(chained(error, first), second);
+            error.help("no process can load both; include or exclude one of them")
+        }
+        Conflict::Different { program, name, wanted, found } => {
+            let found = found.as_ref().map_or("nothing".to_owned(), |found| format!("`{}`", shown(found)));
+            let title =
+                format!("`{}` would find {found} for `{}` in the bundle", shown(program), shown(name));
+            Diagnostic::new(title)
+                .help(format!("on this machine it finds `{}`; exclude what stands in its way", shown(wanted)))
+        }
+        Conflict::NeededByPath { needed_by, name } => {
+            let title = format!("`{}` needs a library by its path `{}`", shown(needed_by), shown(name));
+            Diagnostic::new(title)
+                .help("no search path leads there in a bundle; link it by its name: `-Wl,-soname`")
+        }
+    }
+}
+
+fn remark_text(remark: &Remark, optional: &GlobSet) -> Option<String> {
+    match remark {
+        Remark::NotThere(missing) if optional.is_match(Path::new(OsStr::from_bytes(&missing.name))) => None,
+        Remark::NotThere(missing) => Some(format!(
+            "`{}` may open `{}` while it runs, which nothing provides",
+            shown(&missing.needed_by),
+            shown(&missing.name)
+        )),
+        Remark::OtherCopy { .. } => None,
+    }
+}
