@@ -91,7 +91,9 @@ pub(crate) struct Process {
     /// Names that a search was made for, and what it came upon.
     pub asked: Vec<(Vec<u8>, Id)>,
     pub unmet: Vec<Unmet>,
+    /// The file whose needs, and the one whose notes, come next.
     next: usize,
+    opened: usize,
 }
 
 impl Process {
@@ -105,6 +107,7 @@ impl Process {
             asked: Vec::new(),
             unmet: Vec::new(),
             next: 0,
+            opened: 0,
         };
         process.push(main, Vec::new(), None);
         process
@@ -128,13 +131,11 @@ impl Process {
 
     /// Loads all that is needed, then what is dlopen'ed by its own word, with its needs.
     pub(crate) fn fill(&mut self, finder: &mut dyn Finder) {
-        let first = self.next;
         self.needs(finder);
-        let mut asker = first;
-        while asker < self.loaded.len() {
-            self.dlopens(asker, finder);
+        while self.opened < self.loaded.len() {
+            self.dlopens(self.opened, finder);
             self.needs(finder);
-            asker += 1;
+            self.opened += 1;
         }
     }
 
@@ -205,7 +206,7 @@ impl Process {
         self.loaded.truncate(mark.loaded);
         self.asked.truncate(mark.asked);
         self.unmet.truncate(mark.unmet);
-        self.next = mark.loaded;
+        (self.next, self.opened) = (mark.loaded, mark.loaded);
         self.names.retain(|_, number| *number < mark.loaded);
         self.places.retain(|_, number| *number < mark.loaded);
     }
@@ -230,7 +231,7 @@ impl Process {
             let number = known.unwrap_or_else(|| self.push(loaded.hit.clone(), loaded.name.clone(), Some(0)));
             self.names.insert(name.clone(), number);
         }
-        self.next = self.loaded.len();
+        (self.next, self.opened) = (self.loaded.len(), self.loaded.len());
     }
 }
 
