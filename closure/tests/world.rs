@@ -420,9 +420,24 @@ fn a_plug_in_finds_what_its_program_has_loaded() {
     complete(&closure);
     assert_eq!(additions(&closure), [LIBC[0], LIBC[1], ".kitbag/lib/libextra.so"]);
     assert_eq!(rpath(&closure, "plugins/plug.so"), Vec::<String>::new());
-    // Alone, without a program that has it, libcore.so is missing.
-    world.members.remove(0);
+    // Alone, without a program and the library, it is missing.
+    world.members.drain(..2);
     assert_eq!(world.resolve().missing.len(), 1);
+}
+
+#[test]
+fn a_plug_in_may_need_what_its_program_opens_by_path() {
+    let mut world = World::new();
+    world.library("dist/lib/server/libjvm.so", &[]);
+    world.library("dist/lib/libnet.so", &["@/dist/lib/server/libjvm.so"]);
+    world.program("dist/bin/java", &[]);
+    for file in ["bin/java", "lib/server/libjvm.so", "lib/libnet.so"] {
+        world.include(file, &format!("dist/{file}"));
+    }
+    let closure = world.resolve();
+    complete(&closure);
+    let [Remark::LoadedBefore { needed_by, path, .. }] = closure.remarks.as_slice() else { panic!("{:?}", closure.remarks) };
+    assert_eq!((text(needed_by), text(path)), ("lib/libnet.so".into(), "lib/server/libjvm.so".into()));
 }
 
 #[test]
@@ -543,4 +558,32 @@ fn the_order_of_members_changes_nothing() {
     assert_eq!(one, format!("{:?}", world.resolve()));
     world.members.swap(0, 5);
     assert_eq!(one, format!("{:?}", world.resolve()));
+}
+
+/// A chain of a thousand libraries, each needing the next one and the first.
+#[test]
+fn a_thousand_libraries_are_quick() {
+    let mut world = World::new();
+    world.library("stub/libn0001.so", &[]);
+    let bytes = fs::read(world.library("stub/libn0000.so", &["@/stub/libn0001.so"])).expect("a library");
+    world.program("app", &["@/stub/libn0000.so", "-Wl,--disable-new-dtags,-rpath,@/opt"]);
+    fs::create_dir(world.path("opt")).expect("a folder");
+    let place = |name: &[u8]| bytes.windows(name.len()).position(|part| part == name).expect("a name in it");
+    let (own, next) = (place(b"libn0000") + 4, place(b"libn0001") + 4);
+    for number in 0..1000 {
+        let mut bytes = bytes.clone();
+        bytes[own..own + 4].copy_from_slice(format!("{number:04}").as_bytes());
+        bytes[next..next + 4].copy_from_slice(format!("{:04}", (number + 1) % 1000).as_bytes());
+        fs::write(world.path(&format!("opt/libn{number:04}.so")), bytes).expect("a library");
+    }
+    world.include("bin/app", "app");
+    let start = std::time::Instant::now();
+    let closure = world.resolve();
+    let took = start.elapsed();
+    complete(&closure);
+    assert_eq!(closure.additions.len(), 1002);
+    assert_eq!(closure.why(b".kitbag/lib/libn0999.so").len(), 1000);
+    println!("{took:?}");
+    let most = if cfg!(debug_assertions) { 2000 } else { 100 };
+    assert!(took.as_millis() < most, "{took:?}");
 }
