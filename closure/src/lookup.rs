@@ -61,6 +61,8 @@ pub(crate) struct Lookup<'a> {
     in_tree: HashMap<Vec<u8>, Id>,
     /// Members by their path on the root.
     included: HashMap<Vec<u8>, Vec<Id>>,
+    /// Libraries of the tree by soname, or by file name if they have none.
+    named: HashMap<Vec<u8>, Vec<Id>>,
     outside: HashMap<Vec<u8>, Result<Id, Verdict>>,
     rules: HashMap<(Vec<u8>, Target), Rc<Rules>>,
     /// Folders of the tree that an object has to search, as what it finds on the root has been included there.
@@ -72,9 +74,12 @@ impl<'a> Lookup<'a> {
     pub(crate) fn new(input: &'a Input<'a>) -> Self {
         let mut members: Vec<_> = input.members.iter().collect();
         members.sort_by(|one, other| one.path.cmp(&other.path));
-        let (mut objects, mut in_tree, mut included) = (Vec::new(), HashMap::new(), HashMap::<_, Vec<Id>>::new());
+        let (mut objects, mut in_tree) = (Vec::new(), HashMap::new());
+        let (mut included, mut named) = (HashMap::<_, Vec<Id>>::new(), HashMap::<_, Vec<Id>>::new());
         for (number, member) in members.into_iter().enumerate() {
             let root = input.root.inside(&member.source).and_then(|path| Some(input.root.find(&path)?.path));
+            let soname = member.facts.soname.as_deref().unwrap_or(name(&member.path));
+            named.entry(soname.to_vec()).or_default().push(number);
             in_tree.insert(member.path.clone(), number);
             if let Some(path) = &root {
                 included.entry(path.clone()).or_default().push(number);
@@ -82,7 +87,7 @@ impl<'a> Lookup<'a> {
             let home = Home::Tree { path: member.path.clone(), root, host: member.source.clone() };
             objects.push(Object { home, facts: Rc::new(member.facts.clone()) });
         }
-        Self { input, objects, in_tree, included, outside: HashMap::new(), rules: HashMap::new(), pointed: BTreeMap::new() }
+        Self { input, objects, in_tree, included, named, outside: HashMap::new(), rules: HashMap::new(), pointed: BTreeMap::new() }
     }
 
     pub(crate) fn rules(&mut self, interpreter: &[u8], target: Target) -> Rc<Rules> {
@@ -257,6 +262,8 @@ fn fit(facts: &Facts, target: Target) -> Result<(), Verdict> {
 pub(crate) struct Loader<'l, 'a> {
     pub lookup: &'l mut Lookup<'a>,
     pub rules: Rc<Rules>,
+    /// True if the process has a plug-in, before which its program may have loaded others.
+    pub is_module: bool,
 }
 
 impl Finder for Loader<'_, '_> {
@@ -277,6 +284,12 @@ impl Finder for Loader<'_, '_> {
 
     fn facts(&self, object: Id) -> Rc<Facts> {
         self.lookup.objects[object].facts.clone()
+    }
+
+    fn assume(&self, process: &Process, name: &[u8]) -> Option<Id> {
+        let candidates = self.is_module.then(|| self.lookup.named.get(name))??;
+        let fits = |object: &Id| fit(&self.lookup.objects[*object].facts, process.target).is_ok();
+        candidates.iter().copied().find(fits)
     }
 
     fn variants(&mut self, loaded: &Loaded) -> Vec<(Vec<u8>, Hit)> {

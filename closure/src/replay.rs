@@ -66,6 +66,10 @@ impl Finder for Bundle<'_, '_> {
         self.lookup.objects[object].facts.clone()
     }
 
+    fn assume(&self, _: &Process, _: &[u8]) -> Option<Id> {
+        None
+    }
+
     fn variants(&mut self, loaded: &Loaded) -> Vec<(Vec<u8>, Hit)> {
         let levels = join(parent(&loaded.hit.found), b"glibc-hwcaps/");
         let end = [b"/", loaded.name.as_slice()].concat();

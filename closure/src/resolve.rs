@@ -199,6 +199,16 @@ pub enum Remark {
         /// How the other one would.
         unused: Vec<Link>,
     },
+    /// A plug-in needs a library by name that its own search does not find, but that is in the tree: its program has to
+    /// have loaded that before, by its path.
+    LoadedBefore {
+        /// The plug-in, or what it brings.
+        needed_by: Vec<u8>,
+        /// The name.
+        name: Vec<u8>,
+        /// The library in the tree.
+        path: Vec<u8>,
+    },
 }
 
 /// What needed a file first, by tree paths.
@@ -307,7 +317,7 @@ impl<'a> Walk<'a> {
             let rules = self.lookup.rules(interpreter, facts.target);
             let mut process = Process::new(rules.libc, facts.target, self.lookup.main(main));
             let loader = self.loader(&mut process, interpreter, &rules);
-            process.fill(&mut Loader { lookup: &mut self.lookup, rules: rules.clone() });
+            process.fill(&mut Loader { lookup: &mut self.lookup, rules: rules.clone(), is_module: false });
             self.note(&process, Mark::default(), &rules, true);
             self.runs.push(Run { main, rules: rules.clone(), loader, group: None, names: names(&process, 0) });
             self.units.push(self.unit(&process, Mark::default()));
@@ -322,7 +332,7 @@ impl<'a> Walk<'a> {
                 if rules.libc == Libc::Glibc {
                     self.loaders.insert(object);
                 }
-                let finder = Loader { lookup: &mut self.lookup, rules: rules.clone() };
+                let finder = Loader { lookup: &mut self.lookup, rules: rules.clone(), is_module: false };
                 process.push_loader(hit, name(path), &finder);
                 Some(object)
             }
@@ -407,7 +417,7 @@ impl<'a> Walk<'a> {
         let mut process = self.groups[group].process.take()?;
         let mark = process.mark();
         process.push(main, Vec::new(), Some(0));
-        process.fill(&mut Loader { lookup: &mut self.lookup, rules });
+        process.fill(&mut Loader { lookup: &mut self.lookup, rules, is_module: true });
         let seen = look(self, &process, mark);
         process.back_to(mark);
         self.groups[group].process = Some(process);
@@ -420,7 +430,7 @@ impl<'a> Walk<'a> {
         let libc = Libc::of_library(&facts).unwrap_or(Libc::Glibc);
         let rules = self.lookup.rules(&usual_interpreter(libc, facts.target), facts.target);
         let mut process = Process::new(libc, facts.target, self.lookup.main(module));
-        process.fill(&mut Loader { lookup: &mut self.lookup, rules: rules.clone() });
+        process.fill(&mut Loader { lookup: &mut self.lookup, rules: rules.clone(), is_module: true });
         self.note(&process, Mark::default(), &rules, false);
         self.runs.push(Run { main: module, rules, loader: None, group: None, names: names(&process, 0) });
         self.units.push(self.unit(&process, Mark::default()));
@@ -439,9 +449,10 @@ impl<'a> Walk<'a> {
             let loaded = &process.loaded[number];
             let reached = self.reached.entry(loaded.hit.object).or_insert_with(|| (rules.clone(), HashSet::new()));
             reached.1.insert(loaded.hit.tree_origin.clone());
-            if let Some(link) = self.chain(process, number).pop() {
-                let from = process.loaded[loaded.parent.unwrap_or(0)].hit.object;
-                self.causes.entry(loaded.hit.object).or_insert((from, link));
+            if let Some(parent) = loaded.parent.filter(|_| !loaded.name.is_empty()) {
+                let cause = || (process.loaded[parent].hit.object, self.link(process, parent, number));
+                let cause = (!self.causes.contains_key(&loaded.hit.object)).then(cause);
+                self.causes.extend(cause.map(|cause| (loaded.hit.object, cause)));
             }
             self.note_paths(process, number);
             if process.libc == Libc::Glibc {
@@ -452,6 +463,13 @@ impl<'a> Walk<'a> {
         self.note_sonames(process, since.loaded);
         for unmet in &process.unmet[since.unmet..] {
             self.note_unmet(process, unmet);
+        }
+        for (asker, name, library) in &process.assumed[since.assumed..] {
+            let (needed_by, path) = (self.shown(&process.loaded[*asker].hit), self.lookup.objects[*library].path().to_vec());
+            let remark = Remark::LoadedBefore { needed_by, name: name.clone(), path };
+            if !self.closure.remarks.contains(&remark) {
+                self.closure.remarks.push(remark);
+            }
         }
     }
 
@@ -568,11 +586,12 @@ impl<'a> Walk<'a> {
     fn chain(&self, process: &Process, to: usize) -> Vec<Link> {
         let chain = process.chain(to);
         let start = chain.iter().rposition(|number| process.loaded[*number].name.is_empty()).unwrap_or(0);
-        let link = |pair: &[usize]| {
-            let (from, to) = (&process.loaded[pair[0]], &process.loaded[pair[1]]);
-            Link { from: self.shown(&from.hit), name: to.name.clone(), to: self.shown(&to.hit) }
-        };
-        chain[start..].windows(2).map(link).collect()
+        chain[start..].windows(2).map(|pair| self.link(process, pair[0], pair[1])).collect()
+    }
+
+    fn link(&self, process: &Process, from: usize, to: usize) -> Link {
+        let (from, to) = (&process.loaded[from], &process.loaded[to]);
+        Link { from: self.shown(&from.hit), name: to.name.clone(), to: self.shown(&to.hit) }
     }
 
     fn finish(mut self) -> Closure {

@@ -29,7 +29,7 @@ fn closure_of(program: &Path) -> Option<Closure> {
 /// The files that the loader says it would load, links followed; and whether it finds all.
 fn said_by_loader(program: &Path, interpreter: &Path) -> Option<(BTreeSet<PathBuf>, bool)> {
     let output = Command::new(interpreter)
-        .arg("--list")
+        .env("LD_TRACE_LOADED_OBJECTS", "1")
         .arg(program)
         .env_remove("LD_LIBRARY_PATH")
         .env_remove("LD_PRELOAD")
