@@ -271,6 +271,7 @@ impl<'a> Draft<'a> {
             argv: std::iter::once(program).chain(arguments).collect(),
             env: pairs.map(|(name, value)| (name.get_ref().clone(), value.get_ref().clone())).collect(),
             cwd: source.cwd.as_ref().and_then(|cwd| self.cwd(cwd)),
+            loads: Vec::new(),
         })
     }
 
