@@ -1,6 +1,5 @@
 //! Unpacks the payload into a folder: frames in parallel, each verified before it is decompressed.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -293,7 +292,7 @@ pub fn unpack_to(bundle: &Bundle, dir: &Path, progress: &(dyn Fn(u64) + Sync)) -
     let index = bundle.index()?;
     let occupied = std::fs::read_dir(dir).map(|mut entries| entries.next().is_some());
     // Where the working folder has no path, a relative one cannot go into a slot, which says so.
-    let tree = &std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+    let tree = &std::env::current_dir().unwrap_or_default().join(dir);
     if let Some((number, why)) = misfit(bundle, &index, tree)? {
         let file = String::from_utf8_lossy(&index.entries[number].path);
         let why = format!("its path cannot go into `{file}`: {why}");
@@ -321,43 +320,38 @@ pub fn contents(bundle: &Bundle, index: &Index, number: usize) -> Result<Vec<u8>
     Ok(stretches(bundle, index, &[span])?.pop().unwrap_or_default())
 }
 
-/// The packed bytes of all slots of these files, which are in order; by number.
+/// The packed bytes of the slots of all files that are `wanted`, each with its file's number, in the tar's order.
 pub fn packed_slots(
     bundle: &Bundle,
     index: &Index,
-    files: &[usize],
-) -> Result<HashMap<usize, Vec<Vec<u8>>>, Error> {
-    let mut places = Vec::new();
-    for (number, span) in index.spans().enumerate().filter(|(number, _)| files.binary_search(number).is_ok())
-    {
-        let slots = index.entries[number].slots().iter();
-        places.extend(slots.map(|slot| (number, span.start + slot.at..span.start + slot.end())));
+    wanted: &dyn Fn(usize) -> bool,
+) -> Result<Vec<(usize, Vec<u8>)>, Error> {
+    let (mut files, mut places) = (Vec::new(), Vec::new());
+    for (number, span) in index.spans().enumerate() {
+        for slot in index.entries[number].slots().iter().filter(|_| wanted(number)) {
+            files.push(number);
+            places.push(span.start + slot.at..span.start + slot.end());
+        }
     }
-    let spans: Vec<Span> = places.iter().map(|(_, span)| span.clone()).collect();
-    let mut packed: HashMap<usize, Vec<Vec<u8>>> = HashMap::new();
-    for ((number, _), bytes) in places.into_iter().zip(stretches(bundle, index, &spans)?) {
-        packed.entry(number).or_default().push(bytes);
-    }
-    Ok(packed)
+    Ok(files.into_iter().zip(stretches(bundle, index, &places)?).collect())
 }
 
 /// The first file that the path of a tree cannot go into, and why. Nothing is unpacked to find out.
 pub fn misfit(bundle: &Bundle, index: &Index, tree: &Path) -> Result<Option<(usize, FillError)>, Error> {
-    let slotted = |number: &usize| !index.entries[*number].slots().is_empty();
-    let files: Vec<usize> = (0..index.entries.len()).filter(slotted).collect();
-    if files.is_empty() {
-        return Ok(None);
+    let slots = index.entries.iter().flat_map(Entry::slots);
+    for ((number, packed), slot) in packed_slots(bundle, index, &|_| true)?.into_iter().zip(slots) {
+        if let Err(why) = slots::fill(&packed, slot.pad, tree) {
+            return Ok(Some((number, why)));
+        }
     }
-    let packed = packed_slots(bundle, index, &files)?;
-    Ok(files.into_iter().find_map(|number| {
-        let mut slots = index.entries[number].slots().iter().zip(packed.get(&number)?);
-        let error = slots.find_map(|(slot, packed)| slots::fill(packed, slot.pad, tree).err())?;
-        Some((number, error))
-    }))
+    Ok(None)
 }
 
 /// The bytes of these stretches of the tar, which are in order. Reads the frames alone that they lie in.
 fn stretches(bundle: &Bundle, index: &Index, spans: &[Span]) -> Result<Vec<Vec<u8>>, Error> {
+    if spans.is_empty() {
+        return Ok(Vec::new());
+    }
     let places = bundle.frame_places(index)?;
     let mut decoder = zstd_safe::DCtx::create();
     let mut found = vec![Vec::new(); spans.len()];

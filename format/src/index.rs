@@ -303,8 +303,8 @@ fn parse_slots(reader: &mut Reader, size: u64) -> Result<Vec<Slot>, Error> {
     if !(1..=MAX_SLOTS).contains(&count) {
         return Err(malformed("has a file with no slots or too many"));
     }
-    let mut end = 0u64;
-    let mut parse = || {
+    let (mut slots, mut end) = (Vec::with_capacity(count), 0u64);
+    for _ in 0..count {
         let (gap, length) = (reader.number()?, reader.number()?);
         let pad = match reader.byte()? {
             0 => Pad::Nul,
@@ -316,9 +316,9 @@ fn parse_slots(reader: &mut Reader, size: u64) -> Result<Vec<Slot>, Error> {
         if !(1..=u64::from(MAX_SLOT)).contains(&length) || end > size {
             return Err(malformed("has a slot of an impossible length or place"));
         }
-        Ok(Slot { at, length: length as u32, pad })
-    };
-    (0..count).map(|_| parse()).collect()
+        slots.push(Slot { at, length: length as u32, pad });
+    }
+    Ok(slots)
 }
 
 fn put_slots(out: &mut Vec<u8>, slots: &[Slot]) {

@@ -1,6 +1,5 @@
 //! Damage: found by comparing with the bundle's digests, healed from the bundle, and said.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
@@ -113,28 +112,27 @@ pub fn verify_unpacked(store: &Store, bundle: &Bundle) -> Result<Option<Vec<Find
 /// What the slots of a tree's files must hold.
 pub struct Filling<'a> {
     tree: &'a Path,
-    /// Their packed bytes, by the file's number.
-    packed: HashMap<usize, Vec<Vec<u8>>>,
+    /// Packed bytes of the slots, each with its file's number, in order.
+    packed: Vec<(usize, Vec<u8>)>,
 }
 
 impl<'a> Filling<'a> {
     /// For the tree at this absolute path and those of its entries that are to be examined.
     pub fn of(bundle: &Bundle, index: &Index, tree: &'a Path, numbers: &[usize]) -> Result<Self, Error> {
-        let slotted = numbers.iter().filter(|number| !index.slots(**number).is_empty());
-        let mut files: Vec<usize> = slotted.map(|number| index.owner(*number)).collect();
-        files.sort_unstable();
-        files.dedup();
-        Ok(Self { tree, packed: extract::packed_slots(bundle, index, &files)? })
+        let mut examined = vec![false; index.entries.len() + 1];
+        numbers.iter().for_each(|number| examined[index.owner(*number)] = true);
+        Ok(Self { tree, packed: extract::packed_slots(bundle, index, &|number| examined[number])? })
     }
 
     /// For files without slots.
     pub fn none() -> Self {
-        Self { tree: Path::new(""), packed: HashMap::new() }
+        Self { tree: Path::new(""), packed: Vec::new() }
     }
 
     /// The slots of an entry's contents with their packed bytes.
     fn slots(&self, index: &'a Index, number: usize) -> impl Iterator<Item = (&Slot, &Vec<u8>)> {
-        index.slots(number).iter().zip(self.packed.get(&index.owner(number)).into_iter().flatten())
+        let first = self.packed.partition_point(|(file, _)| *file < index.owner(number));
+        index.slots(number).iter().zip(self.packed[first..].iter().map(|(_, packed)| packed))
     }
 }
 

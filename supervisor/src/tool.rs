@@ -88,9 +88,11 @@ fn record(
         variables.push((name.into(), values.pieces(text)?));
     }
     let guards = if values.state.is_some() { STATE_NAMED_BY.map(Guard::now).to_vec() } else { Vec::new() };
-    let loaded = command.loads.iter().take(CHECKED_LOADS).map(|path| tree.root.join(path));
-    let checked = std::iter::once(values.program(command)).chain(loaded).map(|path| CheckedFile::now(&path));
-    let Ok(files) = checked.collect() else { return Ok(None) };
+    let mut files = Vec::new();
+    for path in command.argv.iter().take(1).chain(command.loads.iter().take(CHECKED_LOADS)) {
+        let Ok(file) = CheckedFile::now(&tree.root.join(path)) else { return Ok(None) };
+        files.push(file);
+    }
     let record = StartRecord {
         head_prefix: open::head_prefix(),
         folder,

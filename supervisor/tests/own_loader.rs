@@ -190,6 +190,30 @@ fn in_an_empty_root_nothing_of_the_host_is_there_to_be_used() {
 }
 
 #[test]
+fn where_nothing_can_be_executed_it_says_why_and_what_to_do() {
+    let temp = Temp::new();
+    let Some(program) = compile(&temp) else { return };
+    let bundle = pack(&temp, &program.app(Run::Command(command())));
+    let disk = temp.join("disk");
+    fs::create_dir(&disk).unwrap();
+    let mount =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "noexec", "kitbag-test"]).arg(&disk).status();
+    if !mount.is_ok_and(|status| status.success()) {
+        return eprintln!("SKIPPED: a disk that allows no exec: a tmpfs cannot be mounted here");
+    }
+    let store = disk.join("store");
+    let output = Command::new(&bundle).env("KITBAG_STORE", &store).output().unwrap();
+    assert!(Command::new("umount").arg(&disk).status().unwrap().success());
+    let expected = format!(
+        "kitbag: error: no folder can be used to unpack in\n  {} (KITBAG_STORE): the file system is mounted noexec\n  \
+         to fix  set KITBAG_STORE to a folder of your own, on a disk that allows exec\n",
+        store.display()
+    );
+    assert_eq!(String::from_utf8_lossy(&output.stderr), expected);
+    assert_eq!(output.status.code(), Some(125));
+}
+
+#[test]
 fn a_service_gets_no_variables_for_loaders() {
     let temp = Temp::new();
     let Some(program) = compile(&temp) else { return };

@@ -13,6 +13,7 @@ use common::{App, Temp, child, noise, start, start_with};
 use kitbag_format::Bundle;
 use kitbag_format::slots::{Pad, Slot};
 use kitbag_supervisor::heal::{self, What};
+use kitbag_supervisor::memory;
 use kitbag_supervisor::place::{self, Facts};
 use kitbag_supervisor::record::{ANY_BOOT, Record};
 use kitbag_supervisor::store::{Store, StoreError};
@@ -309,6 +310,24 @@ fn ten_first_starts_at_once_fill_once() {
     assert_eq!(text.matches("unpacked=true said=[]").count(), 1, "{text}");
     assert_eq!(text.matches("unpacked=false said=[]").count(), 9, "{text}");
     app.assert_right(&store.tree_dir(&bundle.digest()).join("tree"));
+}
+
+/// A program in memory has no tree that it could name.
+#[test]
+fn what_names_its_tree_does_not_start_from_memory() {
+    let temp = Temp::new();
+    let mut content = common::runtime().0;
+    let slots = [Slot { at: content.len() as u64, length: ROOM, pad: Pad::Nul }];
+    content.extend_from_slice(b"/kitbag-tree/share");
+    content.resize(slots[0].end() as usize, 0);
+    let apps = [App::new("a", "1").dir("bin").program("bin/app", &content), App::new("b", "1").dir("bin")];
+    let [plain, slotted] = apps;
+    for (app, starts) in [(plain, true), (slotted.slotted("bin/app", &content, &slots), false)] {
+        let bundle = app.pack(&temp.join(&app.manifest.name));
+        let (_, command) = app.manifest.commands()[0];
+        let program = memory::program(&bundle, &app.manifest, command).unwrap();
+        assert_eq!(program.is_some(), starts, "{}", app.manifest.name);
+    }
 }
 
 #[test]

@@ -228,7 +228,7 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
 }
 
 /// An ELF file that is all header: one note segment with an empty head, and a section table of names.
-fn runtime() -> (Vec<u8>, u64) {
+pub fn runtime() -> (Vec<u8>, u64) {
     let names = b"\0.shstrtab\0";
     let (note, head) = (64 + 56, 64 + 56 + 12 + 8);
     let strings = head + 1024;
