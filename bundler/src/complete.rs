@@ -426,6 +426,6 @@ fn remark_text(remark: &Remark, optional: &GlobSet) -> Option<String> {
             shown(&missing.needed_by),
             shown(&missing.name)
         )),
-        Remark::OtherCopy { .. } => None,
+        Remark::OtherCopy { .. } | Remark::LoadedBefore { .. } => None,
     }
 }
