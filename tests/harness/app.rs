@@ -10,8 +10,8 @@ use crate::{Bundle, Cmd, Folder, Outcome, Sandbox, copy};
 /// A folder with a `kitbag.toml`; what lies in its folder `tree` is what goes in.
 #[derive(Debug)]
 pub struct App {
-    /// Holds the folder while the app lives.
-    _folder: Option<Folder>,
+    /// Holds folders while the app lives.
+    folders: Vec<Folder>,
     dir: PathBuf,
 }
 
@@ -35,7 +35,7 @@ impl App {
         let dir = folder.dir("app");
         folder.dir("app/tree");
         fs::write(dir.join("kitbag.toml"), text).expect("kitbag.toml");
-        Self { _folder: Some(folder), dir }
+        Self { folders: vec![folder], dir }
     }
 
     /// A tool: the program of `fixtures/hello-c`.
@@ -51,7 +51,14 @@ impl App {
 
     /// A project that is there already.
     pub fn at(dir: &Path) -> Self {
-        Self { _folder: None, dir: dir.to_owned() }
+        Self { folders: Vec::new(), dir: dir.to_owned() }
+    }
+
+    /// The same, and this folder lives as long as it: libraries that are found there while it is packed.
+    #[must_use]
+    pub fn keeping(mut self, folder: Folder) -> Self {
+        self.folders.push(folder);
+        self
     }
 
     /// Its folder.
