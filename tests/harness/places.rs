@@ -105,7 +105,7 @@ impl Site {
             place if place.is_chroot() => {
                 Path::new("/").join(self.folder.path().strip_prefix(&self.root).expect("inside"))
             }
-            Place::OddPath => self.folder.join("Größe & Äpfel/日本 $x"),
+            Place::OddPath => self.folder.join("Größe & Äpfel/日本 #1"),
             _ => self.folder.path().to_owned(),
         }
     }
