@@ -13,6 +13,7 @@ use std::fmt;
 
 use goblin::elf::dynamic::{DT_STRSZ, DT_STRTAB};
 use goblin::elf::program_header::{PT_DYNAMIC, PT_INTERP};
+use serde::{Deserialize, Serialize};
 
 mod dynamic;
 mod image;
@@ -51,7 +52,7 @@ pub struct Request {
 }
 
 /// A range of a file that holds a text with [`TREE`] in it, padded with NUL.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Slot {
     /// Where it begins, in bytes from the beginning of the file.
     pub at: u64,
@@ -60,7 +61,7 @@ pub struct Slot {
 }
 
 /// The file that comes out: the source's bytes with some overwritten, then cut or extended to `length`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Edits {
     /// The size of the file that comes out. What lies between the source's end and the writes is NUL.
     pub length: u64,
@@ -69,6 +70,7 @@ pub struct Edits {
     /// Where the tree's path has to be filled in, sorted.
     pub slots: Vec<Slot>,
     /// Host paths that a glibc loader was expected to hold, and does not.
+    #[serde(skip)]
     pub unpatched: Vec<&'static str>,
 }
 
