@@ -164,7 +164,8 @@ impl Opening<'_> {
             }
         };
         if record.tree != path {
-            suspects.extend((0..record.index.entries.len()).filter(|n| !record.index.slots(*n).is_empty()));
+            let slotted = |number: &usize| !record.index.slots(*number).is_empty();
+            suspects.extend((0..record.index.entries.len()).filter(slotted));
         }
         suspects
     }
