@@ -6,6 +6,7 @@ mod cargo;
 mod cli;
 mod diagnostic;
 mod executable;
+mod hermetic;
 mod inspect;
 mod manifest;
 mod pack;
@@ -52,6 +53,7 @@ fn run(command: Command) -> Result<(), Failure> {
             clap_complete::generate(args.shell, &mut Cli::command(), "kitbag", &mut script);
             print(&script)
         }
+        Command::HermeticStart(args) => hermetic::start::start(&args),
     }
 }
 

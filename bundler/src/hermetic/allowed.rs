@@ -1,0 +1,94 @@
+//! What the app may use, and where a path really leads.
+
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+/// What every program may use of /dev, and what is never reported. The descriptors are inherited.
+const DEVICES: &[&str] = &[
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+    "/dev/tty",
+    "/dev/pts",
+    "/dev/ptmx",
+    "/dev/fd",
+    "/dev/stdin",
+    "/dev/stdout",
+    "/dev/stderr",
+];
+
+/// The files and folders that are the app's, or that its manifest names.
+#[derive(Debug, Default)]
+pub struct Allowed {
+    /// The unpacked tree, a real path.
+    tree: PathBuf,
+    /// Everything, real paths.
+    roots: Vec<PathBuf>,
+}
+
+impl Allowed {
+    /// The tree of the bundle, which lies in `home` with what the runtime notes of it, and other files and folders.
+    /// A link among these counts by itself, and so does what it leads to.
+    pub fn new<'a>(home: &Path, others: impl IntoIterator<Item = &'a Path>) -> Self {
+        let home = real(home, true);
+        let mut roots = vec![home.clone()];
+        for path in others {
+            roots.extend([real(path, true), real(path, false)]);
+        }
+        Self { tree: home.join("tree"), roots }
+    }
+
+    /// True for a real path that may be used.
+    pub fn has(&self, path: &Path) -> bool {
+        self.roots.iter().any(|root| path.starts_with(root)) || is_device(path)
+    }
+
+    /// True for a folder that leads to something that may be used.
+    pub fn leads_to(&self, path: &Path) -> bool {
+        self.roots.iter().any(|root| root.starts_with(path)) || Path::new("/dev/pts").starts_with(path)
+    }
+
+    /// True for a path in the tree that no link can lead out of it: the tree has none that does.
+    pub fn is_plainly_in_tree(&self, path: &Path) -> bool {
+        path.starts_with(&self.tree) && !path.components().any(|part| part == Component::ParentDir)
+    }
+
+    /// How a program is called: by its place in the tree, if it is there.
+    pub fn name(&self, program: &Path) -> String {
+        program.strip_prefix(&self.tree).unwrap_or(program).display().to_string()
+    }
+}
+
+/// True for the devices that every program may use.
+pub fn is_device(path: &Path) -> bool {
+    DEVICES.iter().any(|device| path.starts_with(device))
+}
+
+/// An absolute path without `.`, `..` and doubled `/`, by its letters alone.
+pub fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::from("/");
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => plain.push(name),
+            Component::ParentDir => drop(plain.pop()),
+            _ => {}
+        }
+    }
+    plain
+}
+
+/// Where an absolute path leads once links are resolved in the part of it that is there; in the last name only if
+/// `follow`.
+pub fn real(path: &Path, follow: bool) -> PathBuf {
+    if let (true, Ok(real)) = (follow, fs::canonicalize(path)) {
+        return real;
+    }
+    for above in path.ancestors().skip(1) {
+        if let (Ok(real), Ok(rest)) = (fs::canonicalize(above), path.strip_prefix(above)) {
+            return plain(&real.join(rest));
+        }
+    }
+    plain(path)
+}

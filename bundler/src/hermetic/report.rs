@@ -1,0 +1,255 @@
+//! What was seen, as text that is TOML: the blocks can be pasted into kitbag.toml, everything else is a comment.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::seen::{Seen, Touch};
+
+/// So many files of one folder, and it is better taken as a whole, if they are a good part of it.
+const HANDFUL: usize = 5;
+/// A folder is taken as a whole if at least one in so many of its files was used.
+const GOOD_PART: usize = 4;
+/// No folder with a shorter path is taken as a whole: `/etc`, `/usr/lib`.
+const DEPTH: usize = 3;
+/// More lines than this are counted, where they are of no great use.
+const SHOWN: usize = 20;
+
+/// The report, with a newline at its end.
+pub fn render(seen: &Seen) -> String {
+    let groups = Groups::of(seen);
+    let mut text = String::new();
+    groups.write_head(&mut text);
+    groups.write_includes(&mut text, "Read:", &groups.read);
+    groups.write_includes(&mut text, "Executed:", &groups.executed);
+    groups.write_host(&mut text);
+    groups.write_rest(&mut text);
+    write_notes(&mut text, seen);
+    text
+}
+
+/// Paths by what a person does about them.
+#[derive(Default)]
+struct Groups<'a> {
+    /// Files that were read, or looked at, and folders that were listed.
+    read: BTreeMap<&'a Path, &'a Touch>,
+    /// Programs.
+    executed: BTreeMap<&'a Path, &'a Touch>,
+    /// What no include can help with: where it was written to.
+    written: BTreeMap<&'a Path, &'a Touch>,
+    /// Sockets.
+    sockets: BTreeMap<&'a Path, &'a Touch>,
+    /// Devices, pipes.
+    devices: BTreeMap<&'a Path, &'a Touch>,
+    /// Folders that were looked at and not opened.
+    looked: BTreeMap<&'a Path, &'a Touch>,
+    /// Below /proc and /sys.
+    kernel: BTreeMap<&'a Path, &'a Touch>,
+    /// What is not there on this machine either.
+    missing: BTreeMap<&'a Path, &'a Touch>,
+}
+
+impl<'a> Groups<'a> {
+    fn of(seen: &'a Seen) -> Self {
+        let mut groups = Self::default();
+        for (path, touch) in &seen.touched {
+            groups.add(path, touch);
+        }
+        groups
+    }
+
+    fn add(&mut self, path: &'a Path, touch: &'a Touch) {
+        let metadata = fs::metadata(path).ok();
+        let is_dir = metadata.as_ref().is_some_and(fs::Metadata::is_dir);
+        let is_file = metadata.as_ref().is_some_and(fs::Metadata::is_file);
+        let group = if path.starts_with("/proc") || path.starts_with("/sys") {
+            &mut self.kernel
+        } else if !touch.found {
+            &mut self.missing
+        } else if touch.connected {
+            &mut self.sockets
+        } else if touch.written {
+            &mut self.written
+        } else if touch.executed {
+            &mut self.executed
+        } else if is_dir && !touch.read {
+            &mut self.looked
+        } else if path.starts_with("/dev") || (metadata.is_some() && !is_dir && !is_file) {
+            &mut self.devices
+        } else {
+            &mut self.read
+        };
+        group.insert(path, touch);
+    }
+
+    /// Everything that is somebody's to do something about.
+    fn outside(&self) -> impl Iterator<Item = &&'a Touch> {
+        [&self.read, &self.executed, &self.written, &self.sockets, &self.devices]
+            .into_iter()
+            .flat_map(BTreeMap::values)
+    }
+
+    fn write_head(&self, text: &mut String) {
+        let (all, refused) = (self.outside().count(), self.outside().filter(|touch| touch.refused).count());
+        let _ = if all == 0 {
+            writeln!(text, "# kitbag run --hermetic: reached nothing outside of the bundle")
+        } else {
+            let paths = if all == 1 { "1 path" } else { &format!("{all} paths") };
+            writeln!(
+                text,
+                "# kitbag run --hermetic: reached for {paths} outside of the bundle, {refused} refused.\n\
+                 # This is TOML. Paste the blocks of what the app is to take along into kitbag.toml; it finds that at\n\
+                 # ${{tree}}/`to`."
+            )
+        };
+    }
+
+    fn write_includes(&self, text: &mut String, title: &str, group: &BTreeMap<&Path, &Touch>) {
+        if group.is_empty() {
+            return;
+        }
+        let _ = write!(text, "\n# {title}\n");
+        for (path, files) in collapsed(group.keys().copied()) {
+            let below = group.iter().filter(|(touched, _)| touched.starts_with(&path));
+            let touches: Vec<&Touch> = below.map(|(_, touch)| *touch).collect();
+            let files = if files > 1 { format!("{files} files, ") } else { String::new() };
+            let _ = writeln!(text, "\n# {files}{}", by(&touches));
+            write_include(text, &path);
+        }
+    }
+
+    fn write_host(&self, text: &mut String) {
+        write_list(
+            text,
+            "Written to, made or removed. A place to write to is `${state}`:",
+            &self.written,
+            usize::MAX,
+        );
+        write_list(text, "Sockets:", &self.sockets, usize::MAX);
+        write_list(text, "Devices:", &self.devices, usize::MAX);
+        let all = self.written.keys().chain(self.sockets.keys()).chain(self.devices.keys());
+        let mut paths = BTreeSet::new();
+        for (path, touch) in all.copied().filter_map(|path| Some((path, self.touch(path)?))) {
+            // What was to be made needs its folder.
+            let place = if fs::symlink_metadata(path).is_err() { path.parent() } else { Some(path) };
+            let place = place.filter(|place| place.parent().is_some() && touch.found);
+            paths.extend(place.filter(|place| place.is_absolute()).and_then(string));
+        }
+        if !paths.is_empty() {
+            let paths = paths.into_iter().collect::<Vec<_>>().join(", ");
+            let _ = writeln!(
+                text,
+                "\n# To let the app use these where they are, above the first line that begins with `[`:\n\
+                 # host = [{paths}]"
+            );
+        }
+    }
+
+    fn touch(&self, path: &Path) -> Option<&'a Touch> {
+        [&self.written, &self.sockets, &self.devices].iter().find_map(|group| group.get(path)).copied()
+    }
+
+    fn write_rest(&self, text: &mut String) {
+        write_list(text, "Folders that were looked at, and not opened:", &self.looked, SHOWN);
+        write_list(text, "Of the kernel, which every host has:", &self.kernel, SHOWN);
+        write_list(text, "Not there, on this machine either:", &self.missing, SHOWN);
+    }
+}
+
+fn write_notes(text: &mut String, seen: &Seen) {
+    let mut list = |title: &str, programs: &mut dyn Iterator<Item = &String>| {
+        let programs: Vec<&str> = programs.map(String::as_str).collect();
+        if !programs.is_empty() {
+            let _ = writeln!(text, "\n# {title} {}", programs.join(", "));
+        }
+    };
+    list("32-bit programs, what they reach for is not listed:", &mut seen.narrow.iter());
+    list("Setuid programs, run without their rights (no_new_privs):", &mut seen.setuid.iter());
+    list("Still running when the app had ended, killed:", &mut seen.left_behind.iter());
+}
+
+/// Files, or folders in place of many files in them, with how many files each stands for.
+fn collapsed<'a>(paths: impl Iterator<Item = &'a Path>) -> BTreeMap<PathBuf, usize> {
+    let mut all: BTreeMap<PathBuf, usize> = paths.map(|path| (path.to_owned(), 1)).collect();
+    loop {
+        let mut folders: BTreeMap<PathBuf, usize> = BTreeMap::new();
+        for path in all.keys() {
+            if let Some(folder) = path.parent() {
+                *folders.entry(folder.to_owned()).or_default() += 1;
+            }
+        }
+        let whole = |(folder, used): &(&PathBuf, &usize)| {
+            **used > HANDFUL
+                && folder.components().count() > DEPTH
+                && fs::read_dir(folder).is_ok_and(|there| there.count() <= **used * GOOD_PART)
+        };
+        // A folder that was listed stands for what is in it, too.
+        let listed = |(folder, _): &(&PathBuf, &usize)| all.contains_key(*folder);
+        let Some(folder) =
+            folders.iter().rfind(|entry| whole(entry) || listed(entry)).map(|(folder, _)| folder)
+        else {
+            return all;
+        };
+        let files = all.iter().filter(|(path, _)| path.starts_with(folder)).map(|(_, files)| files).sum();
+        all.retain(|path, _| !path.starts_with(folder));
+        all.insert(folder.clone(), files);
+    }
+}
+
+/// A block for one file or folder.
+fn write_include(text: &mut String, path: &Path) {
+    let place = path.strip_prefix("/").unwrap_or(path);
+    let _ = match (string(path), string(place)) {
+        (Some(from), Some(to)) if place != Path::new("") => {
+            writeln!(text, "[[include]]\nfrom = {from}\nto = {to}")
+        }
+        _ => writeln!(
+            text,
+            "# {}: cannot be included under this name",
+            path.display().to_string().escape_debug()
+        ),
+    };
+}
+
+/// Comment lines, one a path, `most` at most.
+fn write_list(text: &mut String, title: &str, group: &BTreeMap<&Path, &Touch>, most: usize) {
+    if group.is_empty() {
+        return;
+    }
+    let _ = write!(text, "\n# {title}\n");
+    for (path, touch) in group.iter().take(most) {
+        let _ = writeln!(text, "#   {}  {}", path.display().to_string().escape_debug(), by(&[touch]));
+    }
+    if let Some(more @ 1..) = group.len().checked_sub(most) {
+        let _ = writeln!(text, "#   … and {more} more");
+    }
+}
+
+/// Who wanted it, and whether the kernel said no: `bin/app, refused`.
+fn by(touches: &[&Touch]) -> String {
+    let programs: BTreeSet<&str> =
+        touches.iter().flat_map(|touch| &touch.programs).map(String::as_str).collect();
+    let mut text = programs.iter().copied().take(HANDFUL).collect::<Vec<_>>().join(", ");
+    if programs.len() > HANDFUL {
+        let _ = write!(text, " and {} more", programs.len() - HANDFUL);
+    }
+    if touches.iter().any(|touch| touch.refused) {
+        text.push_str(", refused");
+    }
+    text.escape_debug().to_string()
+}
+
+/// A TOML string; `None` for a path that is no text.
+fn string(path: &Path) -> Option<String> {
+    let mut text = String::from("\"");
+    for letter in path.to_str()?.chars() {
+        let _ = match letter {
+            '"' | '\\' => write!(text, "\\{letter}"),
+            letter if letter.is_control() => write!(text, "\\u{:04X}", u32::from(letter)),
+            letter => write!(text, "{letter}"),
+        };
+    }
+    text.push('"');
+    Some(text)
+}
