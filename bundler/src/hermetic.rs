@@ -31,8 +31,8 @@ use nix::unistd::{Pid, geteuid};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithOrigin;
-use signal_hook::low_level::emulate_default_handler;
 use signal_hook::low_level::siginfo::{Cause, Sent};
+use signal_hook::low_level::{emulate_default_handler, raise};
 use tempfile::TempDir;
 
 use crate::cache;
@@ -84,8 +84,10 @@ fn trace(app: Pid, places: &Places, plan: &Plan, digest: &Digest, kitbag: &Path)
     let (end, seen) = Tracer::new(app, &allowed, &[&plan.output, kitbag])
         .follow()
         .map_err(|error| failed("follow the app", error))?;
-    // Nobody is left to hear that stderr is gone.
-    let _ = io::stderr().write_all(report::render(&seen).as_bytes());
+    if seen.started || !seen.touched.is_empty() {
+        // Nobody is left to hear that stderr is gone.
+        let _ = io::stderr().write_all(report::render(&seen).as_bytes());
+    }
     Ok(end)
 }
 
@@ -194,6 +196,8 @@ fn finish(end: End) {
             // The app's core is the one that matters.
             let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
             let _ = emulate_default_handler(signal);
+            // It knows no real-time signals; their default is to end the process.
+            let _ = raise(signal);
             std::process::exit(128 + signal)
         }
     }

@@ -11,8 +11,8 @@ use super::seen::{Seen, Touch};
 const HANDFUL: usize = 5;
 /// A folder is taken as a whole if at least one in so many of its files was used.
 const GOOD_PART: usize = 4;
-/// No folder with a shorter path is taken as a whole: `/etc`, `/usr/lib`.
-const DEPTH: usize = 3;
+/// No folder with a shorter path is taken as a whole: `/etc`, `/usr/lib`; the root counts.
+const DEPTH: usize = 4;
 /// More lines than this are counted, where they are of no great use.
 const SHOWN: usize = 20;
 
@@ -42,7 +42,7 @@ struct Groups<'a> {
     sockets: BTreeMap<&'a Path, &'a Touch>,
     /// Devices, pipes.
     devices: BTreeMap<&'a Path, &'a Touch>,
-    /// Folders that were looked at and not opened.
+    /// Folders that were looked at, or are too much to be taken along.
     looked: BTreeMap<&'a Path, &'a Touch>,
     /// Below /proc and /sys.
     kernel: BTreeMap<&'a Path, &'a Touch>,
@@ -55,6 +55,14 @@ impl<'a> Groups<'a> {
         let mut groups = Self::default();
         for (path, touch) in &seen.touched {
             groups.add(path, touch);
+        }
+        // `/bin/env` and `/usr/bin/env`, where one folder is a link to the other.
+        for group in [&mut groups.read, &mut groups.executed] {
+            let names: BTreeSet<&Path> = group.keys().copied().collect();
+            group.retain(|path, _| {
+                let real = fs::canonicalize(path).unwrap_or_default();
+                real == *path || real.file_name() != path.file_name() || !names.contains(real.as_path())
+            });
         }
         groups
     }
@@ -73,7 +81,7 @@ impl<'a> Groups<'a> {
             &mut self.written
         } else if touch.executed {
             &mut self.executed
-        } else if is_dir && !touch.read {
+        } else if is_dir && !(touch.read && is_deep(path)) {
             &mut self.looked
         } else if path.starts_with("/dev") || (metadata.is_some() && !is_dir && !is_file) {
             &mut self.devices
@@ -151,7 +159,7 @@ impl<'a> Groups<'a> {
     }
 
     fn write_rest(&self, text: &mut String) {
-        write_list(text, "Folders that were looked at, and not opened:", &self.looked, SHOWN);
+        write_list(text, "Folders that were looked at, or listed:", &self.looked, SHOWN);
         write_list(text, "Of the kernel, which every host has:", &self.kernel, SHOWN);
         write_list(text, "Not there, on this machine either:", &self.missing, SHOWN);
     }
@@ -181,11 +189,11 @@ fn collapsed<'a>(paths: impl Iterator<Item = &'a Path>) -> BTreeMap<PathBuf, usi
         }
         let whole = |(folder, used): &(&PathBuf, &usize)| {
             **used > HANDFUL
-                && folder.components().count() > DEPTH
+                && is_deep(folder)
                 && fs::read_dir(folder).is_ok_and(|there| there.count() <= **used * GOOD_PART)
         };
         // A folder that was listed stands for what is in it, too.
-        let listed = |(folder, _): &(&PathBuf, &usize)| all.contains_key(*folder);
+        let listed = |(folder, _): &(&PathBuf, &usize)| all.contains_key(*folder) && is_deep(folder);
         let Some(folder) =
             folders.iter().rfind(|entry| whole(entry) || listed(entry)).map(|(folder, _)| folder)
         else {
@@ -195,6 +203,11 @@ fn collapsed<'a>(paths: impl Iterator<Item = &'a Path>) -> BTreeMap<PathBuf, usi
         all.retain(|path, _| !path.starts_with(folder));
         all.insert(folder.clone(), files);
     }
+}
+
+/// True for a folder that may be taken as a whole.
+fn is_deep(folder: &Path) -> bool {
+    folder.components().count() >= DEPTH
 }
 
 /// A block for one file or folder.

@@ -48,6 +48,8 @@ pub struct Touch {
 /// What was seen of one run.
 #[derive(Debug, Default)]
 pub struct Seen {
+    /// One of the app's programs was executed.
+    pub started: bool,
     /// Paths outside of the bundle, as they were asked for, in normal form; abstract sockets begin with `@`.
     pub touched: BTreeMap<PathBuf, Touch>,
     /// Programs with 32 bits, whose system calls are not seen.
@@ -87,6 +89,7 @@ impl Seen {
 
     /// Notes what is odd about a program that was started; `file` leads to it.
     pub fn program(&mut self, name: &str, file: &Path) {
+        self.started = true;
         if tracer::is_32_bit(file) == Some(true) {
             self.narrow.insert(name.to_owned());
         }

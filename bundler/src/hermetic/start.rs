@@ -1,7 +1,9 @@
 //! The process that becomes the app: waits for its tracer, gives up what it may not use, executes the bundle.
 
+use std::fs;
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::Command;
 
 use kitbag_format::exit;
@@ -20,7 +22,6 @@ use crate::diagnostic::Failure;
 const NEWEST: ABI = ABI::V9;
 
 /// What every program may use of the host: devices without memory, terminals, and what the kernel shows of itself.
-/// Descriptors 0 to 2 are inherited, and can be opened again by these names.
 const DEVICES: &[&str] = &[
     "/dev/null",
     "/dev/zero",
@@ -31,9 +32,6 @@ const DEVICES: &[&str] = &[
     "/dev/pts",
     "/dev/ptmx",
     "/proc",
-    "/proc/self/fd/0",
-    "/proc/self/fd/1",
-    "/proc/self/fd/2",
 ];
 
 /// Becomes the bundle; returns only why it could not.
@@ -76,7 +74,15 @@ fn restrict(args: &HermeticStartArgs) -> Result<RestrictionStatus, RulesetError>
         .add_rules(path_beneath_rules(&args.read, AccessFs::from_read(NEWEST)))?
         .add_rules(path_beneath_rules(DEVICES, devices))?
         .add_rules(path_beneath_rules(["/sys"], sys))?
+        .add_rules(path_beneath_rules(inherited(), devices))?
         .restrict_self()
+}
+
+/// The files behind the standard descriptors, which a program may open again as /dev/stdin and its like. Pipes have no
+/// place that a rule could name, and need none.
+fn inherited() -> impl Iterator<Item = PathBuf> {
+    let links = (0..3).filter_map(|number| fs::read_link(format!("/proc/self/fd/{number}")).ok());
+    links.filter(|path| path.is_absolute())
 }
 
 /// A seccomp filter (seccomp(2)): a system call that names a path is reported to the tracer, every other one goes
