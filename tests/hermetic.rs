@@ -101,7 +101,7 @@ fn group(outcome: &Outcome, title: &str) -> String {
     let rest = said.split(&format!("\n# {title}")).nth(1).unwrap_or_default();
     // The next title: a comment with a colon at its end.
     let lines = rest.lines().take_while(|line| !(line.starts_with("# ") && line.ends_with(':')));
-    lines.collect::<Vec<_>>().join("\n")
+    lines.map(|line| format!("{line}\n")).collect()
 }
 
 /// A block of kitbag.toml that takes this path along.
@@ -425,10 +425,10 @@ fn a_service_bundle_reports_when_it_is_interrupted() {
          [services.other]\nargv = [\"bin/reach\", \"wait\"]\n"
     )));
     let mut running = run.command(&[]).start();
-    running.wait_print("web | read");
+    running.wait_print("web   | read");
     running.wait_until("both are ready", |running| running.text().matches("ready").count() == 2);
     running.signal(Signal::SIGINT);
-    let outcome = running.ended().exits(0).prints(&format!("web | read {data}: Permission denied"));
+    let outcome = running.ended().exits(0).prints(&format!("web   | read {data}: Permission denied"));
     assert!(group(&outcome, "Read:").contains(&include(&data)), "{outcome}");
     // What the runtime does for itself is nobody's business.
     let outcome = outcome.says("reached for 1 path");

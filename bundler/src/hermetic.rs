@@ -83,7 +83,7 @@ fn trace(app: Pid, places: &Places, plan: &Plan, digest: &Digest, kitbag: &Path)
     let allowed = places.allowed(plan, digest);
     let (end, seen) = Tracer::new(app, &allowed, &[&plan.output, kitbag])
         .follow()
-        .map_err(|error| failed("follow the app", error))?;
+        .map_err(|error| failed("follow the app", error).help("it takes Linux 5.3 or newer"))?;
     if seen.started || !seen.touched.is_empty() {
         // Nobody is left to hear that stderr is gone.
         let _ = io::stderr().write_all(report::render(&seen).as_bytes());

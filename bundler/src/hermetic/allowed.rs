@@ -92,3 +92,40 @@ pub fn real(path: &Path, follow: bool) -> PathBuf {
     }
     plain(path)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::path::Path;
+
+    use super::{Allowed, plain, real};
+
+    #[test]
+    fn a_path_is_plain_without_asking_the_disk() {
+        for (path, expected) in [("/a/./b//c/", "/a/b/c"), ("/a/../../b", "/b"), ("/", "/"), ("/..", "/")] {
+            assert_eq!(plain(Path::new(path)), Path::new(expected));
+        }
+    }
+
+    #[test]
+    fn what_a_link_leads_to_counts() {
+        let folder = tempfile::TempDir::new().expect("a folder");
+        let root = folder.path().canonicalize().expect("a path");
+        let path = |name: &str| root.join(name);
+        for name in ["home/tree", "state", "out"] {
+            std::fs::create_dir_all(path(name)).expect("a folder");
+        }
+        symlink(path("out"), path("state/out")).expect("a link");
+        symlink(path("state"), path("other")).expect("a link");
+        let allowed = Allowed::new(&path("home"), [path("other").as_path()]);
+        assert!(allowed.has(&real(&path("state/new"), true)) && allowed.has(&real(&path("other/x"), true)));
+        assert!(!allowed.has(&real(&path("state/out/x"), true)), "it leads out");
+        assert!(!allowed.has(&real(&path("state/../out"), true)));
+        assert!(allowed.has(&real(&path("state/out"), false)), "the link itself");
+        assert!(allowed.leads_to(&root) && !allowed.leads_to(&path("out")));
+        assert!(allowed.is_plainly_in_tree(&path("home/tree/x")));
+        assert!(!allowed.is_plainly_in_tree(&path("home/tree/../../out")));
+        assert_eq!(allowed.name(&path("home/tree/bin/x")), "bin/x");
+        assert_eq!(allowed.name(Path::new("/bin/sh")), "/bin/sh");
+    }
+}

@@ -266,3 +266,73 @@ fn string(path: &Path) -> Option<String> {
     text.push('"');
     Some(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Seen, Touch, render};
+
+    #[track_caller]
+    fn assert_toml(text: &str) -> toml::de::DeTable<'_> {
+        toml::de::DeTable::parse(text).unwrap_or_else(|error| panic!("{error}\n{text}")).into_inner()
+    }
+
+    fn touch(change: impl FnOnce(&mut Touch)) -> Touch {
+        let mut touch = Touch { found: true, programs: ["bin/a".to_owned()].into(), ..Touch::default() };
+        change(&mut touch);
+        touch
+    }
+
+    #[test]
+    fn nothing_is_one_line() {
+        assert_eq!(
+            render(&Seen::default()),
+            "# kitbag run --hermetic: reached nothing outside of the bundle\n"
+        );
+    }
+
+    #[test]
+    fn any_name_gives_toml() {
+        let folder = tempfile::TempDir::new().expect("a folder");
+        let mut seen = Seen::default();
+        let names =
+            ["plain", "new\nline", "quo\"te", "back\\slash", "é ü", "tab\t[[include]]", "esc\u{1b}[0m"];
+        for name in names {
+            let path = folder.path().join(name);
+            std::fs::write(&path, "x").expect("a file");
+            seen.touched.insert(path, touch(|touch| touch.read = true));
+        }
+        // One more file than used would be enough; these lie in a folder of their own that is too full.
+        for number in 0..100 {
+            std::fs::write(folder.path().join(format!("{number}")), "x").expect("a file");
+        }
+        seen.touched.insert("/no\nsuch".into(), touch(|touch| (touch.found, touch.read) = (false, true)));
+        seen.touched.insert("@abs\0tract\n".into(), touch(|touch| touch.connected = true));
+        seen.touched.insert("/proc/x\r".into(), touch(|touch| touch.read = true));
+        let text = render(&seen);
+        let table = assert_toml(&text);
+        let includes = table["include"].get_ref().as_array().expect("includes");
+        let from: Vec<&str> = includes
+            .iter()
+            .map(|include| {
+                include.get_ref().as_table().expect("a table")["from"].get_ref().as_str().expect("text")
+            })
+            .collect();
+        let mut expected: Vec<String> =
+            names.iter().map(|name| folder.path().join(name).display().to_string()).collect();
+        expected.sort();
+        assert_eq!(from, expected, "{text}");
+    }
+
+    #[test]
+    fn lists_that_are_of_little_use_are_cut() {
+        let mut seen = Seen::default();
+        for number in 0..30 {
+            let path = format!("/no/such/{number:02}").into();
+            seen.touched.insert(path, touch(|touch| (touch.found, touch.looked) = (false, true)));
+        }
+        let text = render(&seen);
+        assert!(text.contains("/no/such/19") && !text.contains("/no/such/20"), "{text}");
+        assert!(text.ends_with("#   … and 10 more\n"), "{text}");
+        assert!(text.starts_with("# kitbag run --hermetic: reached nothing outside"), "{text}");
+    }
+}

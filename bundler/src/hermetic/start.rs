@@ -11,6 +11,7 @@ use landlock::{
     ABI, Access, AccessFs, BitFlags, LandlockStatus, RestrictionStatus, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, path_beneath_rules,
 };
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, raise};
 use seccompiler::sock_filter;
 
@@ -42,8 +43,10 @@ pub fn start(args: &HermeticStartArgs) -> Result<(), Failure> {
     let Some(native) = NATIVE else {
         return Err(failed("seccomp", &"kitbag does not know the system calls of this architecture"));
     };
-    // Until the tracer has taken hold and sends SIGCONT.
+    // Until the tracer has taken hold and sends SIGCONT. If it is killed before, nobody would.
+    set_pdeathsig(Signal::SIGKILL).map_err(|errno| failed("prctl", &errno))?;
     raise(Signal::SIGSTOP).map_err(|errno| failed("stop", &errno))?;
+    set_pdeathsig(None).map_err(|errno| failed("prctl", &errno))?;
     let status = restrict(args).map_err(|error| failed("Landlock", &error))?;
     if status.ruleset == RulesetStatus::NotEnforced {
         let why = match status.landlock {

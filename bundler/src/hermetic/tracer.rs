@@ -94,8 +94,8 @@ impl<'a> Tracer<'a> {
                 Report::Killed(signal) if pid == self.app => break End::Killed(signal),
                 Report::Exited(_) | Report::Killed(_) => drop(self.threads.remove(&pid)),
                 _ => {
-                    let how = self.answer(pid, report);
-                    match ptrace::resume(pid, how) {
+                    let answered = self.answer(pid, report).and_then(|how| ptrace::resume(pid, how));
+                    match answered {
                         // Killed meanwhile: its end is reported next.
                         Ok(()) | Err(Errno::ESRCH) => {}
                         Err(errno) => return Err(errno.into()),
@@ -109,30 +109,30 @@ impl<'a> Tracer<'a> {
     }
 
     /// How a thread that has reported something goes on.
-    fn answer(&mut self, pid: Pid, report: Report) -> Resume {
+    fn answer(&mut self, pid: Pid, report: Report) -> Result<Resume, Errno> {
         match report {
             Report::Call => return self.call(pid),
-            Report::Returned => self.returned(pid),
+            Report::Returned => self.returned(pid)?,
             Report::Executed => self.executed(pid),
-            Report::Signal(signal) => return Resume::Run(signal),
-            Report::Stopped => return Resume::StayStopped,
+            Report::Signal(signal) => return Ok(Resume::Run(signal)),
+            Report::Stopped => return Ok(Resume::StayStopped),
             _ => drop(self.threads.entry(pid).or_default()),
         }
-        Resume::Run(0)
+        Ok(Resume::Run(0))
     }
 
     /// A system call begins. Its end matters only if it asks for something that may lie outside.
-    fn call(&mut self, pid: Pid) -> Resume {
-        let Ok((number, arguments)) = ptrace::call(pid) else { return Resume::Run(0) };
-        let Some(call) = calls::find(number) else { return Resume::Run(0) };
+    fn call(&mut self, pid: Pid) -> Result<Resume, Errno> {
+        let (number, arguments) = ptrace::call(pid)?;
+        let Some(call) = calls::find(number) else { return Ok(Resume::Run(0)) };
         let is_runtime = matches!(*self.program(pid), Program::Runtime);
         let asked = call.paths.iter().filter_map(|argument| self.asked(pid, argument, &arguments));
         let asked: Vec<Asked> = asked.filter(|asked| !is_runtime || asked.want == Want::Execute).collect();
         if asked.is_empty() {
-            return Resume::Run(0);
+            return Ok(Resume::Run(0));
         }
         self.threads.entry(pid).or_default().asked = asked;
-        Resume::UntilReturn
+        Ok(Resume::UntilReturn)
     }
 
     /// The path in an argument, unless nobody wants to hear of it.
@@ -165,12 +165,12 @@ impl<'a> Tracer<'a> {
     }
 
     /// A system call has come to its end.
-    fn returned(&mut self, pid: Pid) {
+    fn returned(&mut self, pid: Pid) -> Result<(), Errno> {
+        let result = ptrace::returned(pid)?;
         let asked = self.threads.get_mut(&pid).map(|thread| std::mem::take(&mut thread.asked));
-        if let (Some(asked), Ok(result)) = (asked, ptrace::returned(pid)) {
-            let program = self.program(pid);
-            self.note(&program, asked, result);
-        }
+        let program = self.program(pid);
+        self.note(&program, asked.unwrap_or_default(), result);
+        Ok(())
     }
 
     /// execve(2) has succeeded: the process has one thread now, which has the process's number.
