@@ -436,6 +436,75 @@ fn a_service_bundle_reports_when_it_is_interrupted() {
     assert_eq!(run.sandbox.processes(), [0; 0], "left running");
 }
 
+/// A 32-bit program that exits with status 9: `mov eax, 1; mov bl, 9; int 0x80`.
+fn narrow() -> Vec<u8> {
+    const CODE: [u8; 9] = [0xb8, 1, 0, 0, 0, 0xb3, 9, 0xcd, 0x80];
+    const BASE: u32 = 0x0804_8000;
+    let words = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+    let halves = |halves: &[u16]| halves.iter().flat_map(|half| half.to_le_bytes()).collect::<Vec<u8>>();
+    let size = 84 + CODE.len() as u32;
+    [
+        b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0".to_vec(),
+        halves(&[2, 3]),
+        words(&[1, BASE + 84, 52, 0, 0]),
+        halves(&[52, 32, 1, 0, 0, 0]),
+        words(&[1, 0, BASE, BASE, size, size, 5, 0x1000]),
+        CODE.to_vec(),
+    ]
+    .concat()
+}
+
+#[test]
+fn programs_whose_calls_are_not_seen_and_those_that_lose_their_rights_are_named() {
+    if !possible() {
+        return;
+    }
+    let run = Run::tool("");
+    let folder = Folder::new();
+    let program = folder.join("setuid");
+    kitbag_tests::copy(reach(), &program);
+    fs::set_permissions(&program, Permissions::from_mode(0o4755)).unwrap();
+    let program = program.display().to_string();
+    let run = Run { app: App::new(&format!("host = [\"{program}\"]\ncommand = [\"bin/reach\"]\n")), ..run };
+    let run = Run { app: run.app.program("bin/reach", reach()), ..run };
+    let outcome = run.run(&["run", &program]).succeeds().prints("exit 111").says(CLEAN);
+    outcome.says(&format!("# Setuid programs, run without their rights (no_new_privs): {program}\n"));
+
+    let run = Run::tool("");
+    let program = run.app.tree("bin/narrow");
+    fs::write(&program, narrow()).unwrap();
+    fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    if Cmd::new(&program).try_run().is_err() {
+        unmet("needs a kernel that runs 32-bit programs");
+        return;
+    }
+    let outcome = run.run(&["run", "bin/narrow"]).succeeds().prints("ran bin/narrow: exit 9").says(CLEAN);
+    outcome.says("# 32-bit programs, what they reach for is not listed: bin/narrow\n");
+}
+
+#[test]
+fn a_status_is_not_lost_where_sigchld_is_ignored() {
+    if !possible() {
+        return;
+    }
+    let run = Run::tool("");
+    let caller = ["-c", "trap '' CHLD; exec \"$@\"", "sh"];
+    run.command(&["exit", "4"]).behind("sh", caller).run().exits(4).says(CLEAN);
+    run.command(&["kill", "15"]).behind("sh", caller).run().dies_by(15).says(CLEAN);
+}
+
+#[test]
+fn where_tracing_is_forbidden_that_is_said_and_nothing_stays() {
+    if !possible() || !tools(&["strace"]) {
+        return;
+    }
+    let run = Run::tool("");
+    // Who is traced already cannot be traced by another.
+    let outcome = run.command(&["exit", "0"]).behind("strace", ["-f", "-o", "/dev/null"]).run().exits(1);
+    outcome.says("cannot run hermetically: cannot trace the app: ").says("strace or a debugger");
+    assert_eq!(run.sandbox.processes(), [0; 0], "left running");
+}
+
 #[test]
 fn kitbag_killed_takes_the_app_with_it() {
     if !possible() {

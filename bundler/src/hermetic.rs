@@ -19,6 +19,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::{env, thread};
 
 use kitbag_format::template::{Piece, Template};
@@ -28,7 +29,7 @@ use nix::sys::ptrace::{Options, seize};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithOrigin;
 use signal_hook::low_level::siginfo::{Cause, Sent};
@@ -133,9 +134,8 @@ impl Places {
     }
 
     fn allowed(&self, plan: &Plan, digest: &Digest) -> Allowed {
-        let home = self.store.join("v1/trees").join(digest.to_string());
         let own = self.state.as_deref().into_iter().chain([self.temporary.path()]);
-        Allowed::new(&home, own.chain(plan.host.iter().map(PathBuf::as_path)))
+        Allowed::new(&self.store, &digest.to_string(), own.chain(plan.host.iter().map(PathBuf::as_path)))
     }
 }
 
@@ -174,6 +174,8 @@ fn make(folder: &Path, mode: u32) -> Result<(), Failure> {
 
 /// From now on, what other processes send to kitbag goes to the app. A terminal sends `^C` to both by itself.
 fn pass_signals_on(app: Pid) -> io::Result<()> {
+    // Whoever starts kitbag with SIGCHLD ignored would have the kernel throw the app's status away (wait(2)).
+    signal_hook::flag::register(SIGCHLD, Arc::default())?;
     let mut signals = SignalsInfo::<WithOrigin>::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2])?;
     thread::spawn(move || {
         for origin in &mut signals {
@@ -215,6 +217,8 @@ fn no_tracing(errno: Errno) -> Failure {
         "2" => failure
             .help("kernel.yama.ptrace_scope is 2: only root may trace; `sysctl kernel.yama.ptrace_scope=1` lets users"),
         "3" => failure.help("kernel.yama.ptrace_scope is 3: nobody may trace until the machine is started anew"),
-        _ => failure.help("a container may forbid ptrace: `--cap-add=SYS_PTRACE`, or a seccomp profile that allows it"),
+        _ => failure
+            .help("a container may forbid ptrace: `--cap-add=SYS_PTRACE`, or a seccomp profile that allows it")
+            .help("strace or a debugger may trace it already"),
     }
 }

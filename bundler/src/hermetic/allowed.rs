@@ -22,6 +22,8 @@ const DEVICES: &[&str] = &[
 /// The files and folders that are the app's, or that its manifest names.
 #[derive(Debug, Default)]
 pub struct Allowed {
+    /// Where the runtime unpacks, a real path.
+    store: PathBuf,
     /// The unpacked tree, a real path.
     tree: PathBuf,
     /// Everything, real paths.
@@ -29,15 +31,16 @@ pub struct Allowed {
 }
 
 impl Allowed {
-    /// The tree of the bundle, which lies in `home` with what the runtime notes of it, and other files and folders.
-    /// A link among these counts by itself, and so does what it leads to.
-    pub fn new<'a>(home: &Path, others: impl IntoIterator<Item = &'a Path>) -> Self {
-        let home = real(home, true);
+    /// The tree of the bundle with this digest in a store (docs/architecture.md, "The store"), and other files and
+    /// folders. A link among these counts by itself, and so does what it leads to.
+    pub fn new<'a>(store: &Path, digest: &str, others: impl IntoIterator<Item = &'a Path>) -> Self {
+        let store = real(store, true);
+        let home = store.join("v1/trees").join(digest);
         let mut roots = vec![home.clone()];
         for path in others {
             roots.extend([real(path, true), real(path, false)]);
         }
-        Self { tree: home.join("tree"), roots }
+        Self { store, tree: home.join("tree"), roots }
     }
 
     /// True for a real path that may be used.
@@ -48,6 +51,11 @@ impl Allowed {
     /// True for a folder that leads to something that may be used.
     pub fn leads_to(&self, path: &Path) -> bool {
         self.roots.iter().any(|root| root.starts_with(path)) || Path::new("/dev/pts").starts_with(path)
+    }
+
+    /// True for a real path beside the tree: who looks for something there has gone up from its own folder.
+    pub fn is_beside(&self, path: &Path) -> bool {
+        path.starts_with(&self.store)
     }
 
     /// True for a path in the tree that no link can lead out of it: the tree has none that does.
@@ -112,20 +120,20 @@ mod tests {
         let folder = tempfile::TempDir::new().expect("a folder");
         let root = folder.path().canonicalize().expect("a path");
         let path = |name: &str| root.join(name);
-        for name in ["home/tree", "state", "out"] {
+        for name in ["store/v1/trees/1/tree", "state", "out"] {
             std::fs::create_dir_all(path(name)).expect("a folder");
         }
         symlink(path("out"), path("state/out")).expect("a link");
         symlink(path("state"), path("other")).expect("a link");
-        let allowed = Allowed::new(&path("home"), [path("other").as_path()]);
+        let allowed = Allowed::new(&path("store"), "1", [path("other").as_path()]);
         assert!(allowed.has(&real(&path("state/new"), true)) && allowed.has(&real(&path("other/x"), true)));
         assert!(!allowed.has(&real(&path("state/out/x"), true)), "it leads out");
         assert!(!allowed.has(&real(&path("state/../out"), true)));
         assert!(allowed.has(&real(&path("state/out"), false)), "the link itself");
         assert!(allowed.leads_to(&root) && !allowed.leads_to(&path("out")));
-        assert!(allowed.is_plainly_in_tree(&path("home/tree/x")));
-        assert!(!allowed.is_plainly_in_tree(&path("home/tree/../../out")));
-        assert_eq!(allowed.name(&path("home/tree/bin/x")), "bin/x");
+        assert!(allowed.is_plainly_in_tree(&path("store/v1/trees/1/tree/x")));
+        assert!(!allowed.is_plainly_in_tree(&path("store/v1/trees/1/tree/../../out")));
+        assert_eq!(allowed.name(&path("store/v1/trees/1/tree/bin/x")), "bin/x");
         assert_eq!(allowed.name(Path::new("/bin/sh")), "/bin/sh");
     }
 }

@@ -69,7 +69,8 @@ impl Seen {
         if !abstract_socket {
             let real = real(asked, want != Want::LookAtLink);
             let looks = matches!(want, Want::Look | Want::LookAtLink) || outcome == Outcome::Exists;
-            if is_device(&path) || allowed.has(&real) || (looks && allowed.leads_to(&real)) {
+            let is_beside = outcome == Outcome::Missing && allowed.is_beside(&real);
+            if is_device(&path) || allowed.has(&real) || (looks && allowed.leads_to(&real)) || is_beside {
                 return;
             }
         }

@@ -232,24 +232,30 @@ impl<'a> Tracer<'a> {
 
     /// Without a tracer they could open nothing any more (seccomp(2), `SECCOMP_RET_TRACE`).
     fn end_the_rest(&mut self) {
-        let mut left: Vec<String> = Vec::new();
         for pid in self.threads.keys().copied().collect::<Vec<_>>() {
-            let is_process = fs::metadata(format!("/proc/{pid}/exe")).is_ok()
-                && fs::read_to_string(format!("/proc/{pid}/status"))
-                    .is_ok_and(|status| status.contains(&format!("\nTgid:\t{pid}\n")));
-            if let (true, Program::App(name)) = (is_process, &*self.program(pid)) {
-                left.push(format!("{name} ({pid})"));
-            }
-            let _ = kill(pid, Signal::SIGKILL);
+            self.kill(pid);
         }
-        left.sort();
-        self.seen.left_behind = left;
-        // Until there is no child left, ECHILD. What was born meanwhile is stopped, and seen here first.
+        // Until there is no child left, ECHILD. What was just born is seen here first.
         while let Ok((pid, report)) = ptrace::wait() {
             if !matches!(report, Report::Exited(_) | Report::Killed(_)) {
-                let _ = kill(pid, Signal::SIGKILL);
+                self.kill(pid);
             }
         }
+        self.seen.left_behind.sort();
+        self.seen.left_behind.dedup();
+    }
+
+    /// Kills a thread's process, and notes it.
+    fn kill(&mut self, pid: Pid) {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let is_process = status.contains(&format!("\nTgid:\t{pid}\n"));
+        // One that is about to end has no program any more.
+        let is_alive = fs::metadata(format!("/proc/{pid}/exe")).is_ok();
+        if let (true, true, Program::App(name)) = (is_process, is_alive, &*self.program(pid)) {
+            self.seen.left_behind.push(format!("{name} ({pid})"));
+        }
+        // Gone already, if it fails.
+        let _ = kill(pid, Signal::SIGKILL);
     }
 }
 
