@@ -19,10 +19,10 @@ const CLEAN: &str = "reached nothing outside of the bundle";
 /// Like `nobody`, who has no rights.
 const NOBODY: u32 = 65534;
 
-/// `tests/hermetic/reach.c`, built with these flags once a test process.
-fn build(folder: &Folder, name: &str, flags: &[&str]) -> PathBuf {
+/// One of `tests/hermetic/`, built with these flags.
+fn build(source: &str, folder: &Folder, name: &str, flags: &[&str]) -> PathBuf {
     let file = folder.join(name);
-    let source = workspace().join("tests/hermetic/reach.c");
+    let source = workspace().join("tests/hermetic").join(source);
     let built =
         Command::new("gcc").args(["-O1", "-pthread", "-o"]).arg(&file).arg(source).args(flags).output();
     let built = built.expect("gcc");
@@ -35,7 +35,7 @@ fn reach() -> &'static Path {
     static REACH: OnceLock<(Folder, PathBuf)> = OnceLock::new();
     let (_, file) = REACH.get_or_init(|| {
         let folder = Folder::new();
-        let file = build(&folder, "reach", &["-static"]);
+        let file = build("reach.c", &folder, "reach", &["-static"]);
         (folder, file)
     });
     file
@@ -221,7 +221,7 @@ fn a_library_that_is_loaded_at_run_time_is_reported() {
         return;
     }
     let folder = Folder::new();
-    let program = build(&folder, "loads", &["-DLOAD", "-ldl"]);
+    let program = build("reach.c", &folder, "loads", &["-DLOAD", "-ldl"]);
     let library = folder.join("libplugin.so.1");
     fs::write(folder.join("plugin.c"), "int plugin = 1;\n").unwrap();
     let made =
@@ -502,6 +502,50 @@ fn where_tracing_is_forbidden_that_is_said_and_nothing_stays() {
     // Who is traced already cannot be traced by another.
     let outcome = run.command(&["exit", "0"]).behind("strace", ["-f", "-o", "/dev/null"]).run().exits(1);
     outcome.says("cannot run hermetically: cannot trace the app: ").says("strace or a debugger");
+    assert_eq!(run.sandbox.processes(), [0; 0], "left running");
+}
+
+#[test]
+fn without_landlock_nothing_is_refused_and_all_is_listed() {
+    if !possible() {
+        return;
+    }
+    let folder = Folder::new();
+    let without = build("without.c", &folder, "without", &[]).display().to_string();
+    let loads = build("reach.c", &folder, "loads", &["-DLOAD", "-ldl"]);
+    let run = Run::tool("");
+    let run = Run { app: run.app.program("bin/loads", &loads), ..run };
+    let (data, new) = (run.outside("data"), run.outside("new"));
+    // landlock_create_ruleset, ENOSYS
+    let no_landlock = ["444", "38"];
+    let args = ["read", &data, "write", &new, "run", "bin/loads", "find", "env"];
+    let outcome = run.command(&args).behind(&without, no_landlock).run().succeeds();
+    let outcome = outcome.says("this kernel has no Landlock (Linux 5.13): nothing is refused, only listed");
+    let outcome = outcome
+        .prints(&format!("read {data}: ok\nwrite {new}: ok\nran bin/loads: exit 111\n"))
+        .prints("ran env: exit 0");
+    let outcome = outcome.says("outside of the bundle, 0 refused.");
+    assert!(group(&outcome, "Read:").contains(&format!("# bin/reach\n{}", include(&data))), "{outcome}");
+    assert!(group(&outcome, "Read:").contains("libc.so"), "{outcome}");
+    assert!(group(&outcome, "Written to").contains(&format!("#   {new}  bin/reach\n")), "{outcome}");
+    let executed = group(&outcome, "Executed:");
+    assert!(executed.contains("# bin/reach\n[[include]]\nfrom = \"/usr/bin/env\""), "{outcome}");
+    // The kernel alone opens a loader.
+    assert!(executed.contains("bin/loads\n[[include]]\nfrom = \"/lib"), "{outcome}");
+}
+
+#[test]
+fn a_container_that_forbids_ptrace_is_guessed() {
+    if !possible() {
+        return;
+    }
+    let folder = Folder::new();
+    let without = build("without.c", &folder, "without", &[]).display().to_string();
+    let run = Run::tool("");
+    // ptrace, EPERM
+    let number = if cfg!(target_arch = "x86_64") { "101" } else { "117" };
+    let outcome = run.command(&["exit", "0"]).behind(&without, [number, "1"]).run().exits(1);
+    outcome.says("cannot trace the app: Operation not permitted").says("a container may forbid ptrace");
     assert_eq!(run.sandbox.processes(), [0; 0], "left running");
 }
 
