@@ -383,7 +383,7 @@ fn a_stopped_app_stays_stopped_until_it_is_continued() {
             |pid: &i32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.ends_with("bin/reach"));
         run.sandbox.processes().into_iter().find(exe)
     };
-    eventually(Duration::from_secs(20), "the app is stopped", || app().is_some_and(|pid| is_listening(pid)));
+    eventually(Duration::from_secs(20), "the app is stopped", || app().is_some_and(is_listening));
     let pid = app().unwrap();
     assert!(["t", "T"].contains(&state(pid).as_str()), "{}", state(pid));
     assert_eq!(running.text(), "", "it goes on by itself");

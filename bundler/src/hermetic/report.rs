@@ -136,13 +136,12 @@ impl<'a> Groups<'a> {
         );
         write_list(text, "Sockets:", &self.sockets, usize::MAX);
         write_list(text, "Devices:", &self.devices, usize::MAX);
-        let all = self.written.keys().chain(self.sockets.keys()).chain(self.devices.keys());
         let mut paths = BTreeSet::new();
-        for (path, touch) in all.copied().filter_map(|path| Some((path, self.touch(path)?))) {
+        for path in self.written.keys().chain(self.sockets.keys()).chain(self.devices.keys()) {
             // What was to be made needs its folder.
-            let place = if fs::symlink_metadata(path).is_err() { path.parent() } else { Some(path) };
-            let place = place.filter(|place| place.parent().is_some() && touch.found);
-            paths.extend(place.filter(|place| place.is_absolute()).and_then(string));
+            let place = if fs::symlink_metadata(path).is_err() { path.parent() } else { Some(*path) };
+            let place = place.filter(|place| place.is_absolute() && *place != Path::new("/"));
+            paths.extend(place.and_then(string));
         }
         if !paths.is_empty() {
             let paths = paths.into_iter().collect::<Vec<_>>().join(", ");
@@ -152,10 +151,6 @@ impl<'a> Groups<'a> {
                  # host = [{paths}]"
             );
         }
-    }
-
-    fn touch(&self, path: &Path) -> Option<&'a Touch> {
-        [&self.written, &self.sockets, &self.devices].iter().find_map(|group| group.get(path)).copied()
     }
 
     fn write_rest(&self, text: &mut String) {
@@ -169,7 +164,7 @@ fn write_notes(text: &mut String, seen: &Seen) {
     let mut list = |title: &str, programs: &mut dyn Iterator<Item = &String>| {
         let programs: Vec<&str> = programs.map(String::as_str).collect();
         if !programs.is_empty() {
-            let _ = writeln!(text, "\n# {title} {}", programs.join(", "));
+            let _ = writeln!(text, "\n# {title} {}", programs.join(", ").escape_debug());
         }
     };
     list("32-bit programs, what they reach for is not listed:", &mut seen.narrow.iter());
@@ -308,6 +303,7 @@ mod tests {
         seen.touched.insert("/no\nsuch".into(), touch(|touch| (touch.found, touch.read) = (false, true)));
         seen.touched.insert("@abs\0tract\n".into(), touch(|touch| touch.connected = true));
         seen.touched.insert("/proc/x\r".into(), touch(|touch| touch.read = true));
+        seen.left_behind.push("bin/new\nline (7)".to_owned());
         let text = render(&seen);
         let table = assert_toml(&text);
         let includes = table["include"].get_ref().as_array().expect("includes");
