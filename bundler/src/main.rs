@@ -8,6 +8,7 @@ mod complete;
 mod diagnostic;
 mod executable;
 mod frames;
+mod hermetic;
 mod inspect;
 mod manifest;
 mod origin;
@@ -59,6 +60,7 @@ fn run(command: Command) -> Result<(), Failure> {
             clap_complete::generate(args.shell, &mut Cli::command(), "kitbag", &mut script);
             print(&script)
         }
+        Command::HermeticStart(args) => hermetic::start::start(&args),
     }
 }
 
