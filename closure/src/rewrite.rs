@@ -267,7 +267,8 @@ impl Job<'_> {
             return Err(RewriteError::InterpreterTooLong(path.len(), most - 1));
         }
         let segment = self.image.segment(PT_INTERP).ok_or(RewriteError::NoInterpreter)?;
-        let there = usize::try_from(segment.p_filesz).unwrap_or(0).min(most);
+        let there = self.image.slice(segment.p_offset, segment.p_filesz);
+        let there = there.ok_or(RewriteError::Malformed("PT_INTERP"))?.len().min(most);
         let is_free = self.image.in_own_tail(segment.p_offset) || !must_append;
         let serves = is_free && there >= room(path, most);
         Ok(if serves { Spot::Here(segment.p_offset, there) } else { Spot::Tail })
