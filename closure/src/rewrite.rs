@@ -8,7 +8,6 @@
 //! refuses what it does not know (96 of 873 programs in a Debian /usr/bin: LLD's alignment, `SHT_RELR`, no section table),
 //! loses what no section covers, and cannot set `DT_FLAGS_1`.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use goblin::elf::dynamic::{DT_STRSZ, DT_STRTAB};
@@ -191,14 +190,14 @@ enum Spot {
 /// Bytes to write, and slots.
 #[derive(Default)]
 struct Draft {
-    writes: BTreeMap<u64, Vec<u8>>,
+    writes: Vec<(u64, Vec<u8>)>,
     slots: Vec<Slot>,
 }
 
 impl Draft {
     /// Writes `text` over the `room` bytes at `at`.
     fn text(&mut self, at: u64, text: &[u8], room: usize) {
-        self.writes.insert(at, padded(text, room));
+        self.writes.push((at, padded(text, room)));
         self.slot(at, text, room);
     }
 
@@ -338,24 +337,30 @@ impl Job<'_> {
             }
             _ => {
                 let bytes = dynamic.encode(&self.image, dynamic.capacity());
-                self.edits.writes.insert(dynamic.offset(), bytes);
+                self.edits.writes.push((dynamic.offset(), bytes));
             }
         }
         Ok(())
     }
 
-    /// Writes the headers down, leaves out what changes nothing.
+    /// Writes the headers down, leaves out what changes nothing. Where headers lie about what is where, writes may meet.
     fn finish(mut self) -> Result<Edits, RewriteError> {
         let mut length = self.source.len() as u64;
         if let Some(tail) = self.tail {
             length = tail.close(&mut self.image, &mut self.edits.writes)?;
         }
+        let mut writes = self.edits.writes;
+        writes.sort_unstable();
+        let ends = writes.iter().map(|(at, new)| at.saturating_add(new.len() as u64));
+        let limits = writes.iter().skip(1).map(|(at, _)| *at).chain([length]);
+        if ends.zip(limits).any(|(end, limit)| end > limit) {
+            return Err(RewriteError::Malformed("layout"));
+        }
         let source = self.source;
-        let is_new = |at: &u64, new: &[u8]| {
+        writes.retain(|(at, new)| {
             let old = usize::try_from(*at).ok().and_then(|at| source.get(at..at.checked_add(new.len())?));
-            old != Some(new)
-        };
-        let writes = self.edits.writes.into_iter().filter(|(at, new)| is_new(at, new)).collect();
+            old != Some(new.as_slice())
+        });
         self.edits.slots.sort_unstable();
         Ok(Edits { length, writes, slots: self.edits.slots, unpatched: Vec::new() })
     }

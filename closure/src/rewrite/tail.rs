@@ -5,7 +5,6 @@
 //! stands there, the table itself moves. Then the segment has to lie as far from its place in the file as the first one
 //! does: Linux before 5.18 tells a program that its table is at `first segment + e_phoff` (`AT_PHDR`, fs/binfmt_elf.c).
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use goblin::elf::program_header::{
@@ -143,11 +142,7 @@ impl Tail {
     }
 
     /// Writes segment, tables and header down. Returns the file's new size.
-    pub fn close(
-        mut self,
-        image: &mut Image,
-        writes: &mut BTreeMap<u64, Vec<u8>>,
-    ) -> Result<u64, RewriteError> {
+    pub fn close(mut self, image: &mut Image, writes: &mut Vec<(u64, Vec<u8>)>) -> Result<u64, RewriteError> {
         self.push(MARK, 1)?;
         let end = self.start.offset + self.bytes.len() as u64;
         let own = image.segments.iter_mut().rfind(|segment| segment.p_type == PT_LOAD);
@@ -165,21 +160,21 @@ impl Tail {
                 self.bytes.splice(at..at + table.len(), table);
                 image.header.e_phoff = place.offset;
             }
-            None => drop(writes.insert(image.header.e_phoff, table)),
+            None => writes.push((image.header.e_phoff, table)),
         }
-        writes.insert(0, image.encode_header());
+        writes.push((0, image.encode_header()));
         self.write_sections(image, writes);
-        writes.insert(self.start.offset, self.bytes);
+        writes.push((self.start.offset, self.bytes));
         Ok(end)
     }
 
     /// Sections follow what they describe. Whoever goes by sections (gdb, readelf) finds it then.
-    fn write_sections(&self, image: &Image, writes: &mut BTreeMap<u64, Vec<u8>>) {
+    fn write_sections(&self, image: &Image, writes: &mut Vec<(u64, Vec<u8>)>) {
         let size = SectionHeader::size(image.ctx);
         for (index, mut section) in image.sections().into_iter().enumerate() {
             if self.move_section(&mut section) {
                 let at = image.header.e_shoff + (index * size) as u64;
-                writes.insert(at, image.encode(section, size));
+                writes.push((at, image.encode(section, size)));
             }
         }
     }

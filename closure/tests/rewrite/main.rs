@@ -201,6 +201,27 @@ fn search_paths_of_libraries_are_cut_in_place_or_written_anew() {
 }
 
 #[test]
+fn libraries_that_grow_are_loaded() {
+    if !tools(&["g++", "ld.gold", "ld.lld", "mold"]) {
+        return;
+    }
+    let probe = Probe::new();
+    let built = probe.program(&[]);
+    for linker in ["bfd", "gold", "lld", "mold"] {
+        for build_id in ["none", "sha1"] {
+            let args = [format!("-fuse-ld={linker}"), format!("-Wl,--build-id={build_id}")];
+            let source = "int part(int); static int z[9000]; __thread int t = 6; int plug(void) { return part(t + z[8999]); }";
+            probe.library("libplug.so", source, &[args[0].as_str(), args[1].as_str(), "-L.", "-lpart"]);
+            let tree = probe.tree(&built);
+            let plug = probe.dir.path().join("libplug.so");
+            let edits = tree.put(&plug, "lib/libplug.so", &library("$ORIGIN/elsewhere:$ORIGIN"));
+            assert!(edits.length > fs::metadata(&plug).unwrap().len());
+            assert_eq!(tree.run("bin/probe", &["libplug.so"]), Probe::expected(&tree, "bin/probe"));
+        }
+    }
+}
+
+#[test]
 fn redis_jq_git_and_python_run_from_their_tree_alone() {
     if !tools(&["redis-server", "jq", "git", "python3.11"]) {
         return;
@@ -284,7 +305,7 @@ fn a_musl_program_runs_from_its_tree_alone() {
             let edits = tree.put(loader, ".kitbag/lib/ld-musl-x86_64.so.1", &is_loader);
             assert!(edits.is_empty() && edits.unpatched.is_empty());
             tree.write(".kitbag/etc/ld-musl-x86_64.path", b"");
-            tree.put(&dir.path().join("libpart.so"), ".kitbag/lib/libpart.so", &library(""));
+            tree.put(&dir.path().join("libpart.so"), ".kitbag/lib/libpart.so", &library("$ORIGIN/elsewhere"));
             let request = program("/kitbag-tree/.kitbag/lib/ld-musl-x86_64.so.1", "/kitbag-tree/.kitbag/lib");
             tree.put(&dir.path().join("main"), "bin/main", &request);
             assert_eq!(tree.run("bin/main", &[]), format!("{}/bin/main 7\n", tree.place));
