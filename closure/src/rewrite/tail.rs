@@ -2,8 +2,8 @@
 //!
 //! Where that header goes decides how the file changes. Linkers put `.interp` and notes right behind the table; those are
 //! found by headers, so they move into the new segment as one piece, and the table grows over them. Where something else
-//! stands there, the table itself moves. Then the segment has to lie as far from its place in the file as the first one
-//! does: Linux before 5.18 tells a program that its table is at `first segment + e_phoff` (`AT_PHDR`, fs/binfmt_elf.c).
+//! stands there, the table itself moves. In a program the segment then has to lie as far from its place in the file as the
+//! first one does: Linux before 5.18 tells a program that its table is at `first segment + e_phoff` (`AT_PHDR`, fs/binfmt_elf.c).
 
 use std::ops::Range;
 
@@ -61,7 +61,9 @@ impl Tail {
             return Ok(Self::at(image, end));
         }
         let behind = behind_the_table(image);
-        let start = if behind.is_some() { anywhere(image) } else { far_as_the_first(image)? };
+        // Of a library only its loader reads the table, by the file header.
+        let moves_for_kernel = behind.is_none() && image.segment(PT_INTERP).is_some();
+        let start = if moves_for_kernel { far_as_the_first(image)? } else { anywhere(image) };
         let mut tail = Self::at(image, start);
         let last = image.segments.iter().rposition(|segment| segment.p_type == PT_LOAD);
         let last = last.ok_or(RewriteError::Malformed("program header table"))?;

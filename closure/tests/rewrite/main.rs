@@ -210,7 +210,7 @@ fn libraries_that_grow_are_loaded() {
     for linker in ["bfd", "gold", "lld", "mold"] {
         for build_id in ["none", "sha1"] {
             let args = [format!("-fuse-ld={linker}"), format!("-Wl,--build-id={build_id}")];
-            let source = "int part(int); static int z[9000]; __thread int t = 6; int plug(void) { return part(t + z[8999]); }";
+            let source = "int part(int); static int z[900000]; __thread int t = 6; int plug(void) { return part(t + z[899999]); }";
             probe.library("libplug.so", source, &[args[0].as_str(), args[1].as_str(), "-L.", "-lpart"]);
             let tree = probe.tree(&built);
             let plug = probe.dir.path().join("libplug.so");
@@ -513,6 +513,30 @@ fn every_installed_program_says_the_same_from_its_tree() {
     }
     println!("{programs} programs");
     assert!(differing.is_empty(), "{} of {programs}: {differing:#?}", differing.len());
+}
+
+#[test]
+fn every_installed_library_can_be_changed() {
+    let mut libraries = 0;
+    for entry in fs::read_dir("/usr/lib/x86_64-linux-gnu").expect("Debian's libraries") {
+        let path = entry.unwrap().path();
+        let is_large = fs::metadata(&path).is_ok_and(|metadata| metadata.len() > 20 << 20);
+        let is_library = path.to_string_lossy().contains(".so") && !is_large;
+        let bytes = fs::read(&path).ok().filter(|bytes| bytes.starts_with(b"\x7fELF") && is_library);
+        let Some(bytes) = bytes else { continue };
+        for rpath in ["", "$ORIGIN/../x.libs"] {
+            let request = library(rpath);
+            let edits =
+                rewrite(&bytes, &request).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            let growth = edits.length - bytes.len() as u64;
+            assert!(edits.slots.is_empty() && growth < 10_000, "{}: {growth}", path.display());
+            if !edits.is_empty() {
+                structure::check(&bytes, &edits.apply(&bytes), &request, &edits);
+                libraries += 1;
+            }
+        }
+    }
+    assert!(libraries > 100, "{libraries}");
 }
 
 /// What a program does and says when asked for its version: without times, process numbers and its own folder.
