@@ -2,7 +2,8 @@
 //!
 //! What can be changed in place is changed there: tags and flags, and spare entries of the dynamic section. The rest goes
 //! into one new segment at the end of the file (`tail.rs`); nothing else moves, but up to a hundred bytes of notes that
-//! stand where the program header table has to grow. So debug sections, appended data and symbols stay what they were.
+//! stand where the program header table has to grow. So debug sections and symbols stay what they were. Data that somebody
+//! appended to the ELF file stays too, and comes once more at the new end, as programs may look for it from there.
 //!
 //! Not with the crate `object-rewrite` (0.1.1): it builds symbols, strings and hash tables anew from the section table,
 //! refuses what it does not know (96 of 873 programs in a Debian /usr/bin: LLD's alignment, `SHT_RELR`, no section table),

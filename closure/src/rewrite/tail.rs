@@ -57,7 +57,7 @@ impl Tail {
     /// Makes the segment and its header, or goes on with the one that an earlier run made.
     pub fn open(image: &mut Image) -> Result<Self, RewriteError> {
         if let Some(own) = image.own_tail().and_then(|index| image.segments.get(index)) {
-            let end = Place { offset: image.bytes.len() as u64, address: own.p_vaddr + own.p_filesz };
+            let end = Place { offset: image.end, address: own.p_vaddr + own.p_filesz };
             return Ok(Self::at(image, end));
         }
         let behind = behind_the_table(image);
@@ -166,8 +166,11 @@ impl Tail {
         }
         writes.push((0, image.encode_header()));
         self.write_sections(image, writes);
+        // Some programs find data by the end of their file (what Bun and Deno compile), others by its place (AppImage).
+        let behind = image.slice(image.end, image.bytes.len() as u64 - image.end).unwrap_or_default();
+        self.bytes.extend_from_slice(behind);
         writes.push((self.start.offset, self.bytes));
-        Ok(end)
+        Ok(end + behind.len() as u64)
     }
 
     /// Sections follow what they describe. Whoever goes by sections (gdb, readelf) finds it then.
