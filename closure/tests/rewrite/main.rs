@@ -588,7 +588,10 @@ fn version(path: &Path, tree: &Tree) -> (Option<i32>, String) {
     let folder = path.parent().and_then(Path::to_str).unwrap();
     let name = path.file_name().and_then(OsStr::to_str).unwrap();
     let said = said.replace(&format!("{folder}/{name}"), name);
-    (status, said.split(|letter: char| letter.is_ascii_digit()).filter(|part| !part.is_empty()).collect())
+    // Some start others, whose order is theirs.
+    let mut lines: Vec<&str> = said.lines().collect();
+    lines.sort_unstable();
+    (status, lines.join("\n").replace(|letter: char| letter.is_ascii_digit(), ""))
 }
 
 fn read_all(mut file: fs::File) -> String {
