@@ -14,6 +14,7 @@ mod origin;
 mod pack;
 mod payload;
 mod plan;
+mod preset;
 mod progress;
 mod read;
 mod run;

@@ -13,6 +13,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::diagnostic::{Diagnostic, Failure, Source, near_miss};
+use crate::preset::Preset;
 use crate::read::{Key, Reader, Section, Text};
 
 /// The file's name.
@@ -37,6 +38,7 @@ const TOP: &[Key] = &[
     ("compression", "compression = 3"),
     ("closure", "[closure]"),
     ("cargo", "[cargo]"),
+    ("app", "[app.python]"),
     ("include", "[[include]]"),
     ("seed", "[[seed]]"),
     ("command", "command = [\"bin/tool\", \"--flag\"]"),
@@ -144,6 +146,8 @@ pub struct SourceManifest {
     pub closure: ClosureOptions,
     /// `[cargo]`
     pub cargo: CargoOptions,
+    /// `[app.KIND]`
+    pub app: Option<Preset>,
     /// `[[include]]`
     pub includes: Vec<Include>,
     /// No include had to be dropped for an error.
@@ -206,7 +210,7 @@ impl Default for CargoOptions {
 }
 
 /// `[[include]]`
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Include {
     /// File or folder, relative to the manifest's folder or absolute.
     pub from: Text,
@@ -214,6 +218,8 @@ pub struct Include {
     pub to: String,
     /// Patterns of what to leave out.
     pub exclude: Vec<Text>,
+    /// A preset's: links that lead out of it bring what they lead to, and not every pattern matches.
+    pub follow: bool,
 }
 
 /// `[[seed]]`
@@ -398,6 +404,7 @@ pub fn read(text: &str, table: &Spanned<&DeTable<'_>>) -> (SourceManifest, Vec<D
     let before = reader.errors.len();
     manifest.closure = reader.closure(&top);
     manifest.cargo = reader.cargo(&top);
+    manifest.app = reader.app(&top);
     manifest.includes = reader.includes(&top);
     manifest.includes_whole = reader.errors.len() == before;
     manifest.seeds = reader.seeds(&top);
@@ -470,7 +477,7 @@ impl Reader<'_> {
             None if section.get("to").is_some() => return None,
             None => self.place_of(&from)?,
         };
-        Some(Include { from, to, exclude })
+        Some(Include { from, to, exclude, follow: false })
     }
 
     /// The place in the tree of what lies at `from`, where no other is given: the same.
