@@ -8,6 +8,7 @@ mod complete;
 mod diagnostic;
 mod executable;
 mod frames;
+mod init;
 mod inspect;
 mod manifest;
 mod origin;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
 /// Does what the command line says.
 fn run(command: Command) -> Result<(), Failure> {
     match command {
+        Command::Init(args) => init::init(&args),
         Command::Pack(args) => pack::pack(&args),
         Command::Run(args) => run::run(&args),
         Command::Inspect(args) => match &args.why {

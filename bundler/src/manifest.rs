@@ -324,6 +324,7 @@ fn no_folder(dir: &Path) -> Failure {
 fn no_manifest(dir: &Path) -> Failure {
     let title = format!("nothing in `{}` says what to pack", dir.display());
     Failure::new(exit::MANIFEST, title)
+        .help("`kitbag init` writes a kitbag.toml for a Cargo, Python or Node project, a jar or a program")
         .help(EXAMPLE)
         .help("a Cargo package needs no manifest: its Cargo.toml is enough")
 }
