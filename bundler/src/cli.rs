@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueHint};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 
 const LONG_ABOUT: &str = "\
@@ -14,6 +14,7 @@ engine, no root. It is a tool that behaves as one program, or a service bundle t
 
 const EXAMPLES: &str = "\
 Examples:
+  kitbag init                    write a kitbag.toml for what is in this folder
   kitbag run                     pack the app in this folder and run it here
   kitbag pack -o guestbook       pack it into the file `guestbook`
   scp guestbook server: && ssh server ./guestbook
@@ -51,6 +52,8 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Write a kitbag.toml for what is in a folder, or for a program
+    Init(InitArgs),
     /// Pack the app in a folder into one file
     Pack(PackArgs),
     /// Pack the app in a folder to a temporary file, and run it here
@@ -68,6 +71,43 @@ pub enum Command {
     /// Start a bundle so that its tracer can follow it: the first half of `run --hermetic`
     #[command(hide = true)]
     HermeticStart(HermeticStartArgs),
+}
+
+/// `kitbag init`
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Write a kitbag.toml for what is in a folder, or for a program.\n\n\
+        It looks for a Cargo, Python or Node project, a jar and a program, and says what it found and guessed.",
+    after_help = "Examples:\n  \
+        kitbag init                this folder\n  \
+        kitbag init --as node      this folder, which is a Python project too\n  \
+        kitbag init /usr/bin/jq    a program; the kitbag.toml is written here"
+)]
+pub struct InitArgs {
+    /// The app's folder, or a program or jar
+    #[arg(default_value = ".", value_hint = ValueHint::AnyPath)]
+    pub path: PathBuf,
+    /// What to take it for [default: the first that fits]
+    #[arg(long = "as", value_name = "KIND")]
+    pub kind: Option<Kind>,
+    /// Overwrite a kitbag.toml that is there
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// What a folder can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// A Cargo project
+    Cargo,
+    /// A Python project
+    Python,
+    /// A Node project
+    Node,
+    /// A jar
+    Java,
+    /// A program, dynamic or static
+    Elf,
 }
 
 /// `kitbag pack`

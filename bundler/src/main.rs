@@ -9,12 +9,14 @@ mod diagnostic;
 mod executable;
 mod frames;
 mod hermetic;
+mod init;
 mod inspect;
 mod manifest;
 mod origin;
 mod pack;
 mod payload;
 mod plan;
+mod preset;
 mod progress;
 mod read;
 mod run;
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
 /// Does what the command line says.
 fn run(command: Command) -> Result<(), Failure> {
     match command {
+        Command::Init(args) => init::init(&args),
         Command::Pack(args) => pack::pack(&args),
         Command::Run(args) => run::run(&args),
         Command::Inspect(args) => match &args.why {

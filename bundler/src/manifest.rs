@@ -13,6 +13,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::diagnostic::{Diagnostic, Failure, Source, near_miss};
+use crate::preset::Preset;
 use crate::read::{Key, Reader, Section, Text};
 
 /// The file's name.
@@ -38,6 +39,7 @@ const TOP: &[Key] = &[
     ("closure", "[closure]"),
     ("host", "host = [\"/etc/resolv.conf\"]"),
     ("cargo", "[cargo]"),
+    ("app", "[app.python]"),
     ("include", "[[include]]"),
     ("seed", "[[seed]]"),
     ("command", "command = [\"bin/tool\", \"--flag\"]"),
@@ -147,6 +149,8 @@ pub struct SourceManifest {
     pub host: Vec<Text>,
     /// `[cargo]`
     pub cargo: CargoOptions,
+    /// `[app.KIND]`
+    pub app: Option<Preset>,
     /// `[[include]]`
     pub includes: Vec<Include>,
     /// No include had to be dropped for an error.
@@ -209,7 +213,7 @@ impl Default for CargoOptions {
 }
 
 /// `[[include]]`
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Include {
     /// File or folder, relative to the manifest's folder or absolute.
     pub from: Text,
@@ -217,6 +221,8 @@ pub struct Include {
     pub to: String,
     /// Patterns of what to leave out.
     pub exclude: Vec<Text>,
+    /// A preset's: links that lead out of it bring what they lead to, and not every pattern matches.
+    pub follow: bool,
 }
 
 /// `[[seed]]`
@@ -321,6 +327,7 @@ fn no_folder(dir: &Path) -> Failure {
 fn no_manifest(dir: &Path) -> Failure {
     let title = format!("nothing in `{}` says what to pack", dir.display());
     Failure::new(exit::MANIFEST, title)
+        .help("`kitbag init` writes a kitbag.toml for a Cargo, Python or Node project, a jar or a program")
         .help(EXAMPLE)
         .help("a Cargo package needs no manifest: its Cargo.toml is enough")
 }
@@ -402,6 +409,7 @@ pub fn read(text: &str, table: &Spanned<&DeTable<'_>>) -> (SourceManifest, Vec<D
     let before = reader.errors.len();
     manifest.closure = reader.closure(&top);
     manifest.cargo = reader.cargo(&top);
+    manifest.app = reader.app(&top);
     manifest.includes = reader.includes(&top);
     manifest.includes_whole = reader.errors.len() == before;
     manifest.seeds = reader.seeds(&top);
@@ -483,7 +491,7 @@ impl Reader<'_> {
             None if section.get("to").is_some() => return None,
             None => self.place_of(&from)?,
         };
-        Some(Include { from, to, exclude })
+        Some(Include { from, to, exclude, follow: false })
     }
 
     /// The place in the tree of what lies at `from`, where no other is given: the same.
