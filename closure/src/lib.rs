@@ -19,6 +19,5 @@ pub mod tree;
 
 pub use facts::{ElfError, Facts};
 
-
 pub use resolve::{Closure, Input, Member, resolve};
 pub use root::Root;

@@ -47,6 +47,8 @@ pub enum Verdict {
 pub(crate) trait Finder {
     fn find(&mut self, process: &Process, asker: usize, name: &[u8]) -> Result<Hit, Vec<Tried>>;
     fn facts(&self, object: Id) -> Rc<Facts>;
+    /// A file of the tree that goes by a name which a search has not found, where a program may have loaded it before.
+    fn assume(&self, process: &Process, name: &[u8]) -> Option<Id>;
     /// The files that a loader takes instead on processors of a certain level, and their names from the same folder.
     fn variants(&mut self, loaded: &Loaded) -> Vec<(Vec<u8>, Hit)>;
 }
@@ -78,6 +80,7 @@ pub(crate) struct Mark {
     pub loaded: usize,
     pub asked: usize,
     pub unmet: usize,
+    pub assumed: usize,
 }
 
 /// The files of one process, in load order, the program first.
@@ -91,6 +94,8 @@ pub(crate) struct Process {
     /// Names that a search was made for, and what it came upon.
     pub asked: Vec<(Vec<u8>, Id)>,
     pub unmet: Vec<Unmet>,
+    /// Who asked for what that has to be loaded before.
+    pub assumed: Vec<(usize, Vec<u8>, Id)>,
     /// The file whose needs, and the one whose notes, come next.
     next: usize,
     opened: usize,
@@ -106,6 +111,7 @@ impl Process {
             places: HashMap::new(),
             asked: Vec::new(),
             unmet: Vec::new(),
+            assumed: Vec::new(),
             next: 0,
             opened: 0,
         };
@@ -172,7 +178,14 @@ impl Process {
         if self.names.contains_key(name) || self.libc.is_loader(name) {
             return Ok(());
         }
-        let hit = finder.find(self, asker, name)?;
+        let hit = match finder.find(self, asker, name) {
+            Ok(hit) => hit,
+            Err(tried) => {
+                let library = finder.assume(self, name).ok_or(tried)?;
+                self.assumed.push((asker, name.to_vec(), library));
+                return Ok(());
+            }
+        };
         self.asked.push((name.to_vec(), hit.object));
         let known = self.places.get(&hit.object).copied();
         let number = known.unwrap_or_else(|| self.push(hit, name.to_vec(), Some(asker)));
@@ -199,13 +212,19 @@ impl Process {
 
     /// How much there is now, so that [`Process::back_to`] can forget what comes.
     pub(crate) fn mark(&self) -> Mark {
-        Mark { loaded: self.loaded.len(), asked: self.asked.len(), unmet: self.unmet.len() }
+        Mark {
+            loaded: self.loaded.len(),
+            asked: self.asked.len(),
+            unmet: self.unmet.len(),
+            assumed: self.assumed.len(),
+        }
     }
 
     pub(crate) fn back_to(&mut self, mark: Mark) {
         self.loaded.truncate(mark.loaded);
         self.asked.truncate(mark.asked);
         self.unmet.truncate(mark.unmet);
+        self.assumed.truncate(mark.assumed);
         (self.next, self.opened) = (mark.loaded, mark.loaded);
         self.names.retain(|_, number| *number < mark.loaded);
         self.places.retain(|_, number| *number < mark.loaded);
@@ -223,7 +242,8 @@ impl Process {
 
     /// Also has what another process has, under names that are free here.
     pub(crate) fn adopt(&mut self, other: &Self) {
-        let mut names: Vec<_> = other.names.iter().filter(|(name, _)| !self.names.contains_key(*name)).collect();
+        let mut names: Vec<_> =
+            other.names.iter().filter(|(name, _)| !self.names.contains_key(*name)).collect();
         names.sort_unstable();
         for (name, number) in names {
             let loaded = &other.loaded[*number];

@@ -66,12 +66,19 @@ impl Finder for Bundle<'_, '_> {
         self.lookup.objects[object].facts.clone()
     }
 
+    fn assume(&self, _: &Process, _: &[u8]) -> Option<Id> {
+        None
+    }
+
     fn variants(&mut self, loaded: &Loaded) -> Vec<(Vec<u8>, Hit)> {
         let levels = join(parent(&loaded.hit.found), b"glibc-hwcaps/");
         let end = [b"/", loaded.name.as_slice()].concat();
         let paths = self.added.range(levels.clone()..).map(|(path, _)| path);
         let paths = paths.take_while(|path| path.starts_with(&levels)).filter(|path| path.ends_with(&end));
-        paths.filter_map(|path| Some((path.clone(), self.hit(path)?))).filter(|_| !loaded.is_variant).collect()
+        paths
+            .filter_map(|path| Some((path.clone(), self.hit(path)?)))
+            .filter(|_| !loaded.is_variant)
+            .collect()
     }
 }
 

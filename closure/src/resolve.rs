@@ -14,7 +14,7 @@ pub use crate::process::{Tried, Verdict};
 pub use crate::rewrite::Request;
 
 use crate::facts::{Dlopen, ElfError, Facts, Kind, Priority, Target};
-use crate::lookup::{Home, Loader, Lookup};
+use crate::lookup::{Folders, Home, Loader, Lookup};
 use crate::placing::{FOLDER, Unit, folder, place};
 use crate::process::{Hit, Id, Mark, Process, Unmet};
 use crate::replay::{Bundle, Folder};
@@ -199,6 +199,16 @@ pub enum Remark {
         /// How the other one would.
         unused: Vec<Link>,
     },
+    /// A plug-in needs a library by name that its own search does not find, but that is in the tree: its program has to
+    /// have loaded that before, by its path.
+    LoadedBefore {
+        /// The plug-in, or what it brings.
+        needed_by: Vec<u8>,
+        /// The name.
+        name: Vec<u8>,
+        /// The library in the tree.
+        path: Vec<u8>,
+    },
 }
 
 /// What needed a file first, by tree paths.
@@ -256,11 +266,20 @@ struct Run {
 struct Group {
     target: Target,
     rules: Rc<Rules>,
-    like: (Vec<u8>, bool, Vec<(Option<Vec<u8>>, Option<Vec<u8>>)>),
+    /// The interpreter, whether the list is a RUNPATH, and the list.
+    like: (Vec<u8>, bool, Vec<Folders>),
     /// Numbers of runs.
     programs: Vec<usize>,
     /// The first program's process, with what the others have besides. None while it is looked at.
     process: Option<Process>,
+}
+
+/// How a file was loaded.
+struct Reached {
+    /// By whose rules, first.
+    rules: Rc<Rules>,
+    /// The folders of the tree that were its `$ORIGIN`.
+    origins: HashSet<Vec<u8>>,
 }
 
 struct Walk<'a> {
@@ -271,8 +290,8 @@ struct Walk<'a> {
     groups: Vec<Group>,
     /// glibc's loaders.
     loaders: HashSet<Id>,
-    /// What is loaded somewhere, by whose rules, and with which folder as `$ORIGIN`.
-    reached: HashMap<Id, (Rc<Rules>, HashSet<Option<Vec<u8>>>)>,
+    /// What is loaded somewhere.
+    reached: HashMap<Id, Reached>,
     /// What needed a file first.
     causes: HashMap<Id, (Id, Link)>,
 }
@@ -307,9 +326,15 @@ impl<'a> Walk<'a> {
             let rules = self.lookup.rules(interpreter, facts.target);
             let mut process = Process::new(rules.libc, facts.target, self.lookup.main(main));
             let loader = self.loader(&mut process, interpreter, &rules);
-            process.fill(&mut Loader { lookup: &mut self.lookup, rules: rules.clone() });
+            process.fill(&mut Loader { lookup: &mut self.lookup, rules: rules.clone(), is_module: false });
             self.note(&process, Mark::default(), &rules, true);
-            self.runs.push(Run { main, rules: rules.clone(), loader, group: None, names: names(&process, 0) });
+            self.runs.push(Run {
+                main,
+                rules: rules.clone(),
+                loader,
+                group: None,
+                names: names(&process, 0),
+            });
             self.units.push(self.unit(&process, Mark::default()));
             self.join_group(process, &rules, interpreter);
         }
@@ -322,7 +347,7 @@ impl<'a> Walk<'a> {
                 if rules.libc == Libc::Glibc {
                     self.loaders.insert(object);
                 }
-                let finder = Loader { lookup: &mut self.lookup, rules: rules.clone() };
+                let finder = Loader { lookup: &mut self.lookup, rules: rules.clone(), is_module: false };
                 process.push_loader(hit, name(path), &finder);
                 Some(object)
             }
@@ -343,14 +368,21 @@ impl<'a> Walk<'a> {
                 group.process.iter_mut().for_each(|first| first.adopt(&process));
                 group.programs.push(run);
             }
-            None => self.groups.push(Group { target, rules: rules.clone(), like, programs: vec![run], process: Some(process) }),
+            None => self.groups.push(Group {
+                target,
+                rules: rules.clone(),
+                like,
+                programs: vec![run],
+                process: Some(process),
+            }),
         }
     }
 
     /// Libraries that no program needs by name: plug-ins, extension modules. Those first that no other one needs.
     fn modules(&mut self) {
         let libraries = self.members(Kind::Library);
-        let needed: HashSet<Vec<u8>> = libraries.iter().flat_map(|member| self.facts(*member).needed.clone()).collect();
+        let needed: HashSet<Vec<u8>> =
+            libraries.iter().flat_map(|member| self.facts(*member).needed.clone()).collect();
         let is_needed = |member: &Id| {
             let object = &self.lookup.objects[*member];
             object.facts.soname.as_ref().is_some_and(|soname| needed.contains(soname))
@@ -368,7 +400,8 @@ impl<'a> Walk<'a> {
     fn module(&mut self, module: Id) {
         let candidates = self.candidates(module);
         let Some(first) = candidates.first().copied() else { return self.alone(module) };
-        let complete = (candidates.len() > 1).then(|| candidates.into_iter().find(|group| self.suits(module, *group)));
+        let complete =
+            (candidates.len() > 1).then(|| candidates.into_iter().find(|group| self.suits(module, *group)));
         self.load(module, complete.flatten().unwrap_or(first));
     }
 
@@ -376,12 +409,14 @@ impl<'a> Walk<'a> {
     fn candidates(&self, module: Id) -> Vec<usize> {
         let (facts, path) = (self.facts(module), self.lookup.objects[module].path());
         let libc = Libc::of_library(&facts);
-        let fits = |group: &Group| group.target == facts.target && libc.is_none_or(|libc| libc == group.rules.libc);
+        let fits =
+            |group: &Group| group.target == facts.target && libc.is_none_or(|libc| libc == group.rules.libc);
         let common = |run: &usize| {
             let other = self.lookup.objects[self.runs[*run].main].path();
             path.iter().zip(other).take_while(|(one, other)| one == other).count()
         };
-        let mut groups: Vec<usize> = (0..self.groups.len()).filter(|group| fits(&self.groups[*group])).collect();
+        let mut groups: Vec<usize> =
+            (0..self.groups.len()).filter(|group| fits(&self.groups[*group])).collect();
         groups.sort_by_key(|group| std::cmp::Reverse(self.groups[*group].programs.iter().map(common).max()));
         groups
     }
@@ -402,12 +437,17 @@ impl<'a> Walk<'a> {
     }
 
     /// Fills a group's process with a module and its needs, looks at it, and forgets them.
-    fn visit<T>(&mut self, module: Id, group: usize, look: impl FnOnce(&mut Self, &Process, Mark) -> T) -> Option<T> {
+    fn visit<T>(
+        &mut self,
+        module: Id,
+        group: usize,
+        look: impl FnOnce(&mut Self, &Process, Mark) -> T,
+    ) -> Option<T> {
         let (rules, main) = (self.groups[group].rules.clone(), self.lookup.main(module));
         let mut process = self.groups[group].process.take()?;
         let mark = process.mark();
         process.push(main, Vec::new(), Some(0));
-        process.fill(&mut Loader { lookup: &mut self.lookup, rules });
+        process.fill(&mut Loader { lookup: &mut self.lookup, rules, is_module: true });
         let seen = look(self, &process, mark);
         process.back_to(mark);
         self.groups[group].process = Some(process);
@@ -420,7 +460,7 @@ impl<'a> Walk<'a> {
         let libc = Libc::of_library(&facts).unwrap_or(Libc::Glibc);
         let rules = self.lookup.rules(&usual_interpreter(libc, facts.target), facts.target);
         let mut process = Process::new(libc, facts.target, self.lookup.main(module));
-        process.fill(&mut Loader { lookup: &mut self.lookup, rules: rules.clone() });
+        process.fill(&mut Loader { lookup: &mut self.lookup, rules: rules.clone(), is_module: true });
         self.note(&process, Mark::default(), &rules, false);
         self.runs.push(Run { main: module, rules, loader: None, group: None, names: names(&process, 0) });
         self.units.push(self.unit(&process, Mark::default()));
@@ -429,7 +469,9 @@ impl<'a> Walk<'a> {
     /// What has to be findable from outside of the tree for what was loaded and asked for since.
     fn unit(&self, process: &Process, mark: Mark) -> Unit {
         let asked = process.asked[mark.asked..].iter();
-        let wants = asked.filter(|(name, object)| self.lookup.objects[*object].is_outside() && (!name.contains(&b'/') || is_variant(name)));
+        let wants = asked.filter(|(name, object)| {
+            self.lookup.objects[*object].is_outside() && (!name.contains(&b'/') || is_variant(name))
+        });
         Unit { wants: wants.cloned().collect(), names: names(process, mark.loaded), layer: None }
     }
 
@@ -437,11 +479,15 @@ impl<'a> Walk<'a> {
     fn note(&mut self, process: &Process, since: Mark, rules: &Rc<Rules>, is_program: bool) {
         for number in since.loaded..process.loaded.len() {
             let loaded = &process.loaded[number];
-            let reached = self.reached.entry(loaded.hit.object).or_insert_with(|| (rules.clone(), HashSet::new()));
-            reached.1.insert(loaded.hit.tree_origin.clone());
-            if let Some(link) = self.chain(process, number).pop() {
-                let from = process.loaded[loaded.parent.unwrap_or(0)].hit.object;
-                self.causes.entry(loaded.hit.object).or_insert((from, link));
+            let reached = self
+                .reached
+                .entry(loaded.hit.object)
+                .or_insert_with(|| Reached { rules: rules.clone(), origins: HashSet::new() });
+            reached.origins.extend(loaded.hit.tree_origin.clone());
+            if let Some(parent) = loaded.parent.filter(|_| !loaded.name.is_empty()) {
+                let cause = || (process.loaded[parent].hit.object, self.link(process, parent, number));
+                let cause = (!self.causes.contains_key(&loaded.hit.object)).then(cause);
+                self.causes.extend(cause.map(|cause| (loaded.hit.object, cause)));
             }
             self.note_paths(process, number);
             if process.libc == Libc::Glibc {
@@ -452,6 +498,14 @@ impl<'a> Walk<'a> {
         self.note_sonames(process, since.loaded);
         for unmet in &process.unmet[since.unmet..] {
             self.note_unmet(process, unmet);
+        }
+        for (asker, name, library) in &process.assumed[since.assumed..] {
+            let (needed_by, path) =
+                (self.shown(&process.loaded[*asker].hit), self.lookup.objects[*library].path().to_vec());
+            let remark = Remark::LoadedBefore { needed_by, name: name.clone(), path };
+            if !self.closure.remarks.contains(&remark) {
+                self.closure.remarks.push(remark);
+            }
         }
     }
 
@@ -468,7 +522,14 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn missing(&self, process: &Process, asker: usize, name: &[u8], need: Need, tried: Vec<Tried>) -> Missing {
+    fn missing(
+        &self,
+        process: &Process,
+        asker: usize,
+        name: &[u8],
+        need: Need,
+        tried: Vec<Tried>,
+    ) -> Missing {
         let needed_by = self.shown(&process.loaded[asker].hit);
         let chain = self.chain(process, asker);
         Missing { name: name.to_vec(), need, needed_by, chain, tried, target: process.target }
@@ -494,8 +555,17 @@ impl<'a> Walk<'a> {
             for version in need.versions.iter().filter(|version| !has(version)) {
                 let needed_by = self.shown(&process.loaded[number].hit);
                 let (chain, file) = (self.chain(process, number), self.shown(hit));
-                let unmet = UnmetVersion { needed_by, chain, version: version.clone(), library: need.library.clone(), file };
-                let same = |other: &UnmetVersion| (&other.needed_by, &other.version, &other.file) == (&unmet.needed_by, &unmet.version, &unmet.file);
+                let unmet = UnmetVersion {
+                    needed_by,
+                    chain,
+                    version: version.clone(),
+                    library: need.library.clone(),
+                    file,
+                };
+                let same = |other: &UnmetVersion| {
+                    (&other.needed_by, &other.version, &other.file)
+                        == (&unmet.needed_by, &unmet.version, &unmet.file)
+                };
                 if !self.closure.unmet_versions.iter().any(same) {
                     self.closure.unmet_versions.push(unmet);
                 }
@@ -525,7 +595,9 @@ impl<'a> Walk<'a> {
         for name in facts.needed.iter().filter(|name| !name.contains(&b'/')) {
             let Some(used) = process.names.get(name).copied() else { continue };
             let Some(hit) = self.lookup.by_own_list(process, number, name, rules) else { continue };
-            if hit.object == process.loaded[used].hit.object || self.is_same_file(hit.object, process.loaded[used].hit.object) {
+            if hit.object == process.loaded[used].hit.object
+                || self.is_same_file(hit.object, process.loaded[used].hit.object)
+            {
                 continue;
             }
             let mut other = self.chain(process, number);
@@ -568,11 +640,12 @@ impl<'a> Walk<'a> {
     fn chain(&self, process: &Process, to: usize) -> Vec<Link> {
         let chain = process.chain(to);
         let start = chain.iter().rposition(|number| process.loaded[*number].name.is_empty()).unwrap_or(0);
-        let link = |pair: &[usize]| {
-            let (from, to) = (&process.loaded[pair[0]], &process.loaded[pair[1]]);
-            Link { from: self.shown(&from.hit), name: to.name.clone(), to: self.shown(&to.hit) }
-        };
-        chain[start..].windows(2).map(link).collect()
+        chain[start..].windows(2).map(|pair| self.link(process, pair[0], pair[1])).collect()
+    }
+
+    fn link(&self, process: &Process, from: usize, to: usize) -> Link {
+        let (from, to) = (&process.loaded[from], &process.loaded[to]);
+        Link { from: self.shown(&from.hit), name: to.name.clone(), to: self.shown(&to.hit) }
     }
 
     fn finish(mut self) -> Closure {
@@ -582,21 +655,29 @@ impl<'a> Walk<'a> {
         self.replay(&placed, &lists);
         self.additions(placed);
         let closure = &mut self.closure;
-        closure.missing.sort_by(|one, other| (&one.needed_by, &one.name).cmp(&(&other.needed_by, &other.name)));
-        closure.unmet_versions.sort_by(|one, other| (&one.needed_by, &one.version).cmp(&(&other.needed_by, &other.version)));
+        closure
+            .missing
+            .sort_by(|one, other| (&one.needed_by, &one.name).cmp(&(&other.needed_by, &other.name)));
+        closure
+            .unmet_versions
+            .sort_by(|one, other| (&one.needed_by, &one.version).cmp(&(&other.needed_by, &other.version)));
         self.closure
     }
 
     /// The search path of each member that gets one.
     fn lists(&self) -> HashMap<Id, Vec<Folder>> {
-        let layers: HashMap<Id, usize> =
-            self.runs.iter().zip(&self.units).filter_map(|(run, unit)| Some((run.main, unit.layer?))).collect();
+        let layers: HashMap<Id, usize> = self
+            .runs
+            .iter()
+            .zip(&self.units)
+            .filter_map(|(run, unit)| Some((run.main, unit.layer?)))
+            .collect();
         let members = (0..self.lookup.input.members.len()).filter(|member| self.reached.contains_key(member));
         members.map(|member| (member, self.list(member, layers.get(&member).copied()))).collect()
     }
 
     fn list(&self, member: Id, layer: Option<usize>) -> Vec<Folder> {
-        let (object, (rules, origins)) = (&self.lookup.objects[member], &self.reached[&member]);
+        let (object, Reached { rules, origins }) = (&self.lookup.objects[member], &self.reached[&member]);
         let home = parent(object.path());
         let is_program = object.facts.kind == Kind::Program;
         let tree = self.lookup.input.tree;
@@ -605,7 +686,7 @@ impl<'a> Walk<'a> {
             if is_program {
                 return found(home, entry).map(Folder::Tree);
             }
-            let leads = |origin: &Option<Vec<u8>>| origin.as_deref().is_some_and(|origin| found(origin, entry).is_some());
+            let leads = |origin: &Vec<u8>| found(origin, entry).is_some();
             let rest = rules.from_origin(entry)?;
             (found(home, entry).is_some() || origins.iter().any(leads)).then_some(Folder::Origin(rest))
         });
@@ -630,7 +711,8 @@ impl<'a> Walk<'a> {
             Folder::Tree(path) => in_tree(path),
             Folder::Origin(rest) => [b"$ORIGIN", rest.as_slice()].concat(),
         };
-        let loaders: HashMap<Id, usize> = self.runs.iter().enumerate().map(|(number, run)| (run.main, number)).collect();
+        let loaders: HashMap<Id, usize> =
+            self.runs.iter().enumerate().map(|(number, run)| (run.main, number)).collect();
         for member in 0..self.lookup.input.members.len() {
             let object = &self.lookup.objects[member];
             let rpath = lists.get(&member).into_iter().flatten().map(spell).collect();
@@ -638,7 +720,8 @@ impl<'a> Walk<'a> {
             let interpreter = run.and_then(|(run, unit)| self.loader_path(run, unit, placed));
             let request = Request { interpreter, rpath, is_loader: self.loaders.contains(&member) };
             let changes = !object.facts.needed.is_empty() || !object.facts.own_path().is_empty();
-            let is_ours = matches!(object.facts.kind, Kind::Program | Kind::Library) && object.facts.is_dynamic;
+            let is_ours =
+                matches!(object.facts.kind, Kind::Program | Kind::Library) && object.facts.is_dynamic;
             if is_ours && (changes || request != Request::default()) {
                 self.closure.requests.insert(object.path().to_vec(), request);
             }
@@ -676,9 +759,12 @@ impl<'a> Walk<'a> {
             paths.insert(id, path);
         }
         self.path_files();
-        let path = |id: Id| paths.get(&id).cloned().unwrap_or_else(|| self.lookup.objects[id].path().to_vec());
+        let path =
+            |id: Id| paths.get(&id).cloned().unwrap_or_else(|| self.lookup.objects[id].path().to_vec());
         let causes = self.causes.iter();
-        self.closure.causes = causes.map(|(id, (from, link))| (path(*id), Cause { from: path(*from), link: link.clone() })).collect();
+        self.closure.causes = causes
+            .map(|(id, (from, link))| (path(*id), Cause { from: path(*from), link: link.clone() }))
+            .collect();
     }
 
     /// An empty path file for each musl loader, where it looks for one.
@@ -701,7 +787,8 @@ impl<'a> Walk<'a> {
                 Some(process) => different.extend(self.replay_module(run, process, &mut bundle)),
                 None => {
                     let Some(loader) = loader else { continue };
-                    let mut process = Process::new(run.rules.libc, self.facts(run.main).target, self.in_bundle(run.main));
+                    let mut process =
+                        Process::new(run.rules.libc, self.facts(run.main).target, self.in_bundle(run.main));
                     let path = &loader[TREE.len() + 1..];
                     if let Some(hit) = bundle.hit(path) {
                         process.push_loader(hit, name(path), &bundle);
