@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 use std::{env, fs, io};
 
-use kitbag_closure::resolve::facts_of;
+use kitbag_closure::resolve::{Addition, facts_of};
 use kitbag_closure::tree::{Listing, Node};
 use kitbag_closure::{Input, Member, Root, resolve};
 
@@ -47,9 +47,14 @@ fn main() -> io::Result<()> {
         let rpath: Vec<String> = request.rpath.iter().map(|entry| text(entry)).collect();
         println!("{} interpreter {:?} rpath {rpath:?}", text(path), request.interpreter.as_deref().map(text));
     }
-    for path in closure.additions.keys() {
-        let chain: Vec<String> = closure.why(path).iter().map(ToString::to_string).collect();
-        println!("+ {}: {}", text(path), chain.join("; "));
+    for (path, addition) in &closure.additions {
+        let what = match addition {
+            Addition::File { source, .. } => source.display().to_string(),
+            Addition::Link(target) => format!("link to {}", text(target)),
+            Addition::Empty => "empty".to_owned(),
+        };
+        let last = closure.why(path).pop().map(|link| link.to_string());
+        println!("+ {} = {what}: {}", text(path), last.unwrap_or_default());
     }
     for missing in &closure.missing {
         println!(

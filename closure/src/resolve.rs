@@ -672,12 +672,13 @@ impl<'a> Walk<'a> {
             .zip(&self.units)
             .filter_map(|(run, unit)| Some((run.main, unit.layer?)))
             .collect();
-        let members = (0..self.lookup.input.members.len()).filter(|member| self.reached.contains_key(member));
+        let members = 0..self.lookup.input.members.len();
         members.map(|member| (member, self.list(member, layers.get(&member).copied()))).collect()
     }
 
     fn list(&self, member: Id, layer: Option<usize>) -> Vec<Folder> {
-        let (object, Reached { rules, origins }) = (&self.lookup.objects[member], &self.reached[&member]);
+        let Some(Reached { rules, origins }) = self.reached.get(&member) else { return Vec::new() };
+        let object = &self.lookup.objects[member];
         let home = parent(object.path());
         let is_program = object.facts.kind == Kind::Program;
         let tree = self.lookup.input.tree;
