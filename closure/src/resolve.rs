@@ -1,6 +1,6 @@
 //! The walk over all needs: from the files that go in to everything that has to come along.
 //!
-//! Each program's process is filled as its loader would fill it on the build machine ([`process`](crate::process)), then
+//! Each program's process is filled as its loader would fill it on the build machine (`process.rs`), then
 //! each plug-in that no program needs by name, in a process of the program that is likely to load it. What lies outside
 //! of the tree is given a place, files get their search paths, and then every process is filled once more from the
 //! bundle alone: what comes out differently is an error now and not on somebody's server.
@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::{fmt, fs};
 
 pub use crate::process::{Tried, Verdict};
-pub use crate::rewrite::Request;
+pub use crate::rewrite::{Request, TREE};
 
 use crate::facts::{Dlopen, ElfError, Facts, Kind, Priority, Target};
 use crate::lookup::{Folders, Home, Loader, Lookup};
@@ -21,9 +21,6 @@ use crate::replay::{Bundle, Folder};
 use crate::root::Root;
 use crate::search::{Libc, Rules, musl_path_file, usual_interpreter};
 use crate::tree::{Tree, join, name, parent, relative};
-
-/// How a file spells the bundle's tree until it is unpacked (see `docs/closure.md`).
-pub const TREE: &[u8] = b"/kitbag-tree";
 
 /// An ELF file that the user included.
 #[derive(Debug, Clone)]
@@ -768,12 +765,13 @@ impl<'a> Walk<'a> {
             .collect();
     }
 
-    /// An empty path file for each musl loader, where it looks for one.
+    /// An empty path file for each musl loader, where it looks for one, unless the tree has one there.
     fn path_files(&mut self) {
         let loaders = self.closure.requests.values().filter_map(|request| request.interpreter.as_ref());
         let musl = loaders.filter(|path| Libc::of_interpreter(path) == Libc::Musl);
-        let files: Vec<Vec<u8>> = musl.map(|path| musl_path_file(path)[TREE.len() + 1..].to_vec()).collect();
-        self.closure.additions.extend(files.into_iter().map(|path| (path, Addition::Empty)));
+        let files: Vec<Vec<u8>> = musl.filter_map(|path| out_of(&musl_path_file(path))).collect();
+        let new = files.into_iter().filter(|path| self.lookup.input.tree.find(path).is_none());
+        self.closure.additions.extend(new.map(|path| (path, Addition::Empty)));
     }
 
     /// Fills every process anew, in the bundle.
@@ -787,12 +785,11 @@ impl<'a> Walk<'a> {
             match run.group.and_then(|group| programs.get_mut(&self.groups[group].programs[0])) {
                 Some(process) => different.extend(self.replay_module(run, process, &mut bundle)),
                 None => {
-                    let Some(loader) = loader else { continue };
+                    let Some(path) = loader.as_deref().and_then(out_of) else { continue };
                     let mut process =
                         Process::new(run.rules.libc, self.facts(run.main).target, self.in_bundle(run.main));
-                    let path = &loader[TREE.len() + 1..];
-                    if let Some(hit) = bundle.hit(path) {
-                        process.push_loader(hit, name(path), &bundle);
+                    if let Some(hit) = bundle.hit(&path) {
+                        process.push_loader(hit, name(&path), &bundle);
                     }
                     process.needs(&mut bundle);
                     loads.push(self.loads(run, &process));
@@ -854,5 +851,10 @@ fn names(process: &Process, first: usize) -> HashMap<Vec<u8>, Id> {
 
 /// A place in the tree, as it goes into a file.
 fn in_tree(path: &[u8]) -> Vec<u8> {
-    if path.is_empty() { TREE.to_vec() } else { [TREE, b"/", path].concat() }
+    if path.is_empty() { TREE.into() } else { [TREE.as_bytes(), b"/", path].concat() }
+}
+
+/// The place in the tree that a text in a file means. None if it means another one.
+fn out_of(text: &[u8]) -> Option<Vec<u8>> {
+    text.strip_prefix(TREE.as_bytes())?.strip_prefix(b"/").map(<[u8]>::to_vec)
 }

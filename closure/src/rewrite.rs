@@ -1,5 +1,8 @@
 //! The few bytes of an ELF file that change, so that it finds its loader and libraries in the bundle alone.
 
+/// How a text in a packed file spells the folder that the bundle is unpacked to.
+pub const TREE: &str = "/kitbag-tree";
+
 /// What has to change in one file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Request {
