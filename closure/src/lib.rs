@@ -5,6 +5,7 @@
 //! fills one process as the loader does, [`resolve`](mod@resolve) does that for all that goes into a bundle.
 
 mod bytes;
+mod closure;
 pub mod facts;
 pub mod ldconf;
 mod lookup;
