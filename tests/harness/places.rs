@@ -49,7 +49,7 @@ impl Place {
     /// Puts a packed file there. None if that cannot be on this machine: the test is [`unmet`] and has to return.
     #[must_use]
     pub fn site(self, file: &Path) -> Option<Site> {
-        if self != Self::OddPath && self != Self::Moved && !root("chroot, mount, setpriv") {
+        if self != Self::Moved && !root("chroot, mount, setpriv") {
             return None;
         }
         let system = match self {
@@ -139,9 +139,9 @@ impl Site {
 
     /// For a user that is not root, what is there belongs to that one; a read-only home too.
     fn hand_over(&self) {
-        if matches!(self.place, Place::Noexec | Place::ReadOnlyHome | Place::NotRoot) {
+        if matches!(self.place, Place::Noexec | Place::ReadOnlyHome | Place::NotRoot | Place::OddPath) {
             for path in ["", "home", "state", "work"] {
-                chown(self.folder.join(path), Some(NOBODY), Some(NOBODY)).expect("chown");
+                chown(self.base().join(path), Some(NOBODY), Some(NOBODY)).expect("chown");
             }
         }
     }
@@ -175,8 +175,8 @@ impl Site {
         if self.place.has_shell() {
             command = command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", self.base().join("home"));
         }
-        // Places that tests share, and one whose name has to be awkward. Others choose by themselves.
-        if self.root != self.folder.path() || self.place == Place::OddPath || self.place == Place::Moved {
+        // A place that tests share, and the machine's own. Bundles choose by themselves in others.
+        if self.root != self.folder.path() || self.place == Place::Moved {
             command = command.env("KITBAG_STORE", self.base().join("store"));
         }
         let (launcher, args) = self.launcher();
@@ -206,10 +206,11 @@ impl Site {
                 mounts(&format!("mount --bind '{folder}' /mnt && {}", bound(&temporary, "noexec")))
             }
             Place::ReadOnlyHome => mounts(&bound(&home, "ro")),
+            Place::OddPath => mounts("true"),
             Place::NotRoot => {
                 ("setpriv".to_owned(), nobody.split(' ').skip(1).map(str::to_owned).collect())
             }
-            Place::OddPath | Place::Moved => (String::new(), Vec::new()),
+            Place::Moved => (String::new(), Vec::new()),
         }
     }
 

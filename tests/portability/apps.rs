@@ -265,7 +265,11 @@ pub static jar: Program = Program::new(&["javac", "jar", "jlink"], || jar_app().
 
 fn jar_app() -> Option<App> {
     let build = Folder::new();
-    let app = App::new("command = [\"runtime/bin/java\", \"-jar\", \"${tree}/check.jar\"]");
+    // Java takes the letters of its own path for what the locale says that they are, and `C` has none but ASCII.
+    let app = App::new(
+        "[command]\nargv = [\"runtime/bin/java\", \"-jar\", \"${tree}/check.jar\"]\n\
+         env = { LC_ALL = \"${env.LC_ALL:-C.UTF-8}\" }",
+    );
     let script = "set -eu
         javac -d classes \"$SOURCES/Check.java\"
         jar --create --file \"$TREE/check.jar\" --main-class Check -C classes .
