@@ -80,6 +80,13 @@ impl App {
         self
     }
 
+    /// A file of `tree` may be executed.
+    #[must_use]
+    pub fn executable(self, path: &str) -> Self {
+        fs::set_permissions(self.tree(path), Permissions::from_mode(0o755)).expect("chmod");
+        self
+    }
+
     /// A copy of a program goes in.
     #[must_use]
     pub fn program(self, path: &str, from: &Path) -> Self {

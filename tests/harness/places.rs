@@ -173,7 +173,8 @@ impl Site {
         let mut command = Cmd::new(self.file()).args(args).bare().env(MARK, self.folder.path());
         command = command.env("KITBAG_STATE", self.base().join("state"));
         if self.place.has_shell() {
-            command = command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", self.base().join("home"));
+            command =
+                command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", self.base().join("home"));
         }
         // A place that tests share, and the machine's own. Bundles choose by themselves in others.
         if self.root != self.folder.path() || self.place == Place::Moved {
@@ -207,9 +208,7 @@ impl Site {
             }
             Place::ReadOnlyHome => mounts(&bound(&home, "ro")),
             Place::OddPath => mounts("true"),
-            Place::NotRoot => {
-                ("setpriv".to_owned(), nobody.split(' ').skip(1).map(str::to_owned).collect())
-            }
+            Place::NotRoot => ("setpriv".to_owned(), nobody.split(' ').skip(1).map(str::to_owned).collect()),
             Place::Moved => (String::new(), Vec::new()),
         }
     }
@@ -218,7 +217,8 @@ impl Site {
     #[track_caller]
     pub fn maps_its_own_files_alone(&self, process: u32) {
         let maps = fs::read_to_string(format!("/proc/{process}/maps")).expect("maps");
-        let executed = maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|mode| mode.contains('x')));
+        let executed =
+            maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|mode| mode.contains('x')));
         let files: Vec<&str> = executed.filter_map(|line| line.find('/').map(|at| &line[at..])).collect();
         assert!(!files.is_empty(), "{maps}");
         let is_own = |file: &&str| self.stores().iter().any(|store| Path::new(file).starts_with(store));

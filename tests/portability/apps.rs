@@ -47,24 +47,32 @@ impl Program {
     }
 }
 
-pub static redis_tool: Program = Program::new(&["redis-server"], || Some(redis_app(REDIS_TOOL)), |site| {
-    let socket = site.work().join("redis.sock");
-    let args = ["--port", "0", "--save", "", "--unixsocket"].map(str::to_owned);
-    let args = args.into_iter().chain([socket.display().to_string()]);
-    let mut running = site.command(args).start();
-    running.wait_print("ready to accept connections");
-    site.maps_its_own_files_alone(running.id());
-    redis_answers(&site.outside(&site.work()));
-    running.stop().exits(0);
-});
+pub static redis_tool: Program = Program::new(
+    &["redis-server"],
+    || Some(redis_app(REDIS_TOOL)),
+    |site| {
+        let socket = site.work().join("redis.sock");
+        let args = ["--port", "0", "--save", "", "--unixsocket"].map(str::to_owned);
+        let args = args.into_iter().chain([socket.display().to_string()]);
+        let mut running = site.command(args).start();
+        running.wait_print("ready to accept connections");
+        site.maps_its_own_files_alone(running.id());
+        redis_answers(&site.outside(&site.work()));
+        running.stop().exits(0);
+    },
+);
 
-pub static redis_service: Program = Program::new(&["redis-server"], || Some(redis_app(REDIS_SERVICE)), |site| {
-    let mut running = site.command([""; 0]).env("SOCKET", site.work().join("redis.sock")).start();
-    running.wait_print("redis | ");
-    running.wait_print("ready to accept connections");
-    redis_answers(&site.outside(&site.work()));
-    running.stop().exits(0);
-});
+pub static redis_service: Program = Program::new(
+    &["redis-server"],
+    || Some(redis_app(REDIS_SERVICE)),
+    |site| {
+        let mut running = site.command([""; 0]).env("SOCKET", site.work().join("redis.sock")).start();
+        running.wait_print("redis | ");
+        running.wait_print("ready to accept connections");
+        redis_answers(&site.outside(&site.work()));
+        running.stop().exits(0);
+    },
+);
 
 const REDIS_TOOL: &str = "command = [\"bin/redis-server\"]";
 const REDIS_SERVICE: &str = "[services.redis]
@@ -95,36 +103,43 @@ pub static jq: Program = Program::new(
     || Some(including("command = [\"bin/jq\"]", &[("/usr/bin/jq", "bin/jq", "")]).pack()),
     |site| {
         let input = br#"[{"name": "kit", "size": 40}, {"name": "bag", "size": 2}]"#;
-        let ask = |filter: &str| site.command(["-c", filter]).stdin(input.to_vec()).run().succeeds().is_quiet();
+        let ask =
+            |filter: &str| site.command(["-c", filter]).stdin(input.to_vec()).run().succeeds().is_quiet();
         assert_eq!(ask("map(.size) | add").text(), "42\n");
         // Regular expressions are another library's.
         assert_eq!(ask("map(.name | test(\"^k\"))").text(), "[true,false]\n");
     },
 );
 
-pub static git: Program = Program::new(&["git"], || Some(git_app().pack()), |site| {
-    site.devices();
-    let folder = site.outside(&site.work());
-    let _ = fs::remove_dir_all(folder.join("repository"));
-    let _ = fs::remove_dir_all(folder.join("clone"));
-    let at = |name: &str| site.work().join(name).display().to_string();
-    let run = |args: &[&str]| {
-        let who = ["AUTHOR", "COMMITTER"];
-        let who = who.iter().fold(site.command(args), |start, role| {
-            start.env(format!("GIT_{role}_NAME"), "Ada").env(format!("GIT_{role}_EMAIL"), "ada@example.org")
-        });
-        who.run().succeeds()
-    };
-    let repository = at("repository");
-    run(&["init", "-q", "-b", "main", &repository]);
-    run(&["-C", &repository, "commit", "-q", "--allow-empty", "-m", "first"]);
-    run(&["-C", &repository, "log", "--format=%an: %s"]).prints("Ada: first");
-    // It calls its own helpers. A folder it clones with the place's shell (`SHELL_PATH`), a file of commits without.
-    run(&["-C", &repository, "bundle", "create", "-q", &at("commits"), "main"]);
-    let from = if site.place.has_shell() { repository } else { at("commits") };
-    run(&["clone", "-q", "-b", "main", &from, &at("clone")]);
-    run(&["-C", &at("clone"), "log", "--format=%s"]).prints("first");
-});
+pub static git: Program = Program::new(
+    &["git"],
+    || Some(git_app().pack()),
+    |site| {
+        site.devices();
+        let folder = site.outside(&site.work());
+        let _ = fs::remove_dir_all(folder.join("repository"));
+        let _ = fs::remove_dir_all(folder.join("clone"));
+        let at = |name: &str| site.work().join(name).display().to_string();
+        let run = |args: &[&str]| {
+            let who = ["AUTHOR", "COMMITTER"];
+            let who = who.iter().fold(site.command(args), |start, role| {
+                start
+                    .env(format!("GIT_{role}_NAME"), "Ada")
+                    .env(format!("GIT_{role}_EMAIL"), "ada@example.org")
+            });
+            who.run().succeeds()
+        };
+        let repository = at("repository");
+        run(&["init", "-q", "-b", "main", &repository]);
+        run(&["-C", &repository, "commit", "-q", "--allow-empty", "-m", "first"]);
+        run(&["-C", &repository, "log", "--format=%an: %s"]).prints("Ada: first");
+        // It calls its own helpers. A folder it clones with the place's shell (`SHELL_PATH`), a file of commits without.
+        run(&["-C", &repository, "bundle", "create", "-q", &at("commits"), "main"]);
+        let from = if site.place.has_shell() { repository } else { at("commits") };
+        run(&["clone", "-q", "-b", "main", &from, &at("clone")]);
+        run(&["-C", &at("clone"), "log", "--format=%s"]).prints("first");
+    },
+);
 
 /// git with its helpers, as Debian has them; those that are shell and Perl scripts stay away.
 pub fn git_app() -> App {
@@ -142,17 +157,21 @@ env = { GIT_EXEC_PATH = \"${tree}/libexec/git-core\", GIT_TEMPLATE_DIR = \"${tre
     )
 }
 
-pub static cpp: Program = Program::new(&["g++"], || cpp_app().map(|app| app.pack()), |site| {
-    let mut running = site.command([""; 0]).start();
-    let text = running.wait_print("started, waiting\n");
-    site.maps_its_own_files_alone(running.id());
-    for name in ["by path", "by origin", "by name"] {
-        assert!(text.contains(&format!("caught from a plug-in: {name}\n")), "{text}");
-    }
-    assert!(!text.contains("inherited"), "{text}");
-    ends(running);
-    calls_the_shell(site, site.command(["--shell"]));
-});
+pub static cpp: Program = Program::new(
+    &["g++"],
+    || cpp_app().map(|app| app.pack()),
+    |site| {
+        let mut running = site.command([""; 0]).start();
+        let text = running.wait_print("started, waiting\n");
+        site.maps_its_own_files_alone(running.id());
+        for name in ["by path", "by origin", "by name"] {
+            assert!(text.contains(&format!("caught from a plug-in: {name}\n")), "{text}");
+        }
+        assert!(!text.contains("inherited"), "{text}");
+        ends(running);
+        calls_the_shell(site, site.command(["--shell"]));
+    },
+);
 
 /// A program with three plug-ins: one that it opens beside itself, one by `$ORIGIN` in its search path, one by its name,
 /// which lies in a folder of the build machine, as does the library that all of them need.
@@ -177,7 +196,7 @@ pub fn cpp_app() -> Option<App> {
     Some(app.keeping(build))
 }
 
-pub static musl: Program = Program::new(&["musl-gcc"], || musl_app().map(|app| app.pack()), |site| {
+pub static musl: Program = Program::new(&["musl-gcc"], musl_program, |site| {
     let mut running = site.command([""; 0]).start();
     let text = running.wait_print("waiting\n");
     site.maps_its_own_files_alone(running.id());
@@ -185,6 +204,11 @@ pub static musl: Program = Program::new(&["musl-gcc"], || musl_app().map(|app| a
     ends(running);
     calls_the_shell(site, site.command(["--shell"]));
 });
+
+/// The musl program, packed.
+pub fn musl_program() -> Option<Bundle> {
+    musl_app().map(|app| app.pack())
+}
 
 fn musl_app() -> Option<App> {
     let build = Folder::new();
@@ -205,24 +229,38 @@ fn compile(script: &str, build: &Folder, app: &App) -> Option<Outcome> {
     Some(built.succeeds())
 }
 
-pub static python: Program = Program::new(&["python3.11"], || Some(python_app().pack()), |site| {
-    let mut running = site.command([""; 0]).start();
-    let text = running.wait_print("waiting\n");
-    site.maps_its_own_files_alone(running.id());
-    assert!(!text.contains("/usr/bin/python") && !text.contains("\nLD_"), "{text}");
-    for line in [DIGEST, "sum 42\n", "back there and back\n", "size 8\n", "child glibc 2.", "context SSLContext OpenSSL 3."] {
-        assert!(text.contains(line), "{line}\n{text}");
-    }
-    assert_eq!(text.contains("the shell of the place\n"), site.place.has_shell(), "{text}");
-    ends(running);
-});
+pub static python: Program = Program::new(
+    &["python3.11"],
+    || Some(python_app(PYTHON).pack()),
+    |site| {
+        let mut running = site.command([""; 0]).start();
+        let text = running.wait_print("waiting\n");
+        site.maps_its_own_files_alone(running.id());
+        assert!(!text.contains("/usr/bin/python") && !text.contains("\nLD_"), "{text}");
+        for line in [
+            DIGEST,
+            "sum 42\n",
+            "back there and back\n",
+            "size 8\n",
+            "child glibc 2.",
+            "context SSLContext OpenSSL 3.",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+        assert_eq!(text.contains("the shell of the place\n"), site.place.has_shell(), "{text}");
+        ends(running);
+    },
+);
 
-/// The interpreter and its library, by hand.
-pub fn python_app() -> App {
-    let library = "exclude = [\"__pycache__\", \"/test\", \"config-3.11-*\", \"sitecustomize.py\", \"ensurepip\"]";
+const PYTHON: &str = "command = [\"bin/python3\", \"-B\", \"${tree}/share/check.py\"]";
+
+/// The interpreter and its library, by hand, and what lies in the app's folder `tree`.
+pub fn python_app(run: &str) -> App {
+    let library =
+        "exclude = [\"__pycache__\", \"/test\", \"config-3.11-*\", \"sitecustomize.py\", \"ensurepip\"]";
     let check = workspace().join("tests/portability/check.py").display().to_string();
     including(
-        "command = [\"bin/python3\", \"-B\", \"${tree}/share/check.py\"]",
+        run,
         &[
             ("/usr/bin/python3.11", "bin/python3", ""),
             ("/usr/lib/python3.11", "lib/python3.11", library),
@@ -231,16 +269,20 @@ pub fn python_app() -> App {
     )
 }
 
-pub static node: Program = Program::new(&["node"], || Some(node_app().pack()), |site| {
-    site.devices();
-    let mut running = site.command([""; 0]).start();
-    let text = running.wait_print("waiting\n");
-    site.maps_its_own_files_alone(running.id());
-    for line in [DIGEST, "back there and back\n", "served a page\n", "message from the child of v"] {
-        assert!(text.contains(line), "{line}\n{text}");
-    }
-    ends(running);
-});
+pub static node: Program = Program::new(
+    &["node"],
+    || Some(node_app().pack()),
+    |site| {
+        site.devices();
+        let mut running = site.command([""; 0]).start();
+        let text = running.wait_print("waiting\n");
+        site.maps_its_own_files_alone(running.id());
+        for line in [DIGEST, "back there and back\n", "served a page\n", "message from the child of v"] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+        ends(running);
+    },
+);
 
 fn node_app() -> App {
     let check = workspace().join("tests/portability/check.js").display().to_string();
@@ -250,18 +292,22 @@ fn node_app() -> App {
     )
 }
 
-pub static jar: Program = Program::new(&["javac", "jar", "jlink"], || jar_app().map(|app| app.pack()), |site| {
-    site.devices();
-    let mut running = site.command([""; 0]).start();
-    let text = running.wait_print("waiting\n");
-    site.maps_its_own_files_alone(running.id());
-    for line in [DIGEST, "random true\n", "sum 100\n", "/tree/runtime\n"] {
-        assert!(text.contains(line), "{line}\n{text}");
-    }
-    assert_eq!(text.contains("the shell of the place\n"), site.place.has_shell(), "{text}");
-    assert!(!text.contains("\nLD_"), "{text}");
-    ends(running);
-});
+pub static jar: Program = Program::new(
+    &["javac", "jar", "jlink"],
+    || jar_app().map(|app| app.pack()),
+    |site| {
+        site.devices();
+        let mut running = site.command([""; 0]).start();
+        let text = running.wait_print("waiting\n");
+        site.maps_its_own_files_alone(running.id());
+        for line in [DIGEST, "random true\n", "sum 100\n", "/tree/runtime\n"] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+        assert_eq!(text.contains("the shell of the place\n"), site.place.has_shell(), "{text}");
+        assert!(!text.contains("\nLD_"), "{text}");
+        ends(running);
+    },
+);
 
 fn jar_app() -> Option<App> {
     let build = Folder::new();
@@ -285,7 +331,7 @@ fn including(run: &str, includes: &[(&str, &str, &str)]) -> App {
         format!("[[include]]\nfrom = \"{from}\"\nto = \"{to}\"\n{more}\n")
     };
     let includes: String = includes.iter().map(include).collect();
-    App::with_manifest(&format!("name = \"app\"\nversion = \"1\"\n{top}\n{includes}{tables}\n"))
+    App::new(&format!("{top}\n{includes}{tables}\n"))
 }
 
 /// Ends a program that waits for the end of its input.
