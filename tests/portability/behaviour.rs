@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use kitbag_tests::{Bundle, Cmd, Place, tools};
+use kitbag_tests::{App, Bundle, Cmd, Place, tools};
 
 use crate::apps::{cpp_app, git_app, musl_program, python_app, redis_tool};
 
@@ -131,6 +131,41 @@ fn where_nothing_may_be_executed_that_is_said() {
 }
 
 #[test]
+fn a_store_that_was_moved_is_filled_in_anew() {
+    let Some(bundle) = plugins() else { return };
+    bundle.run([""; 0]).succeeds();
+    let moved = bundle.sandbox.path().join("another store");
+    fs::rename(bundle.sandbox.store(), &moved).unwrap();
+    for _ in ["first start", "later start"] {
+        let mut running = bundle.command([""; 0]).env("KITBAG_STORE", &moved).start();
+        let text = running.wait_print("started, waiting\n");
+        assert!(text.starts_with(&format!("argv[0] {}/", moved.display())), "{text}");
+        let maps = fs::read_to_string(format!("/proc/{}/maps", running.id())).unwrap();
+        let own = format!("{}/v1/trees/", moved.display());
+        assert!(maps.lines().all(|line| !line.contains(".so") || line.contains(&own)), "{maps}");
+        running.close();
+        running.ended().exits(0);
+    }
+}
+
+/// The check that most tests of the table rely on.
+#[test]
+fn code_of_the_place_would_be_noticed() {
+    for (enabled, is_noticed) in [(true, false), (false, true)] {
+        let app = App::new(&format!("command = [\"bin/cat\"]\n[closure]\nenabled = {enabled}"));
+        let bundle = app.program("bin/cat", Path::new("/bin/cat")).pack();
+        let Some(site) = Place::DebianTesting.site(&bundle.file) else { return };
+        let mut running = site.command([""; 0]).start();
+        running.feed(b"it runs\n");
+        running.wait_print("it runs\n");
+        let look = std::panic::AssertUnwindSafe(|| site.maps_its_own_files_alone(running.id()));
+        assert_eq!(std::panic::catch_unwind(look).is_err(), is_noticed);
+        running.close();
+        running.ended().exits(0);
+    }
+}
+
+#[test]
 fn a_script_in_the_tree_starts_with_the_bundles_interpreter() {
     if !tools(&["python3.11"]) {
         return;
@@ -157,7 +192,7 @@ fn a_shell_of_the_place_runs_the_bundles_git_and_git_runs_the_shell() {
 #[test]
 fn a_server_uses_no_library_of_a_system_that_has_newer_ones_of_the_same_names() {
     // That tree has libssl.so.3 and libsystemd.so.0, newer ones, in its loader's cache.
-    let Some(file) = redis_tool.packed() else { return };
+    let Some(file) = redis_tool.packed("portable-redis_tool") else { return };
     let Some(site) = Place::DebianTesting.site(file) else { return };
     for name in ["libssl.so.3", "libsystemd.so.0"] {
         let path = site.outside(&Path::new("/usr/lib/x86_64-linux-gnu").join(name));
