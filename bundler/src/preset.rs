@@ -1,16 +1,19 @@
 //! Presets: `[app.python]` and its like say what an app is, and stand for the includes, the environment and the
 //! command that such an app needs. The runtime knows no language; all of it is done when packing.
 
+pub mod java;
+pub mod node;
 pub mod python;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kitbag_format::manifest::Command;
 use toml::Spanned;
 
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnostic, near_miss};
 use crate::manifest::Include;
 use crate::read::{Key, Reader, Section, Text};
 use crate::tree::Tree;
@@ -43,13 +46,17 @@ pub const PROJECT_LEFT_OUT: &[&str] = &[
     "*.kitbag",
 ];
 
-const APP: &[Key] = &[("python", "[app.python]")];
+const APP: &[Key] = &[("python", "[app.python]"), ("node", "[app.node]"), ("java", "[app.java]")];
 
 /// `[app.KIND]`, as it is written.
 #[derive(Debug)]
 pub enum Preset {
     /// `[app.python]`
     Python(python::Python),
+    /// `[app.node]`
+    Node(node::Node),
+    /// `[app.java]`
+    Java(java::Java),
 }
 
 /// What a preset stands for.
@@ -83,6 +90,8 @@ impl Preset {
     pub fn expand(&self, dir: &Path, name: &str, quiet: bool) -> Result<Expansion, Diagnostic> {
         match self {
             Self::Python(python) => python::expand(python, dir, name, quiet),
+            Self::Node(node) => node::expand(node, dir),
+            Self::Java(java) => java::expand(java, dir, quiet),
         }
     }
 
@@ -90,6 +99,8 @@ impl Preset {
     pub fn entry(&self) -> Option<&Text> {
         match self {
             Self::Python(python) => python.entry.as_ref(),
+            Self::Node(node) => node.entry.as_ref(),
+            Self::Java(_) => None,
         }
     }
 }
@@ -139,12 +150,42 @@ impl Reader<'_> {
         let section = self.section("`[app]`", table.get_ref(), table.span(), APP);
         if table.get_ref().len() != 1 {
             let error = Diagnostic::new("`[app]` has one preset").at(table.span(), "");
-            self.errors.push(error.help("write one of `[app.python]`"));
+            self.errors.push(error.help("write one of `[app.python]`, `[app.node]` and `[app.java]`"));
             return None;
         }
         if let Some(table) = self.table(&section, "python") {
             return self.python(&table).map(Preset::Python);
         }
-        None
+        if let Some(table) = self.table(&section, "node") {
+            return self.node(&table).map(Preset::Node);
+        }
+        let table = self.table(&section, "java")?;
+        self.java(&table).map(Preset::Java)
+    }
+}
+
+/// The last lines of what a program said.
+fn said(output: &[u8]) -> String {
+    let text = String::from_utf8_lossy(output);
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    lines[lines.len().saturating_sub(12)..].join("\n")
+}
+
+/// A file that is there and was meant by `path`.
+fn near_program(path: &Path) -> Option<String> {
+    let (folder, name) = (path.parent()?, path.file_name()?.to_str()?);
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let entries = fs::read_dir(folder).ok()?.flatten();
+    let names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let near = near_miss(name, names.iter().map(String::as_str))?;
+    Some(folder.strip_prefix(".").unwrap_or(folder).join(near).display().to_string())
+}
+
+/// A program as it can be started: by its whole path, unless it was `written` for a search in PATH.
+fn folder_of(path: &Path, written: &str) -> PathBuf {
+    if written.contains('/') {
+        std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+    } else {
+        path.to_owned()
     }
 }

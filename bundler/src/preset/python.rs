@@ -21,7 +21,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::DeTable;
 
-use super::{Expansion, PROJECT, PROJECT_LEFT_OUT};
+use super::{Expansion, PROJECT, PROJECT_LEFT_OUT, folder_of, near_program, said};
 use crate::cache;
 use crate::diagnostic::{Diagnostic, near_miss};
 use crate::read::{Key, Reader, Text};
@@ -196,25 +196,6 @@ impl Facts {
     }
 }
 
-/// The last lines of what a program said.
-fn said(stderr: &[u8]) -> String {
-    let text = String::from_utf8_lossy(stderr);
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    lines[lines.len().saturating_sub(12)..].join("\n")
-}
-
-/// A program that is there and was meant by `program`.
-fn near_program(program: &Path) -> Option<String> {
-    let (folder, name) = (program.parent()?, program.file_name()?.to_str()?);
-    let names: Vec<String> = fs::read_dir(folder)
-        .ok()?
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect();
-    let near = near_miss(name, names.iter().map(String::as_str))?;
-    Some(folder.join(near).display().to_string())
-}
-
 /// Finds the interpreter and the packages, which are installed if need be.
 ///
 /// Fails where one of them is not there or does not fit, and where pip cannot install.
@@ -289,7 +270,7 @@ fn interpreter(python: &Python, dir: &Path, venv: Option<&packages::Venv>) -> Re
     match (&python.interpreter, venv) {
         (Some(written), _) if written.get_ref().contains('/') => {
             let path = tree::join(dir, written.get_ref());
-            Facts::ask(&std::path::absolute(&path).unwrap_or(path), &written.span())
+            Facts::ask(&folder_of(&path, written.get_ref()), &written.span())
         }
         (Some(written), _) => Facts::ask(Path::new(written.get_ref()), &written.span()),
         (None, Some(venv)) => venv.interpreter(),

@@ -11,9 +11,10 @@ use std::time::Duration;
 use kitbag_format::Digest;
 use toml::de::{DeTable, DeValue};
 
-use super::{Facts, said};
+use super::Facts;
 use crate::cache;
 use crate::diagnostic::Diagnostic;
+use crate::preset::{near_program, said};
 use crate::read::Text;
 use crate::tree;
 
@@ -40,7 +41,7 @@ impl Venv {
             let why = if path.is_dir() { "it has no `pyvenv.cfg`" } else { "there is no such folder" };
             Diagnostic::new(format!("`{}` is no virtual environment", written.get_ref()))
                 .at(written.span(), why)
-                .near(super::near_program(&path).filter(|_| !path.exists()).as_deref())
+                .near(near_program(&path).filter(|_| !path.exists()).as_deref())
                 .help(format!("make one: `python3 -m venv {}`, and install into it", written.get_ref()))
         })?;
         let value = |key: &str| {
@@ -208,7 +209,7 @@ fn read(written: &Text, dir: &Path) -> Result<Requirements, Diagnostic> {
     let text = fs::read_to_string(&file).map_err(|error| {
         Diagnostic::new(format!("cannot read `{}`", written.get_ref()))
             .at(written.span(), error.to_string())
-            .near(super::near_program(&file).as_deref())
+            .near(near_program(&file).as_deref())
     })?;
     if file.extension().is_some_and(|extension| extension == "toml") {
         let text = dependencies(&text, &written.span(), written.get_ref())?;
