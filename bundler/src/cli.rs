@@ -1,5 +1,6 @@
 //! The command line: one definition for parser, help and completions.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
@@ -67,6 +68,9 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Print completions for a shell
     Completions(CompletionsArgs),
+    /// Start a bundle so that its tracer can follow it: the first half of `run --hermetic`
+    #[command(hide = true)]
+    HermeticStart(HermeticStartArgs),
 }
 
 /// `kitbag init`
@@ -149,18 +153,41 @@ pub struct PackArgs {
 #[derive(Debug, Args)]
 #[command(
     long_about = "Pack the app in a folder to a temporary file, and run it here.\n\n\
-        What stands after `--` goes to the app. The exit status is the app's.",
+        What stands after `--` goes to the app. The exit status is the app's.\n\n\
+        With --hermetic the app reaches nothing but its bundle, its state, a temporary folder and what `host` in \
+        kitbag.toml names. When it has ended, stderr gets a list of what else it reached for, as lines for \
+        kitbag.toml.",
     after_help = "Examples:\n  \
         kitbag run                   this folder\n  \
-        kitbag run app -- --help     another folder, with an argument for its program"
+        kitbag run app -- --help     another folder, with an argument for its program\n  \
+        kitbag run --hermetic        what does the app use that is not in its bundle?"
 )]
 pub struct RunArgs {
     /// The app's folder, with a kitbag.toml or a Cargo.toml
     #[arg(default_value = ".", value_hint = ValueHint::DirPath)]
     pub dir: PathBuf,
+    /// Keep the app from everything that is not in its bundle, and list what it reached for
+    #[arg(long)]
+    pub hermetic: bool,
     /// Arguments for the app
     #[arg(last = true, value_name = "ARGS")]
-    pub args: Vec<std::ffi::OsString>,
+    pub args: Vec<OsString>,
+}
+
+/// `kitbag hermetic-start`, which `kitbag run --hermetic` starts itself.
+#[derive(Debug, Args)]
+pub struct HermeticStartArgs {
+    /// A file or folder to do anything with
+    #[arg(long = "use", value_name = "PATH")]
+    pub used: Vec<PathBuf>,
+    /// A file or folder to read, and to execute from
+    #[arg(long = "read", value_name = "PATH")]
+    pub read: Vec<PathBuf>,
+    /// The bundle
+    pub file: PathBuf,
+    /// Arguments for the app
+    #[arg(last = true, value_name = "ARGS")]
+    pub args: Vec<OsString>,
 }
 
 /// `kitbag inspect`

@@ -8,6 +8,7 @@ mod complete;
 mod diagnostic;
 mod executable;
 mod frames;
+mod hermetic;
 mod init;
 mod inspect;
 mod manifest;
@@ -62,6 +63,7 @@ fn run(command: Command) -> Result<(), Failure> {
             clap_complete::generate(args.shell, &mut Cli::command(), "kitbag", &mut script);
             print(&script)
         }
+        Command::HermeticStart(args) => hermetic::start::start(&args),
     }
 }
 

@@ -37,6 +37,7 @@ const TOP: &[Key] = &[
     ("exclude", "exclude = [\"*.bak\"]"),
     ("compression", "compression = 3"),
     ("closure", "[closure]"),
+    ("host", "host = [\"/etc/resolv.conf\"]"),
     ("cargo", "[cargo]"),
     ("app", "[app.python]"),
     ("include", "[[include]]"),
@@ -144,6 +145,8 @@ pub struct SourceManifest {
     pub compression: Option<i32>,
     /// `[closure]`
     pub closure: ClosureOptions,
+    /// `host`: absolute paths in normal form.
+    pub host: Vec<Text>,
     /// `[cargo]`
     pub cargo: CargoOptions,
     /// `[app.KIND]`
@@ -402,6 +405,7 @@ pub fn read(text: &str, table: &Spanned<&DeTable<'_>>) -> (SourceManifest, Vec<D
     if let Some(version) = &manifest.version {
         reader.check(version, version_fault(version.get_ref()), "bad version");
     }
+    manifest.host = reader.host(&top);
     let before = reader.errors.len();
     manifest.closure = reader.closure(&top);
     manifest.cargo = reader.cargo(&top);
@@ -436,6 +440,15 @@ impl Reader<'_> {
         options.enabled = self.boolean(&section, "enabled").unwrap_or(true);
         options.optional = self.patterns(&section, "optional");
         options
+    }
+
+    fn host(&mut self, top: &Section<'_>) -> Vec<Text> {
+        let paths = self.strings(top, "host").map(Spanned::into_inner).unwrap_or_default();
+        for path in &paths {
+            self.check(path, host_fault(path.get_ref()), "bad path in `host`");
+        }
+        self.unique("the path", paths.iter());
+        paths
     }
 
     fn cargo(&mut self, top: &Section<'_>) -> CargoOptions {
@@ -748,6 +761,21 @@ pub fn name_fault(name: &str) -> Option<String> {
         }
         bytes if bytes.len() > 64 => "expected 64 characters at most",
         _ => return None,
+    };
+    Some(fault.to_owned())
+}
+
+/// What is wrong with a path of the host, if anything.
+fn host_fault(path: &str) -> Option<String> {
+    let mut names = path.split('/').skip(1);
+    let fault = if !path.starts_with('/') || path == "/" {
+        "expected an absolute path of a file or folder, such as `/etc/resolv.conf`"
+    } else if path.contains('\0') {
+        "a path cannot contain NUL"
+    } else if names.any(|name| matches!(name, "" | "." | "..")) {
+        "expected a path without `.`, `..`, doubled `/` or `/` at its end"
+    } else {
+        return None;
     };
     Some(fault.to_owned())
 }

@@ -40,6 +40,8 @@ pub struct Plan {
     pub origins: Vec<Origin>,
     /// The file that the manifest stands in, for errors.
     pub source: Source,
+    /// Files and folders of the host that the app may use, absolute; [`crate::hermetic`] alone asks for them.
+    pub host: Vec<PathBuf>,
     /// One sentence each.
     pub warnings: Vec<String>,
     /// What a preset found and took, one sentence each.
@@ -205,6 +207,7 @@ impl<'a> Draft<'a> {
         self.grow_tree(&output, bins);
         let run = self.run();
         let seeds = self.seeds();
+        let host = self.host();
         let (Some(run), true) = (run, self.errors.is_empty()) else {
             return Err(Failure::manifest(self.project.source.clone(), self.errors));
         };
@@ -221,6 +224,7 @@ impl<'a> Draft<'a> {
             closure,
             origins: Vec::new(),
             source: self.project.source.clone(),
+            host,
             warnings: self.warnings,
             notes: self.notes,
         })
@@ -488,6 +492,17 @@ impl<'a> Draft<'a> {
         self.errors
             .push(error.help("a folder of the tree, an absolute path, or one that begins with `${state}`"));
         None
+    }
+
+    fn host(&mut self) -> Vec<PathBuf> {
+        let source = &self.project.source;
+        let paths = &self.project.manifest.host;
+        for path in paths.iter().filter(|path| fs::symlink_metadata(path.get_ref()).is_err()) {
+            let (line, path) = (source.line(path.span().start), path.get_ref());
+            self.warnings
+                .push(format!("this machine has no `{path}` (`host` in {} line {line})", source.path));
+        }
+        paths.iter().map(|path| path.get_ref().into()).collect()
     }
 
     fn seeds(&mut self) -> Vec<Seed> {

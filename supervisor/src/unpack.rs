@@ -164,7 +164,8 @@ impl Opening<'_> {
             }
         };
         if record.tree != path {
-            suspects.extend((0..record.index.entries.len()).filter(|n| !record.index.slots(*n).is_empty()));
+            let slotted = |number: &usize| !record.index.slots(*number).is_empty();
+            suspects.extend((0..record.index.entries.len()).filter(slotted));
         }
         suspects
     }
@@ -193,8 +194,8 @@ impl Opening<'_> {
         if !whole {
             (self.say)("the record of the unpacked files was damaged; every file is compared");
         }
-        if record.tree != path {
-            // It was written for the other path; what it leads to is about to change.
+        if !whole || record.tree != path {
+            // It may have been written for another path, and lead to files that are about to change.
             let _ = fs::remove_file(dir.join("start"));
         }
         let index = self.bundle.index()?;
