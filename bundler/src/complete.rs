@@ -238,7 +238,9 @@ impl Draft<'_> {
         let wanted = |number: usize| {
             let entry = &self.plan.entries[number];
             match &entry.kind {
-                PlanKind::File { .. } => Some((number, Ask::Rewrite(closure.requests.get(&entry.path)?.clone()))),
+                PlanKind::File { .. } => {
+                    Some((number, Ask::Rewrite(closure.requests.get(&entry.path)?.clone())))
+                }
                 _ => None,
             }
         };

@@ -171,14 +171,17 @@ fn said(output: &[u8]) -> String {
     lines[lines.len().saturating_sub(12)..].join("\n")
 }
 
-/// A file that is there and was meant by `path`.
-fn near_program(path: &Path) -> Option<String> {
+/// A file that is there and was meant by `path`, in the words of the manifest: like `written`.
+fn near_file(path: &Path, written: &str) -> Option<String> {
     let (folder, name) = (path.parent()?, path.file_name()?.to_str()?);
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let entries = fs::read_dir(folder).ok()?.flatten();
     let names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
     let near = near_miss(name, names.iter().map(String::as_str))?;
-    Some(folder.strip_prefix(".").unwrap_or(folder).join(near).display().to_string())
+    Some(match written.trim_end_matches('/').rsplit_once('/') {
+        Some((folder, _)) => format!("{folder}/{near}"),
+        None => near.to_owned(),
+    })
 }
 
 /// A program as it can be started: by its whole path, unless it was `written` for a search in PATH.

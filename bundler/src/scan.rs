@@ -327,11 +327,7 @@ fn read(path: &Path) -> Option<Saved> {
     (saved.rules == rules()).then_some(saved)
 }
 
-fn write(
-    path: &Path,
-    files: Vec<(Vec<u8>, Scanned)>,
-    changes: Vec<(Vec<u8>, Changed)>,
-) -> io::Result<()> {
+fn write(path: &Path, files: Vec<(Vec<u8>, Scanned)>, changes: Vec<(Vec<u8>, Changed)>) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
     crate::cache::forget(folder, FORGOTTEN);

@@ -12,7 +12,7 @@ use kitbag_format::manifest::Command;
 use toml::Spanned;
 use toml::de::DeTable;
 
-use super::{Expansion, PROJECT, folder_of, near_program, said};
+use super::{Expansion, PROJECT, folder_of, near_file, said};
 use crate::cache;
 use crate::diagnostic::Diagnostic;
 use crate::read::{Key, Reader, Text};
@@ -25,7 +25,8 @@ const UNUSED: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 /// What jlink leaves out: what only compilers and people read. Nothing is compressed, the payload is.
 const JLINK: &[&str] = &["--no-header-files", "--no-man-pages"];
 
-const KEYS: &[Key] = &[
+/// The table's keys.
+pub const KEYS: &[Key] = &[
     ("jar", "jar = \"target/app.jar\""),
     ("runtime", "runtime = \"build/image\""),
     ("jdk", "jdk = \"/usr/lib/jvm/default-java\""),
@@ -77,7 +78,9 @@ pub fn expand(java: &Java, dir: &Path, quiet: bool) -> Result<Expansion, Diagnos
     if !jar.is_file() {
         let error =
             Diagnostic::new(format!("there is no jar `{}`", written.get_ref())).at(written.span(), "");
-        return Err(error.near(near_program(&jar).as_deref()).help("if a build makes it, build first"));
+        return Err(error
+            .near(near_file(&jar, written.get_ref()).as_deref())
+            .help("if a build makes it, build first"));
     }
     let (runtime, what) = match &java.runtime {
         Some(folder) => (given(folder, dir)?, "Java runtime of ".to_owned() + folder.get_ref()),

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::DeTable;
 
-use super::{Expansion, PROJECT, PROJECT_LEFT_OUT, folder_of, near_program, said};
+use super::{Expansion, PROJECT, PROJECT_LEFT_OUT, folder_of, near_file, said};
 use crate::diagnostic::Diagnostic;
 use crate::read::{Key, Reader, Text};
 use crate::tree;
@@ -19,7 +19,8 @@ use crate::tree;
 const NODE_PACKAGE: &[&str] =
     &["/node_modules/node", "/node_modules/node-bin-*", "/node_modules/node-linux-*"];
 
-const KEYS: &[Key] = &[
+/// The table's keys.
+pub const KEYS: &[Key] = &[
     ("interpreter", "interpreter = \"/usr/bin/node\""),
     ("project", "project = \"server\""),
     ("entry", "entry = \"server.js\""),
@@ -64,14 +65,13 @@ const FACTS: &str = "console.log(JSON.stringify({\
     builtins: process.config.variables.node_builtin_shareable_builtins}))";
 
 impl Facts {
-    fn ask(program: &Path, span: &Range<usize>) -> Result<Self, Diagnostic> {
-        let shown = program.display();
+    fn ask(program: &Path, shown: &str, span: &Range<usize>) -> Result<Self, Diagnostic> {
         let mut node = Process::new(program);
         let output = node.args(["-e", FACTS]).env_remove("NODE_OPTIONS").output().map_err(|error| {
             let missing = error.kind() == io::ErrorKind::NotFound;
             Diagnostic::new(format!("cannot start `{shown}`: {error}"))
                 .at(span.clone(), "")
-                .near(near_program(program).as_deref().filter(|_| missing))
+                .near(near_file(program, shown).as_deref().filter(|_| missing))
                 .help("npm has Node's own program: `npm install --no-save node@20`, and `interpreter = \"node_modules/node/bin/node\"`")
         })?;
         let facts: Option<Self> = serde_json::from_slice(&output.stdout).ok();
@@ -105,7 +105,7 @@ pub fn expand(node: &Node, dir: &Path) -> Result<Expansion, Diagnostic> {
     let span = node.interpreter.as_ref().map_or_else(|| node.span.clone(), Spanned::span);
     let written = node.interpreter.as_ref().map_or("node", |written| written.get_ref());
     let program = if written.contains('/') { tree::join(dir, written) } else { PathBuf::from(written) };
-    let facts = Facts::ask(&folder_of(&program, written), &span)?;
+    let facts = Facts::ask(&folder_of(&program, written), written, &span)?;
     let mut expansion = Expansion {
         what: format!("Node {} of {}", facts.version, facts.executable.display()),
         env: [("NODE_PATH", ""), ("NODE_ENV", "${env.NODE_ENV:-production}")]
@@ -123,7 +123,7 @@ pub fn expand(node: &Node, dir: &Path) -> Result<Expansion, Diagnostic> {
     let project = tree::join(dir, written);
     if !project.is_dir() {
         let error = Diagnostic::new(format!("there is no folder `{written}` of the project"));
-        return Err(error.at(span, "").near(near_program(&project).as_deref()));
+        return Err(error.at(span, "").near(near_file(&project, written).as_deref()));
     }
     // What npm and bundlers build is what runs: `dist` and `build` come along.
     let left_out = PROJECT_LEFT_OUT.iter().filter(|pattern| !matches!(**pattern, "/dist" | "/build"));
@@ -143,8 +143,7 @@ fn check_entry(entry: &Text, project: &Path) -> Result<(), Diagnostic> {
     if path.is_file() && !entry.get_ref().contains('$') {
         return Ok(());
     }
-    let near = near_program(&path)
-        .and_then(|near| Some(Path::new(&near).strip_prefix(project).ok()?.display().to_string()));
+    let near = near_file(&path, entry.get_ref());
     let error = Diagnostic::new(format!("there is no script `{}` in the project", entry.get_ref()));
     let error = error.at(entry.span(), format!("looked for {}", path.display()));
     Err(error.near(near.as_deref()).help("if a build makes it, build first"))

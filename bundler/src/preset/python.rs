@@ -21,7 +21,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::DeTable;
 
-use super::{Expansion, PROJECT, PROJECT_LEFT_OUT, folder_of, near_program, said};
+use super::{Expansion, PROJECT, PROJECT_LEFT_OUT, folder_of, near_file, said};
 use crate::cache;
 use crate::diagnostic::{Diagnostic, near_miss};
 use crate::read::{Key, Reader, Text};
@@ -49,14 +49,16 @@ const LEFT_OUT: &[(&str, &[&str])] = &[
     ("ensurepip", &["/ensurepip"]),
 ];
 /// What no app needs of it: caches, other packages, and what C programs are built with.
-const NEVER: &[&str] = &["__pycache__", "/site-packages", "/dist-packages", "/config-*", "*.a", "*.exe"];
+const NEVER: &[&str] =
+    &["__pycache__", "/site-packages", "/dist-packages", "/config-*", "*.a", "*.exe", "fetch_macholib*"];
 /// What is left out beside packages: what installed them.
 const PACKAGES_LEFT_OUT: &[&str] = &["__pycache__", "/bin", "/pip", "/pip-*.dist-info"];
 /// Programs of a virtual environment that make no sense outside of it.
 const PROGRAMS_LEFT_OUT: &[&str] =
     &["__pycache__", "python*", "pip*", "easy_install*", "wheel", "[Aa]ctivate*", "deactivate*"];
 
-const KEYS: &[Key] = &[
+/// The table's keys.
+pub const KEYS: &[Key] = &[
     ("interpreter", "interpreter = \"/usr/bin/python3\""),
     ("venv", "venv = \".venv\""),
     ("requirements", "requirements = \"requirements.txt\""),
@@ -162,16 +164,15 @@ print(json.dumps({
 "#;
 
 impl Facts {
-    /// Asks the interpreter `program`, which `key` of the manifest is the reason for.
-    fn ask(program: &Path, span: &Range<usize>) -> Result<Self, Diagnostic> {
-        let shown = program.display();
+    /// Asks the interpreter `program`, which the manifest calls `shown` at `span`.
+    fn ask(program: &Path, shown: &str, span: &Range<usize>) -> Result<Self, Diagnostic> {
         let output = Process::new(program).args(["-I", "-c", FACTS]).output().map_err(|error| {
             let title = format!("cannot start the interpreter `{shown}`: {error}");
             let missing = error.kind() == io::ErrorKind::NotFound;
             let help =
                 "install Python (`apt-get install python3`), or say `interpreter = \"/path/to/python3\"`";
             let diagnostic = Diagnostic::new(title).at(span.clone(), "");
-            let diagnostic = diagnostic.near(near_program(program).as_deref().filter(|_| missing));
+            let diagnostic = diagnostic.near(near_file(program, shown).as_deref().filter(|_| missing));
             diagnostic.help(help)
         })?;
         let facts: Option<Self> = serde_json::from_slice(&output.stdout).ok();
@@ -180,7 +181,11 @@ impl Facts {
                 .at(span.clone(), output.status.to_string())
                 .help(said(&output.stderr))
         })?;
-        if facts.venv { Self::ask(&facts.executable.clone(), span) } else { Ok(facts) }
+        if facts.venv {
+            Self::ask(&facts.executable.clone(), &facts.executable.to_string_lossy(), span)
+        } else {
+            Ok(facts)
+        }
     }
 
     /// Where a path of the installation belongs in the tree; `None` for one outside of the prefix.
@@ -270,11 +275,11 @@ fn interpreter(python: &Python, dir: &Path, venv: Option<&packages::Venv>) -> Re
     match (&python.interpreter, venv) {
         (Some(written), _) if written.get_ref().contains('/') => {
             let path = tree::join(dir, written.get_ref());
-            Facts::ask(&folder_of(&path, written.get_ref()), &written.span())
+            Facts::ask(&folder_of(&path, written.get_ref()), written.get_ref(), &written.span())
         }
-        (Some(written), _) => Facts::ask(Path::new(written.get_ref()), &written.span()),
+        (Some(written), _) => Facts::ask(Path::new(written.get_ref()), written.get_ref(), &written.span()),
         (None, Some(venv)) => venv.interpreter(),
-        (None, None) => Facts::ask(Path::new("python3"), &python.span),
+        (None, None) => Facts::ask(Path::new("python3"), "python3", &python.span),
     }
 }
 
@@ -306,7 +311,7 @@ fn bring_project(python: &Python, dir: &Path, expansion: &mut Expansion) -> Resu
     let project = tree::join(dir, written);
     let project = if project.as_os_str().is_empty() { PathBuf::from(".") } else { project };
     if !project.is_dir() {
-        let near = near_program(&project);
+        let near = near_file(&project, written);
         let error = Diagnostic::new(format!("there is no folder `{written}` of the project"));
         return Err(error.at(span, "").near(near.as_deref()));
     }
