@@ -555,7 +555,8 @@ fn kitbag_killed_takes_the_app_with_it() {
         return;
     }
     let run = Run::tool("");
-    let mut running = run.command(&["wait"]).start();
+    // Nobody is left to remove the app's temporary folder.
+    let mut running = run.command(&["wait"]).env("TMPDIR", run.sandbox.path()).start();
     running.wait_print("ready");
     running.signal(Signal::SIGKILL);
     running.ended().dies_by(9);

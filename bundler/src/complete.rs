@@ -24,8 +24,11 @@ use crate::origin::{Need, Origin};
 use crate::plan::{Change, Plan, PlanEntry, PlanKind};
 use crate::scan::{self, Changed, Look, Memory, Scanned, Seen, Unreadable};
 use crate::script::{self, Interpreter};
+use crate::sets;
 use crate::tree::shown;
 
+/// The tree's folder for what comes along.
+const FOLDER: &[u8] = b".kitbag";
 /// Places that are searched, in a message.
 const PLACES_SHOWN: usize = 12;
 
@@ -54,6 +57,7 @@ impl Scan {
 /// Completes `plan`. What cannot be completed is a [`Failure`] with exit code `MANIFEST`.
 pub fn complete(plan: &mut Plan, memory: &Memory) -> Result<Scan, Failure> {
     let packed = scan::scan(&plan.entries, memory).map_err(unreadable)?;
+    reserved(plan)?;
     let mut draft =
         Draft { plan, memory, packed, changed: Vec::new(), changes: Vec::new(), loads: HashMap::new() };
     if draft.plan.closure.enabled {
@@ -63,6 +67,21 @@ pub fn complete(plan: &mut Plan, memory: &Memory) -> Result<Scan, Failure> {
         draft.sort();
     }
     Ok(Scan { packed: draft.packed, changed: draft.changed, changes: draft.changes })
+}
+
+/// The tree's folder `.kitbag` is for what comes along.
+fn reserved(plan: &Plan) -> Result<(), Failure> {
+    let is_ours = |entry: &&PlanEntry| {
+        let below = entry.path.strip_prefix(FOLDER);
+        below.is_some_and(|rest| !rest.is_empty() && rest.starts_with(b"/"))
+            && !sets::is_in_place(&entry.path)
+    };
+    let Some(entry) = plan.entries.iter().find(is_ours) else { return Ok(()) };
+    let error = Diagnostic::new(format!("`{}` cannot be packed there", entry.shown()));
+    let error = error.help(
+        "the tree's folder `.kitbag` is for what comes along by itself; choose another `to`, or exclude it",
+    );
+    Err(Failure::manifest(plan.source.clone(), vec![error]))
 }
 
 fn unreadable(input: Unreadable) -> Failure {

@@ -22,6 +22,7 @@ mod read;
 mod run;
 mod scan;
 mod script;
+mod sets;
 mod tar_header;
 mod tree;
 

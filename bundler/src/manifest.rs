@@ -54,7 +54,11 @@ const CARGO: &[Key] = &[
     ("profile", "profile = \"release\""),
     ("target", "target = \"x86_64-unknown-linux-gnu\""),
 ];
-const CLOSURE: &[Key] = &[("enabled", "enabled = false"), ("optional", "optional = [\"libtk*.so*\"]")];
+const CLOSURE: &[Key] = &[
+    ("enabled", "enabled = false"),
+    ("optional", "optional = [\"libtk*.so*\"]"),
+    ("sets", "sets = [\"certificates\"]"),
+];
 const INCLUDE: &[Key] = &[
     ("from", "from = \"templates\""),
     ("to", "to = \"share/templates\""),
@@ -168,11 +172,13 @@ pub struct ClosureOptions {
     pub enabled: bool,
     /// `optional`: patterns of libraries that may be missing.
     pub optional: Vec<Text>,
+    /// `sets`: names of [`crate::sets`].
+    pub sets: Vec<Text>,
 }
 
 impl Default for ClosureOptions {
     fn default() -> Self {
-        Self { enabled: true, optional: Vec::new() }
+        Self { enabled: true, optional: Vec::new(), sets: Vec::new() }
     }
 }
 
@@ -439,6 +445,8 @@ impl Reader<'_> {
         let section = self.section("`[closure]`", table.get_ref(), table.span(), CLOSURE);
         options.enabled = self.boolean(&section, "enabled").unwrap_or(true);
         options.optional = self.patterns(&section, "optional");
+        options.sets = self.strings(&section, "sets").map(Spanned::into_inner).unwrap_or_default();
+        self.unique("the set", options.sets.iter());
         options
     }
 

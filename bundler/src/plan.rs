@@ -18,6 +18,7 @@ use crate::origin::Origin;
 use crate::preset::{self, Expansion};
 use crate::read::Text;
 use crate::scan::Seen;
+use crate::sets::{self, Brought};
 use crate::tree::{self, Kind, Node, Planter, Tree, shown};
 
 /// zstd's own default.
@@ -177,6 +178,8 @@ struct Draft<'a> {
     notes: Vec<String>,
     /// What the preset stands for; `None` where there is none, or one that failed.
     expansion: Option<Expansion>,
+    /// What the closure's sets stand for.
+    sets: Brought,
     tree: Tree,
     /// The tree has everything in it, so that what is missing is an error.
     whole: bool,
@@ -193,6 +196,7 @@ impl<'a> Draft<'a> {
             warnings: Vec::new(),
             notes: Vec::new(),
             expansion: None,
+            sets: Brought::default(),
             tree: Tree::default(),
             whole: false,
         }
@@ -203,6 +207,7 @@ impl<'a> Draft<'a> {
         let name = self.name();
         let version = self.version();
         let output = self.output(&name);
+        self.bring_sets();
         self.expand(&name);
         self.grow_tree(&output, bins);
         let run = self.run();
@@ -230,6 +235,19 @@ impl<'a> Draft<'a> {
         })
     }
 
+    fn bring_sets(&mut self) {
+        match sets::expand(&self.project.manifest.closure.sets, &self.root()) {
+            Ok(sets) => self.sets = sets,
+            Err(errors) => self.errors.extend(errors),
+        }
+        self.warnings.append(&mut self.sets.warnings);
+    }
+
+    /// The file system that programs are from.
+    fn root(&self) -> PathBuf {
+        self.options.root.clone().unwrap_or_else(|| PathBuf::from("/"))
+    }
+
     /// Finds what the preset stands for. That may take long, so mistakes come first.
     fn expand(&mut self, name: &str) {
         let Some(app) = self.project.manifest.app.as_ref().filter(|_| self.errors.is_empty()) else { return };
@@ -242,8 +260,7 @@ impl<'a> Draft<'a> {
     fn closure(&self) -> ClosurePlan {
         let options = &self.project.manifest.closure;
         let optional = tree::glob_set(options.optional.iter()).unwrap_or_default();
-        let root = self.options.root.clone().unwrap_or_else(|| PathBuf::from("/"));
-        ClosurePlan { enabled: options.enabled, optional, root }
+        ClosurePlan { enabled: options.enabled, optional, root: self.root() }
     }
 
     fn name(&mut self) -> String {
@@ -299,6 +316,7 @@ impl<'a> Draft<'a> {
         let mut includes = source.includes.clone();
         let own = includes.len();
         includes.extend(self.expansion.iter().flat_map(|expansion| expansion.includes.iter().cloned()));
+        includes.extend(self.sets.includes.iter().cloned());
         let mut planter = Planter::new(&self.project.dir, &includes, &source.exclude, output);
         for (place, target) in self.expansion.iter().flat_map(|expansion| &expansion.links) {
             planter.link(place, target, own);
@@ -362,7 +380,7 @@ impl<'a> Draft<'a> {
     fn entry(&mut self) -> Option<Command> {
         let expansion = self.expansion.as_ref()?;
         if let Some(command) = &expansion.command {
-            return Some(Command { env: expansion.env.clone(), ..command.clone() });
+            return Some(Command { env: self.env(), ..command.clone() });
         }
         let error = Diagnostic::new("the manifest says nothing to start");
         let tool = format!("a tool: `entry = \"{}\"` in `[app]`'s table", expansion.examples.0);
@@ -385,7 +403,8 @@ impl<'a> Draft<'a> {
     fn only_bin(&mut self) -> Option<Command> {
         let bins = self.package.map_or(&[][..], |package| &package.bins);
         if let [bin] = bins {
-            return Some(Command { argv: vec![format!("bin/{bin}")], ..Command::default() });
+            let argv = vec![format!("bin/{bin}")];
+            return Some(Command { argv, env: self.env(), ..Command::default() });
         }
         let program = bins.first().map_or("tool", String::as_str);
         let mut error =
@@ -403,12 +422,19 @@ impl<'a> Draft<'a> {
         None
     }
 
+    /// Variables for every command, before its own.
+    fn env(&self) -> BTreeMap<String, String> {
+        let mut env = self.sets.env.clone();
+        env.extend(self.expansion.iter().flat_map(|expansion| expansion.env.clone()));
+        env
+    }
+
     fn command(&mut self, source: &CommandSource) -> Option<Command> {
         let (program, arguments) = source.argv.split_first()?;
         let program = self.program(program)?;
         let arguments = arguments.iter().map(|argument| argument.get_ref().clone());
         let pairs = source.env.iter();
-        let mut env = self.expansion.as_ref().map(|expansion| expansion.env.clone()).unwrap_or_default();
+        let mut env = self.env();
         env.extend(pairs.map(|(name, value)| (name.get_ref().clone(), value.get_ref().clone())));
         Some(Command {
             argv: std::iter::once(program).chain(arguments).collect(),

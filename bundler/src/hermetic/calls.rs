@@ -7,8 +7,8 @@ use libc::{
     SYS_faccessat2, SYS_fchmodat, SYS_fchownat, SYS_getxattr, SYS_inotify_add_watch, SYS_lgetxattr,
     SYS_linkat, SYS_listxattr, SYS_llistxattr, SYS_lremovexattr, SYS_lsetxattr, SYS_mkdirat, SYS_mknodat,
     SYS_mount, SYS_name_to_handle_at, SYS_newfstatat, SYS_open_tree, SYS_openat, SYS_openat2, SYS_pivot_root,
-    SYS_readlinkat, SYS_removexattr, SYS_renameat, SYS_renameat2, SYS_setxattr, SYS_statfs, SYS_statx,
-    SYS_swapon, SYS_symlinkat, SYS_truncate, SYS_umount2, SYS_unlinkat, SYS_utimensat,
+    SYS_readlinkat, SYS_removexattr, SYS_renameat2, SYS_setxattr, SYS_statfs, SYS_statx, SYS_swapon,
+    SYS_symlinkat, SYS_truncate, SYS_umount2, SYS_unlinkat, SYS_utimensat,
 };
 
 /// What a system call wants with a path.
@@ -96,7 +96,6 @@ const CALLS: &[Call] = calls! {
     SYS_mkdirat => [at(1, Change)];
     SYS_mknodat => [at(1, Change)];
     SYS_unlinkat => [at(1, Change)];
-    SYS_renameat => [at(1, Change), at(3, Change)];
     SYS_renameat2 => [at(1, Change), at(3, Change)];
     SYS_linkat => [at(1, Look), at(3, Change)];
     SYS_symlinkat => [at(2, Change)];
@@ -120,8 +119,8 @@ const CALLS: &[Call] = calls! {
 const OLD: &[Call] = {
     use libc::{
         SYS_access, SYS_chmod, SYS_chown, SYS_creat, SYS_futimesat, SYS_lchown, SYS_link, SYS_lstat,
-        SYS_mkdir, SYS_mknod, SYS_open, SYS_readlink, SYS_rename, SYS_rmdir, SYS_stat, SYS_symlink,
-        SYS_unlink, SYS_utime, SYS_utimes,
+        SYS_mkdir, SYS_mknod, SYS_open, SYS_readlink, SYS_rename, SYS_renameat, SYS_rmdir, SYS_stat,
+        SYS_symlink, SYS_unlink, SYS_utime, SYS_utimes,
     };
     calls! {
         SYS_open => [here(0, Open(1))];
@@ -135,6 +134,7 @@ const OLD: &[Call] = {
         SYS_rmdir => [here(0, Change)];
         SYS_unlink => [here(0, Change)];
         SYS_rename => [here(0, Change), here(1, Change)];
+        SYS_renameat => [at(1, Change), at(3, Change)];
         SYS_link => [here(0, Look), here(1, Change)];
         SYS_symlink => [here(1, Change)];
         SYS_chmod => [here(0, Change)];
@@ -145,7 +145,10 @@ const OLD: &[Call] = {
         SYS_futimesat => [at(1, Change)];
     }
 };
-#[cfg(not(target_arch = "x86_64"))]
+/// renameat(2), which `libc` leaves out here (asm-generic/unistd.h).
+#[cfg(target_arch = "aarch64")]
+const OLD: &[Call] = calls! { 38 => [at(1, Change), at(3, Change)]; };
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 const OLD: &[Call] = &[];
 
 /// All of them.

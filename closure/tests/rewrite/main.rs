@@ -280,6 +280,8 @@ fn nothing_of_the_host_is_opened() {
     tree.add(Path::new("/usr/bin/redis-server"));
     let log = tree.path("log");
     let mut command = Command::new("strace");
+    // Cargo sets it for tests.
+    command.env_remove("LD_LIBRARY_PATH");
     command.args(["-f", "-e", "trace=file", "-o"]).arg(&log).arg(tree.path("bin/redis-server"));
     run(command.arg("--version"));
     let log = fs::read_to_string(log).unwrap();
@@ -301,6 +303,8 @@ fn the_cache_of_the_host_is_not_asked_for_what_is_missing() {
     tree.add(&probe.program(&[]));
     let log = tree.path("log");
     let mut command = Command::new("strace");
+    // Cargo sets it for tests.
+    command.env_remove("LD_LIBRARY_PATH");
     command.args(["-e", "trace=file", "-o"]).arg(&log).arg(tree.path("bin/probe")).arg("libz.so.1");
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 use std::{env, fs, str};
 
 use kitbag_closure::rewrite::{Edits, Request, Slot, TREE, rewrite};
@@ -65,8 +66,21 @@ pub fn run(command: &mut Command) -> String {
     out
 }
 
+/// Tries again while the program is busy: a process that another test starts holds what we write open, until it
+/// executes (ETXTBSY, execve(2)).
 fn output(command: &mut Command) -> Output {
-    command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let output = command.stdin(Stdio::null()).output();
+        let busy = match &output {
+            Ok(output) => String::from_utf8_lossy(&output.stderr).contains("Text file busy"),
+            Err(error) => error.kind() == ErrorKind::ExecutableFileBusy,
+        };
+        if !busy || Instant::now() > deadline {
+            return output.unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        }
+        std::thread::yield_now();
+    }
 }
 
 /// A root folder that holds a tree and nothing else.
