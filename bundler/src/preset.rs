@@ -21,6 +21,14 @@ use crate::tree::Tree;
 /// Where the project's own files lie in the tree.
 pub const PROJECT: &str = "app";
 
+/// Where what a preset writes itself lies in the tree.
+pub const OWN: &str = ".kitbag/python";
+
+/// True for a path of the tree that presets write to, in the folder that is for what comes along by itself.
+pub fn is_in_place(path: &[u8]) -> bool {
+    path.strip_prefix(OWN.as_bytes()).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+}
+
 /// What is left out of a project: version control, caches, what is built or installed, what is secret.
 /// Patterns as those of `exclude`.
 pub const PROJECT_LEFT_OUT: &[&str] = &[

@@ -21,7 +21,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::DeTable;
 
-use super::{Expansion, PROJECT, PROJECT_LEFT_OUT, folder_of, near_file, said};
+use super::{Expansion, OWN, PROJECT, PROJECT_LEFT_OUT, folder_of, near_file, said};
 use crate::cache;
 use crate::diagnostic::{Diagnostic, near_miss};
 use crate::read::{Key, Reader, Text};
@@ -365,7 +365,7 @@ fn bring_entry(
         // A script's own folder is where it finds its modules.
         Entry::Script(script) => add(&["-E", "-s", "-B", &format!("${{tree}}/{PROJECT}/{script}")]),
         Entry::Function(..) => {
-            let place = format!(".kitbag/python/{name}");
+            let place = format!("{OWN}/{name}");
             let file = keep_text(&entry.launcher(), &span)?;
             expansion.include(&span, &file, &place, &[]);
             add(&["-I", "-B", &format!("${{tree}}/{place}")]);
