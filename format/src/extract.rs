@@ -109,6 +109,8 @@ impl Extraction<'_> {
     fn unpack_frames(&self, root: BorrowedFd, spans: &[Span], reserved: &[bool]) -> Result<(), Error> {
         let jobs = self.jobs(spans)?;
         let bytes = jobs.iter().map(|job| u64::from(self.index.frames[job.frame].raw)).sum();
+        let threads = threads_for(bytes).min(jobs.len());
+        let jobs = spread(jobs, threads);
         let next = AtomicUsize::new(0);
         let stop = AtomicBool::new(false);
         let work = || {
@@ -120,7 +122,7 @@ impl Extraction<'_> {
             }
             result
         };
-        parallel::run(threads_for(bytes).min(jobs.len()), work)
+        parallel::run(threads, work)
     }
 
     /// The frames that hold something wanted, each with its place and first entry.
@@ -190,6 +192,15 @@ impl Extraction<'_> {
         };
         if self.read_only { all & !0o222 } else { all }
     }
+}
+
+/// Orders jobs so that those done at the same time lie far apart. Neighbours make files in one folder, and wait for
+/// each other there: on ext4 two threads then take three times as long for each file.
+fn spread(jobs: Vec<Job>, threads: usize) -> Vec<Job> {
+    let stretch = jobs.len().div_ceil(threads.max(1)).max(1);
+    let mut order: Vec<(usize, Job)> = jobs.into_iter().enumerate().collect();
+    order.sort_by_key(|(number, _)| (number % stretch, number / stretch));
+    order.into_iter().map(|(_, job)| job).collect()
 }
 
 /// One frame to unpack.
