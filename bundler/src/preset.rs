@@ -86,6 +86,8 @@ pub struct Expansion {
     pub warnings: Vec<String>,
     /// What was found, as the beginning of a sentence.
     pub what: String,
+    /// The KIND of `[app.KIND]`.
+    pub kind: &'static str,
     /// What `entry` and `argv` may say.
     pub examples: (&'static str, &'static str),
     /// Includes to count, by what they bring.
@@ -172,10 +174,12 @@ impl Reader<'_> {
     }
 }
 
-/// The last lines of what a program said.
+/// The last lines of what a program said, without Java's traces of calls.
 fn said(output: &[u8]) -> String {
     let text = String::from_utf8_lossy(output);
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let is_trace = |line: &str| line.starts_with("at ") || line.starts_with("... ");
+    let is_said = |line: &&str| !line.trim().is_empty() && !is_trace(line.trim());
+    let lines: Vec<&str> = text.lines().filter(is_said).collect();
     lines[lines.len().saturating_sub(12)..].join("\n")
 }
 

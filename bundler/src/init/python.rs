@@ -48,6 +48,7 @@ pub fn look(dir: &Path) -> Option<Draft> {
         draft.found.push("its modules in `src`".to_owned());
     }
     start(&mut draft, &project, &dir.join(source), source.is_empty().then_some(dir));
+    draft.sets();
     Some(draft)
 }
 

@@ -112,6 +112,7 @@ pub fn expand(node: &Node, dir: &Path) -> Result<Expansion, Diagnostic> {
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .into(),
         cwd: Some(format!("${{tree}}/{PROJECT}")),
+        kind: "node",
         examples: ("server.js", "[\"bin/node\", \"${tree}/app/server.js\"]"),
         ..Expansion::default()
     };

@@ -210,6 +210,7 @@ pub fn expand(python: &Python, dir: &Path, name: &str, quiet: bool) -> Result<Ex
     let mut expansion = Expansion {
         what: format!("CPython {} of {}", facts.release, facts.executable.display()),
         env: env(),
+        kind: "python",
         examples: ("module:function", "[\"bin/python3\", \"-m\", \"module\"]"),
         ..Expansion::default()
     };
