@@ -149,3 +149,68 @@ fn check_entry(entry: &Text, project: &Path) -> Result<(), Diagnostic> {
     let error = error.at(entry.span(), format!("looked for {}", path.display()));
     Err(error.near(near.as_deref()).help("if a build makes it, build first"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use tempfile::TempDir;
+
+    use crate::plan::{Plan, PlanEntry, PlanOptions, plan};
+
+    /// Plans a project whose Node is a script that says these parts are built in.
+    fn planned(builtins: &str, lines: &str) -> Result<Plan, String> {
+        let folder = TempDir::new().expect("a temporary folder");
+        let path = |path: &str| folder.path().join(path);
+        let node = path("node_modules/node/bin/node").display().to_string();
+        let facts = format!(r#"{{"executable": "{node}", "version": "v20.1.0", "builtins": {builtins}}}"#);
+        for (file, text) in [
+            ("node_modules/node/bin/node", format!("#!/bin/sh\ncat <<'EOF'\n{facts}\nEOF\n")),
+            ("node_modules/express/index.js", String::new()),
+            ("dist/server.js", String::new()),
+            (".env", String::new()),
+            (
+                "kitbag.toml",
+                format!(
+                    "name = \"web\"\nversion = \"1\"\n[app.node]\ninterpreter = \"node_modules/node/bin/node\"\n{lines}"
+                ),
+            ),
+        ] {
+            let file = path(file);
+            fs::create_dir_all(file.parent().expect("a parent")).expect("folders");
+            fs::write(&file, text).expect("a file");
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("a mode");
+        }
+        let options = PlanOptions { output: Some(path("out")), quiet: true, ..PlanOptions::default() };
+        plan(folder.path(), &options).map_err(|failure| failure.render(false))
+    }
+
+    const WHOLE: &str = r#"["deps/cjs-module-lexer/lexer.js", "deps/undici/undici.js"]"#;
+
+    #[test]
+    fn it_brings_node_the_project_and_its_modules() {
+        let plan = planned(WHOLE, "entry = \"dist/server.js\"\n").unwrap();
+        let paths: Vec<String> = plan.entries.iter().map(PlanEntry::shown).collect();
+        for path in ["bin/node", "app/dist/server.js", "app/node_modules/express/index.js"] {
+            assert!(paths.iter().any(|found| found == path), "{path} in {paths:?}");
+        }
+        assert!(!paths.iter().any(|path| path == "app/.env" || path == "app/node_modules/node"), "{paths:?}");
+        let manifest = plan.manifest.to_text();
+        assert!(manifest.contains("${tree}/app/dist/server.js"), "{manifest}");
+    }
+
+    #[test]
+    fn a_node_that_reads_its_library_from_a_fixed_place_is_refused() {
+        let message = planned("[]", "entry = \"dist/server.js\"\n").unwrap_err();
+        assert!(message.contains("cannot be moved to another host"), "{message}");
+        assert!(message.contains("/usr/share/nodejs") && message.contains("npm install"), "{message}");
+    }
+
+    #[test]
+    fn an_entry_that_is_not_there_is_shown_with_what_was_meant() {
+        let message = planned(WHOLE, "entry = \"dist/sever.js\"\n").unwrap_err();
+        assert!(message.contains("kitbag.toml:5:9"), "{message}");
+        assert!(message.contains("did you mean `dist/server.js`?"), "{message}");
+    }
+}
