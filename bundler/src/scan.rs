@@ -267,7 +267,7 @@ impl Memory {
 
 /// The bounds of cuts, and the version of what is remembered beside them.
 fn rules() -> [u64; 4] {
-    [FRAME.least, FRAME.average, FRAME.most, 2]
+    [FRAME.least, FRAME.average, FRAME.most, 3]
 }
 
 fn read(path: &Path) -> Option<Vec<(Vec<u8>, Scanned)>> {
