@@ -323,7 +323,6 @@ impl Image<'_> {
         let value = |wanted: u64| entries.iter().rev().find(|(tag, _)| *tag == wanted).map(|(_, value)| *value);
         facts.flags_1 = value(DT_FLAGS_1).unwrap_or(0);
         let Some(texts) = value(DT_STRTAB) else { return Ok(()) };
-        let texts = self.offset(texts)?;
         for (_, at) in entries.iter().filter(|(tag, _)| *tag == DT_NEEDED) {
             facts.needed.push(self.text(texts, *at)?);
         }
@@ -356,8 +355,12 @@ impl Image<'_> {
         Ok(entries)
     }
 
+    /// A text of the table at address `texts`, by its address: loaders do not mind where the table ends, and a search
+    /// path that was put into a segment of its own (`rewrite.rs`) lies behind that.
     fn text(&mut self, texts: u64, at: u64) -> Result<Vec<u8>, ElfError> {
-        self.reader.text(texts.checked_add(at).ok_or(ElfError::Unmapped(at))?)
+        let address = texts.checked_add(at).ok_or(ElfError::Unmapped(at))?;
+        let offset = self.offset(address)?;
+        self.reader.text(offset)
     }
 
     fn version_needs(&mut self, address: u64, count: u64, texts: u64) -> Result<Vec<VersionNeed>, ElfError> {
