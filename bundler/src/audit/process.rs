@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use kitbag_closure::facts::{Facts, Kind};
+use kitbag_closure::facts::{Facts, Kind, Target};
 use kitbag_closure::search::Libc;
 use kitbag_closure::tree::{Listing, Tree};
 use kitbag_format::slots::TREE;
@@ -93,6 +93,9 @@ pub fn is_libc(name: &[u8]) -> bool {
     glibc.iter().any(|begin| name.starts_with(begin)) || name.starts_with(b"ld64.so.") || name == b"ld.so.1"
 }
 
+/// The loader of the programs that may load a module, the host's if it is any one's; and the folders they search.
+type Around = (Loader, BTreeSet<Vec<u8>>);
+
 /// The tree for lookups.
 pub struct World<'a> {
     objects: &'a [Object],
@@ -120,9 +123,9 @@ impl<'a> World<'a> {
             let object = &self.objects[*number];
             object.facts.kind == Kind::Library && !needed.contains(number) && !object.is_variant()
         };
-        let modules = (0..self.objects.len()).filter(is_module).map(|number| self.module(number, &processes));
-        let modules: Vec<Process> = modules.collect();
-        processes.extend(modules);
+        let arounds = self.arounds(&processes);
+        let modules = (0..self.objects.len()).filter(is_module);
+        processes.extend(modules.map(|number| self.module(number, &arounds)));
         processes
     }
 
@@ -145,18 +148,26 @@ impl<'a> World<'a> {
         process
     }
 
+    /// What modules find where they are loaded, for each kind of program in the bundle.
+    fn arounds(&self, processes: &[Process]) -> HashMap<Target, Around> {
+        let mut arounds: HashMap<Target, Around> = HashMap::new();
+        for process in processes.iter().filter(|process| process.loader != Loader::None) {
+            let target = self.objects[process.main].facts.target;
+            let around = arounds.entry(target).or_insert_with(|| (process.loader.clone(), BTreeSet::new()));
+            if process.is_hosts() {
+                around.0 = Loader::Host(None);
+            }
+            around.1.extend(self.inherited(process.main));
+        }
+        arounds
+    }
+
     /// A module is loaded by some program: by those of the bundle that can load its kind, or else by the host's.
-    fn module(&self, main: usize, processes: &[Process]) -> Process {
-        let target = self.objects[main].facts.target;
-        let fits = |process: &&Process| {
-            self.objects[process.main].facts.target == target && process.loader != Loader::None
-        };
-        let programs: Vec<&Process> = processes.iter().filter(fits).collect();
-        let loader = programs.first().filter(|_| programs.iter().all(|process| !process.is_hosts()));
-        let loader = loader.map_or(Loader::Host(None), |process| process.loader.clone());
+    fn module(&self, main: usize, arounds: &HashMap<Target, Around>) -> Process {
+        let around = arounds.get(&self.objects[main].facts.target);
+        let loader = around.map_or(Loader::Host(None), |(loader, _)| loader.clone());
         let mut process = Process { main, loader, loaded: vec![main], unmet: BTreeSet::new() };
-        let folders: Vec<Vec<u8>> =
-            programs.iter().flat_map(|process| self.inherited(process.main)).collect();
+        let folders: Vec<Vec<u8>> = around.iter().flat_map(|(_, folders)| folders.iter().cloned()).collect();
         self.fill(&mut process, &folders);
         process
     }

@@ -29,7 +29,8 @@ type Source = (&'static str, Option<&'static str>, Option<Version>);
 /// Paths of the host below one folder.
 #[derive(Default)]
 struct Group<'a> {
-    paths: Vec<&'a str>,
+    /// Each with true if only files mention it that came along.
+    paths: Vec<(bool, &'a str)>,
     files: BTreeSet<&'a [u8]>,
     in_bundle: usize,
 }
@@ -83,9 +84,9 @@ impl Report<'_> {
     /// Text, aligned; findings last, a line each.
     pub fn to_text(&self) -> String {
         let manifest = &self.survey.manifest;
-        let mut lines = Lines(format!("{} {}\n", manifest.name, manifest.version));
-        for (machine, files) in self.machines() {
-            lines.add("machine", format!("{machine}: {files} files"));
+        let mut lines = Lines { text: format!("{} {}\n", manifest.name, manifest.version), label: "" };
+        for (machine, count) in self.machines() {
+            lines.add("machine", format!("{machine}: {}", files(count)));
         }
         let kernel = self.kernel().map(|(least, files)| format!("Linux {least} or later: {}", some(&files)));
         lines.add("kernel", kernel.unwrap_or_else(|| "no file says which".to_owned()));
@@ -97,7 +98,7 @@ impl Report<'_> {
         }
         if let Some((level, files)) = self.level_used().filter(|(level, _)| *level > Level(1)) {
             lines.add(
-                "",
+                "processor",
                 format!("instructions of {level} occur in {}, perhaps behind a check", some(&files)),
             );
         }
@@ -107,9 +108,9 @@ impl Report<'_> {
             "permissions",
             "nothing is setuid, setgid or writable for others: a bundle cannot say so".to_owned(),
         );
-        lines.0.push_str(&self.sizes_text());
+        lines.text.push_str(&self.sizes_text());
         for finding in self.findings {
-            lines.0.push_str(&format!(
+            lines.text.push_str(&format!(
                 "finding: {}: {}: {}; {}\n",
                 finding.check,
                 some(&finding.files),
@@ -117,7 +118,7 @@ impl Report<'_> {
                 finding.fix
             ));
         }
-        lines.0
+        lines.text
     }
 
     fn needs_text(&self, lines: &mut Lines) {
@@ -150,33 +151,33 @@ impl Report<'_> {
         scripts
     }
 
+    /// The paths worth looking at: what the app's own files mention first.
     fn paths_text(&self, lines: &mut Lines) {
         let mentions = self.survey.mentions();
         let mut groups: BTreeMap<&str, Group> = BTreeMap::new();
-        for (path, objects) in mentions.iter().filter(|(path, _)| Place::of(path) == Place::Host) {
+        for (path, objects) in mentions.iter().filter(|(path, objects)| is_worth_a_look(path, objects)) {
             let group = groups.entry(paths::group(path)).or_default();
-            group.paths.push(path);
+            let came_along = objects.iter().all(|object| object.path.starts_with(b".kitbag/"));
+            group.paths.push((came_along, path));
             group.files.extend(objects.iter().map(|object| object.path.as_slice()));
             group.in_bundle += usize::from(self.is_in_bundle(path));
         }
-        for (folder, group) in &groups {
-            let (paths, files) = (group.paths.len(), group.files.len());
+        let told: usize = groups.values().map(|group| group.paths.len()).sum();
+        for (folder, mut group) in groups {
+            group.paths.sort_unstable();
+            let paths: Vec<String> = group.paths.iter().map(|(_, path)| shown(path.as_bytes())).collect();
             let held = match group.in_bundle {
                 0 => String::new(),
                 held => format!("; the bundle has {held} of them in its own tree"),
             };
-            let first = group.paths.first().map_or("", |path| *path);
-            let who =
-                mentions.get(first).and_then(|objects| objects.first()).map(|object| shown(&object.path));
-            let who = who.unwrap_or_default();
             lines
-                .add("mentions", format!("{folder}: {paths} paths in {files} files, {first} in {who}{held}"));
+                .add("mentions", format!("{folder} in {}: {}{held}", files(group.files.len()), some(&paths)));
         }
-        let (all, told) = (mentions.len(), groups.values().map(|group| group.paths.len()).sum::<usize>());
-        if all > told {
+        if mentions.len() > told {
+            let more = mentions.len() - told;
             lines.add(
-                "",
-                format!("and {} of the kernel or for temporary files: --json lists all", all - told),
+                "mentions",
+                format!("and {more} of the kernel, of libc, for temporary files; --json has all"),
             );
         }
     }
@@ -237,6 +238,15 @@ impl Report<'_> {
     }
 }
 
+/// The kernel's files are everywhere, and every bundle with a libc mentions what libc does.
+fn is_worth_a_look(path: &str, objects: &[&Object]) -> bool {
+    Place::of(path) == Place::Host && objects.iter().any(|object| !object.is_libc())
+}
+
+fn files(count: usize) -> String {
+    if count == 1 { "1 file".to_owned() } else { format!("{count} files") }
+}
+
 fn source(process: &Process, objects: &[Object]) -> Source {
     let name = process.libc(objects).map(|libc| match libc {
         Libc::Glibc => "glibc",
@@ -250,11 +260,16 @@ fn source(process: &Process, objects: &[Object]) -> Source {
 }
 
 /// Aligned lines.
-struct Lines(String);
+struct Lines {
+    text: String,
+    label: &'static str,
+}
 
 impl Lines {
     /// A label stands at the first of its lines.
-    fn add(&mut self, label: &str, value: String) {
-        self.0.push_str(&format!("  {label:<12}{value}\n"));
+    fn add(&mut self, label: &'static str, value: String) {
+        let shown = if self.label == label { "" } else { label };
+        self.text.push_str(&format!("  {shown:<12}{value}\n"));
+        self.label = label;
     }
 }

@@ -46,6 +46,14 @@ impl Object {
         memmem::find(&self.path, b"glibc-hwcaps/").is_some()
     }
 
+    /// True for the C library and its loader.
+    pub fn is_libc(&self) -> bool {
+        let names: [&[u8]; 5] = [b"libc.so", b"libc.musl-", b"ld-linux", b"ld-musl-", b"ld64.so"];
+        let name = self.facts.soname.as_deref().unwrap_or(&self.path);
+        let name = name.rsplit(|byte| *byte == b'/').next().unwrap_or(name);
+        names.iter().any(|begin| name.starts_with(begin))
+    }
+
     /// The least level of x86-64 that it says it needs.
     pub fn level(&self) -> Option<Level> {
         self.facts.x86_level().max(self.go_level).map(Level)
