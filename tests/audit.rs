@@ -17,7 +17,7 @@ fn audit<S: AsRef<std::ffi::OsStr>>(bundle: &Bundle, args: impl IntoIterator<Ite
 
 #[track_caller]
 fn json<S: AsRef<std::ffi::OsStr>>(bundle: &Bundle, args: impl IntoIterator<Item = S>) -> Value {
-    let outcome = audit(bundle, args);
+    let outcome = Cmd::kitbag(["audit", "--json"]).arg(&bundle.file).args(args).run();
     serde_json::from_slice(&outcome.stdout).unwrap_or_else(|error| panic!("{error}\n{outcome}"))
 }
 
@@ -164,6 +164,40 @@ fn a_library_of_the_host_is_a_finding_unless_it_is_granted() {
     // In the folder that the program searches it is the bundle's.
     let app = App::new(OPEN).program("bin/app", &program).program("lib/libgreet.so.1", &library);
     audit(&app.pack(), ["--glibc", "2.99"]).succeeds();
+}
+
+#[test]
+fn a_library_that_was_left_out_is_a_finding_as_no_host_can_help() {
+    if !tools(&["gcc"]) {
+        return;
+    }
+    let folder = Folder::new();
+    let library = folder.join("libgreet.so");
+    std::fs::write(folder.join("greet.c"), "int greet(void) { return 0; }").unwrap();
+    let gcc = Cmd::new("gcc").args(["-shared", "-Wl,-soname,libgreet.so.1", "-o"]).arg(&library);
+    gcc.arg(folder.join("greet.c")).run().succeeds();
+    let source = "int greet(void);\nint main(void) { return greet(); }";
+    let program = compiled(&folder, source, &[library.to_str().unwrap()]);
+    let manifest = "command = [\"bin/app\"]\n[closure]\noptional = [\"libgreet.so.*\"]\n";
+    let outcome = audit(&tool(manifest, &program), ["--glibc", "2.99"]).exits(FOUND);
+    outcome.prints("finding: library: bin/app: libgreet.so.1, which is not in the bundle; ");
+}
+
+#[test]
+fn musl_comes_along_as_its_loader() {
+    if !tools(&["musl-gcc"]) {
+        return;
+    }
+    let folder = Folder::new();
+    std::fs::write(folder.join("app.c"), "int main(void) { return 0; }").unwrap();
+    let program = folder.join("app");
+    Cmd::new("musl-gcc").arg(folder.join("app.c")).arg("-o").arg(&program).run().succeeds();
+    let closed = tool("command = [\"bin/app\"]\n", &program);
+    audit(&closed, ["--self-contained"]).succeeds().prints("libc        musl comes along: bin/app\n");
+    let open = tool(OPEN, &program);
+    let outcome = audit(&open, ["--glibc", "2.99"]).exits(FOUND).prints("the host's musl: bin/app\n");
+    outcome.prints("finding: loader: bin/app: the host's loader /lib/ld-musl-");
+    audit(&open, ["--allow", "/lib/ld-musl-*"]).succeeds();
 }
 
 #[test]

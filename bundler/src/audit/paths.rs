@@ -16,7 +16,7 @@ const CERTAIN: &[&str] = &["etc", "usr", "var", "opt"];
 /// Source files are named in messages; nobody opens them.
 const SOURCES: &[&str] = &[
     ".c", ".cc", ".cpp", ".cxx", ".h", ".hh", ".hpp", ".rs", ".go", ".s", ".S", ".y", ".l", ".inc", ".inl",
-    ".tcc", ".pyx", ".java", ".ml", ".f90", ".lua.c",
+    ".tcc", ".pyx", ".java", ".ml", ".f90",
 ];
 /// The longest path that a kernel takes (PATH_MAX).
 const LONGEST: usize = 4096;
@@ -126,7 +126,8 @@ fn path_at(text: &[u8], is_run_together: bool) -> Option<String> {
     let end = (0..text.len()).find(|at| ends(*at) || (text[*at] == b'/' && next(*at))).unwrap_or(text.len());
     let path = str::from_utf8(&text[..end]).ok()?.trim_end_matches(['/', '.', '*', '?', '!', ']', '}']);
     let name = path.rsplit('/').next()?;
-    let is_source = SOURCES.iter().any(|end| name.ends_with(end));
+    // Where nothing ends a text, a source file of Rust is told by its folder.
+    let is_source = SOURCES.iter().any(|end| name.ends_with(end)) || path.contains("cargo/registry/");
     let is_header = path.starts_with("/usr/include") || path.starts_with("/usr/src");
     let is_loader = name.starts_with("ld-linux") || name.starts_with("ld-musl-");
     // `/dev/null/…` is what kitbag puts into glibc's loader, a path that cannot be.

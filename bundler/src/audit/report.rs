@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::gate::{Finding, greatest, some};
 use super::limits::{Level, Version};
 use super::paths::{self, Place};
-use super::process::{Loader, Process};
+use super::process::{Loader, Process, is_libc};
 use super::survey::{Object, Survey};
 use crate::tree::shown;
 
@@ -132,7 +132,8 @@ impl Report<'_> {
             };
             lines.add("libc", format!("{source}: {}", some(&files)));
         }
-        for (name, files) in self.survey.unmet(|process| process.is_hosts()) {
+        let hosts = self.survey.unmet(|process| process.is_hosts()).into_iter();
+        for (name, files) in hosts.filter(|(name, _)| !is_libc(name.as_bytes())) {
             lines.add("library", format!("the host's {name}: {}", some(&files)));
         }
         for (name, files) in self.missing() {
@@ -177,7 +178,7 @@ impl Report<'_> {
             let more = mentions.len() - told;
             lines.add(
                 "mentions",
-                format!("and {more} of the kernel, of libc, for temporary files; --json has all"),
+                format!("and {more} of the kernel, of libc, temporary or mere folders; --json has all"),
             );
         }
     }
@@ -238,9 +239,11 @@ impl Report<'_> {
     }
 }
 
-/// The kernel's files are everywhere, and every bundle with a libc mentions what libc does.
+/// The kernel's files are everywhere, every bundle with a libc mentions what libc does, and `/usr/lib` as such says
+/// nothing of what is looked for there.
 fn is_worth_a_look(path: &str, objects: &[&Object]) -> bool {
-    Place::of(path) == Place::Host && objects.iter().any(|object| !object.is_libc())
+    let is_folder = paths::group(path) == path;
+    Place::of(path) == Place::Host && !is_folder && objects.iter().any(|object| !object.is_libc())
 }
 
 fn files(count: usize) -> String {
