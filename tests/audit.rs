@@ -217,6 +217,21 @@ fn a_processor_beyond_the_limit_is_a_finding() {
 }
 
 #[test]
+fn instructions_that_occur_are_told_and_are_no_need() {
+    if !tools(&["gcc"]) || std::env::consts::ARCH != "x86_64" {
+        return;
+    }
+    let folder = Folder::new();
+    let source = "void _start(void) { __asm__ volatile(\"vpaddd %ymm0, %ymm0, %ymm0\"); for (;;) {} }";
+    let program = compiled(&folder, source, &["-nostdlib", "-static", "-Wa,-mx86-used-note=yes"]);
+    let bundle = tool("command = [\"bin/app\"]\n", &program);
+    let outcome = audit(&bundle, ["--cpu", "x86-64"]).succeeds();
+    outcome.prints("processor   x86-64-v1\n              instructions of x86-64-v3 occur in bin/app, ");
+    let used = &json(&bundle, [""; 0])["processor"]["used"];
+    assert_eq!(*used, serde_json::json!({"least": "x86-64-v3", "files": ["bin/app"]}));
+}
+
+#[test]
 fn a_script_for_an_interpreter_of_the_host_counts_where_it_is_started() {
     let perl = "#!/usr/bin/perl\nprint 1;\n";
     let script = |app: App| app.program("bin/script", Path::new("/bin/true")).file("bin/script", perl);

@@ -202,14 +202,9 @@ impl Gate<'_> {
         });
         let over: BTreeSet<(Version, usize)> = over.collect();
         let (most, _) = over.last()?;
-        let files: BTreeSet<String> = over.iter().map(|(_, number)| self.path(*number)).collect();
+        let files = over.iter().rev().map(|(_, number)| self.path(*number)).collect();
         let fix = format!("build it where glibc is {limit}, or pack it with its closure");
-        finding(
-            "glibc",
-            format!("the host's glibc {most} or later, more than {limit}"),
-            files.into_iter().collect(),
-            fix,
-        )
+        finding("glibc", format!("the host's glibc {most} or later, more than {limit}"), files, fix)
     }
 
     /// Libraries that programs with a loader of the bundle need, and that nothing provides.

@@ -121,7 +121,8 @@ impl<'a> World<'a> {
             processes.iter().flat_map(|process| process.loaded.iter().copied()).collect();
         let is_module = |number: &usize| {
             let object = &self.objects[*number];
-            object.facts.kind == Kind::Library && !needed.contains(number) && !object.is_variant()
+            let has_needs = object.facts.kind == Kind::Library && !object.facts.needed.is_empty();
+            has_needs && !needed.contains(number) && !object.is_variant()
         };
         let arounds = self.arounds(&processes);
         let modules = (0..self.objects.len()).filter(is_module);

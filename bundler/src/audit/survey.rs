@@ -212,3 +212,26 @@ fn host_script(path: Vec<u8>, line: &[u8], started: &[Vec<u8>]) -> Option<HostSc
     let is_started = started.contains(&path);
     Some(HostScript { path, interpreter: String::from_utf8_lossy(name).into_owned(), is_started })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_go_program_tells_its_level() {
+        assert_eq!(go_level(b"path\tapp\nbuild\tGOAMD64=v3\nbuild\tvcs=git\n"), Some(3));
+        assert_eq!(go_level(b"build\tGOAMD64=v9\n"), None);
+        assert_eq!(go_level(b"build\tGOAMD64=v"), None);
+        assert_eq!(go_level(b""), None);
+    }
+
+    #[test]
+    fn a_script_of_the_bundle_needs_no_host() {
+        let host = |line: &[u8]| host_script(b"bin/x".to_vec(), line, &[b"bin/x".to_vec()]);
+        assert!(host(b"/kitbag-tree/bin/python3      ").is_none());
+        let script = host(b" /usr/bin/env -S perl -w").unwrap();
+        assert!(script.is_started && script.interpreter == "perl");
+        assert_eq!(host(b"/bin/sh -e").unwrap().interpreter, "/bin/sh");
+        assert_eq!(host(b"/usr/bin/env -i sh").unwrap().interpreter, "/usr/bin/env -i sh");
+    }
+}
