@@ -49,6 +49,20 @@ pub fn find(dir: &Path, options: &CargoOptions) -> Result<CargoPackage, Vec<Diag
     })
 }
 
+/// Packages with bins: whether it is the folder's own, its name, its bins. The folder's own stands first, or none.
+pub fn with_bins(dir: &Path) -> Vec<(bool, String, Vec<String>)> {
+    let Ok(metadata) = MetadataCommand::new().current_dir(dir).no_deps().exec() else { return Vec::new() };
+    let beside = dir.join("Cargo.toml").canonicalize().unwrap_or_default();
+    let packages = metadata.workspace_packages().into_iter().map(|package| {
+        let is_own = package.manifest_path.as_std_path() == beside;
+        let bins = choose_bins(package, &CargoOptions::default()).unwrap_or_default();
+        (is_own, package.name.to_string(), bins)
+    });
+    let mut packages: Vec<_> = packages.filter(|(_, _, bins)| !bins.is_empty()).collect();
+    packages.sort_by_key(|(is_own, ..)| !is_own);
+    packages
+}
+
 fn cannot_ask(dir: &Path, error: &cargo_metadata::Error) -> Diagnostic {
     let said = match error {
         cargo_metadata::Error::CargoMetadata { stderr } => stderr.trim().to_owned(),

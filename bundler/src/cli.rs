@@ -1,8 +1,9 @@
 //! The command line: one definition for parser, help and completions.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueHint};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 
 use crate::audit::{Level, Version};
@@ -15,6 +16,7 @@ engine, no root. It is a tool that behaves as one program, or a service bundle t
 
 const EXAMPLES: &str = "\
 Examples:
+  kitbag init                    write a kitbag.toml for what is in this folder
   kitbag run                     pack the app in this folder and run it here
   kitbag pack -o guestbook       pack it into the file `guestbook`
   scp guestbook server: && ssh server ./guestbook
@@ -53,6 +55,8 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Write a kitbag.toml for what is in a folder, or for a program
+    Init(InitArgs),
     /// Pack the app in a folder into one file
     Pack(PackArgs),
     /// Pack the app in a folder to a temporary file, and run it here
@@ -69,6 +73,46 @@ pub enum Command {
     Audit(AuditArgs),
     /// Print completions for a shell
     Completions(CompletionsArgs),
+    /// Start a bundle so that its tracer can follow it: the first half of `run --hermetic`
+    #[command(hide = true)]
+    HermeticStart(HermeticStartArgs),
+}
+
+/// `kitbag init`
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Write a kitbag.toml for what is in a folder, or for a program.\n\n\
+        It looks for a Cargo, Python or Node project, a jar and a program, and says what it found and guessed.",
+    after_help = "Examples:\n  \
+        kitbag init                this folder\n  \
+        kitbag init --as node      this folder, which is a Python project too\n  \
+        kitbag init /usr/bin/jq    a program; the kitbag.toml is written here"
+)]
+pub struct InitArgs {
+    /// The app's folder, or a program or jar
+    #[arg(default_value = ".", value_hint = ValueHint::AnyPath)]
+    pub path: PathBuf,
+    /// What to take it for [default: the first that fits]
+    #[arg(long = "as", value_name = "KIND")]
+    pub kind: Option<Kind>,
+    /// Overwrite a kitbag.toml that is there
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// What a folder can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// A Cargo project
+    Cargo,
+    /// A Python project
+    Python,
+    /// A Node project
+    Node,
+    /// A jar
+    Java,
+    /// A program, dynamic or static
+    Elf,
 }
 
 /// `kitbag pack`
@@ -114,18 +158,41 @@ pub struct PackArgs {
 #[derive(Debug, Args)]
 #[command(
     long_about = "Pack the app in a folder to a temporary file, and run it here.\n\n\
-        What stands after `--` goes to the app. The exit status is the app's.",
+        What stands after `--` goes to the app. The exit status is the app's.\n\n\
+        With --hermetic the app reaches nothing but its bundle, its state, a temporary folder and what `host` in \
+        kitbag.toml names. When it has ended, stderr gets a list of what else it reached for, as lines for \
+        kitbag.toml.",
     after_help = "Examples:\n  \
         kitbag run                   this folder\n  \
-        kitbag run app -- --help     another folder, with an argument for its program"
+        kitbag run app -- --help     another folder, with an argument for its program\n  \
+        kitbag run --hermetic        what does the app use that is not in its bundle?"
 )]
 pub struct RunArgs {
     /// The app's folder, with a kitbag.toml or a Cargo.toml
     #[arg(default_value = ".", value_hint = ValueHint::DirPath)]
     pub dir: PathBuf,
+    /// Keep the app from everything that is not in its bundle, and list what it reached for
+    #[arg(long)]
+    pub hermetic: bool,
     /// Arguments for the app
     #[arg(last = true, value_name = "ARGS")]
-    pub args: Vec<std::ffi::OsString>,
+    pub args: Vec<OsString>,
+}
+
+/// `kitbag hermetic-start`, which `kitbag run --hermetic` starts itself.
+#[derive(Debug, Args)]
+pub struct HermeticStartArgs {
+    /// A file or folder to do anything with
+    #[arg(long = "use", value_name = "PATH")]
+    pub used: Vec<PathBuf>,
+    /// A file or folder to read, and to execute from
+    #[arg(long = "read", value_name = "PATH")]
+    pub read: Vec<PathBuf>,
+    /// The bundle
+    pub file: PathBuf,
+    /// Arguments for the app
+    #[arg(last = true, value_name = "ARGS")]
+    pub args: Vec<OsString>,
 }
 
 /// `kitbag inspect`

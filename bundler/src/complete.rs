@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 use globset::GlobSet;
 use kitbag_closure::facts::Kind;
 use kitbag_closure::resolve::{self, Addition, Closure, Conflict, Input, Member, Missing, Remark, Request};
-use kitbag_closure::rewrite;
+use kitbag_closure::rewrite::{self, Edits};
 use kitbag_closure::root::Root;
 use kitbag_closure::tree::{Listing, Node, Tree};
+use kitbag_format::Digest;
 use kitbag_format::manifest::{Command, Run};
 use kitbag_format::slots::Pad;
 use rayon::prelude::*;
@@ -21,10 +22,13 @@ use rayon::prelude::*;
 use crate::diagnostic::{Diagnostic, Failure};
 use crate::origin::{Need, Origin};
 use crate::plan::{Change, Plan, PlanEntry, PlanKind};
-use crate::scan::{self, Look, Memory, Scanned, Seen, Unreadable};
+use crate::scan::{self, Changed, Look, Memory, Scanned, Seen, Unreadable};
 use crate::script::{self, Interpreter};
+use crate::sets;
 use crate::tree::shown;
 
+/// The tree's folder for what comes along.
+const FOLDER: &[u8] = b".kitbag";
 /// Places that are searched, in a message.
 const PLACES_SHOWN: usize = 12;
 
@@ -34,6 +38,8 @@ pub struct Scan {
     pub packed: Vec<Option<Scanned>>,
     /// Sources that are packed otherwise than they stand there, as they stand there.
     changed: Vec<(PathBuf, Scanned)>,
+    /// How they are packed; with empty edits, those that were looked at and stay as they are.
+    pub changes: Vec<(PathBuf, Changed)>,
 }
 
 impl Scan {
@@ -51,14 +57,31 @@ impl Scan {
 /// Completes `plan`. What cannot be completed is a [`Failure`] with exit code `MANIFEST`.
 pub fn complete(plan: &mut Plan, memory: &Memory) -> Result<Scan, Failure> {
     let packed = scan::scan(&plan.entries, memory).map_err(unreadable)?;
-    let mut draft = Draft { plan, memory, packed, changed: Vec::new(), loads: HashMap::new() };
+    reserved(plan)?;
+    let mut draft =
+        Draft { plan, memory, packed, changed: Vec::new(), changes: Vec::new(), loads: HashMap::new() };
     if draft.plan.closure.enabled {
         let scripts = draft.lead_scripts()?;
         draft.close()?;
         draft.note_loads(&scripts);
         draft.sort();
     }
-    Ok(Scan { packed: draft.packed, changed: draft.changed })
+    Ok(Scan { packed: draft.packed, changed: draft.changed, changes: draft.changes })
+}
+
+/// The tree's folder `.kitbag` is for what comes along.
+fn reserved(plan: &Plan) -> Result<(), Failure> {
+    let is_ours = |entry: &&PlanEntry| {
+        let below = entry.path.strip_prefix(FOLDER);
+        below.is_some_and(|rest| !rest.is_empty() && rest.starts_with(b"/"))
+            && !sets::is_in_place(&entry.path)
+    };
+    let Some(entry) = plan.entries.iter().find(is_ours) else { return Ok(()) };
+    let error = Diagnostic::new(format!("`{}` cannot be packed there", entry.shown()));
+    let error = error.help(
+        "the tree's folder `.kitbag` is for what comes along by itself; choose another `to`, or exclude it",
+    );
+    Err(Failure::manifest(plan.source.clone(), vec![error]))
 }
 
 fn unreadable(input: Unreadable) -> Failure {
@@ -73,6 +96,7 @@ struct Draft<'a> {
     memory: &'a Memory,
     packed: Vec<Option<Scanned>>,
     changed: Vec<(PathBuf, Scanned)>,
+    changes: Vec<(PathBuf, Changed)>,
     /// What is executed together with a program, by its tree path.
     loads: HashMap<Vec<u8>, Vec<Vec<u8>>>,
 }
@@ -121,32 +145,39 @@ impl Draft<'_> {
                 hosts.push((entry.shown(), String::from_utf8_lossy(line).trim().to_owned()));
                 continue;
             };
-            if let Some(change) = led(entry, &path, argument).map_err(unreadable)? {
-                changes.push((number, change));
-            }
+            changes.push((number, Ask::Lead { path: path.clone(), argument: argument.to_vec() }));
             scripts.insert(entry.path.clone(), path);
         }
         self.plan.warnings.extend(host_scripts(&hosts));
-        self.change(changes)?;
+        self.change(&changes)?;
         Ok(scripts)
     }
 
-    /// Changes entries, and scans them as they are then.
-    fn change(&mut self, changes: Vec<(usize, Change)>) -> Result<(), Failure> {
-        let mut numbers = Vec::new();
-        for (number, new) in changes {
-            let PlanKind::File { source, change, .. } = &mut self.plan.entries[number].kind else { continue };
-            *change = Some(Box::new(new));
-            if let Some(scanned) = self.packed[number].take() {
+    /// Changes entries as asked for.
+    fn change(&mut self, asked: &[(usize, Ask)]) -> Result<(), Failure> {
+        let made: Result<Vec<_>, Unreadable> = asked
+            .par_iter()
+            .map(|(number, ask)| match &self.plan.entries[*number].kind {
+                PlanKind::File { source, seen, .. } => {
+                    scan::change(source, *seen, ask.name(), self.memory, |bytes| ask.edits(bytes)).map(Some)
+                }
+                _ => Ok(None),
+            })
+            .collect();
+        for ((number, ask), made) in asked.iter().zip(made.map_err(unreadable)?) {
+            let (PlanKind::File { source, change, .. }, Some(made)) =
+                (&mut self.plan.entries[*number].kind, made)
+            else {
+                continue;
+            };
+            self.changes.push((source.clone(), made.clone()));
+            if made.edits.is_empty() {
+                continue;
+            }
+            *change = Some(Box::new(Change { edits: made.edits, pad: ask.pad() }));
+            if let Some(scanned) = self.packed[*number].replace(made.scanned) {
                 self.changed.push((source.clone(), scanned));
             }
-            numbers.push(number);
-        }
-        let entries = &self.plan.entries;
-        let scanned: Result<Vec<_>, _> =
-            numbers.par_iter().map(|number| scan::scan_entry(&entries[*number], self.memory)).collect();
-        for (number, scanned) in numbers.into_iter().zip(scanned.map_err(unreadable)?) {
-            self.packed[number] = scanned;
         }
         Ok(())
     }
@@ -226,16 +257,14 @@ impl Draft<'_> {
         let wanted = |number: usize| {
             let entry = &self.plan.entries[number];
             match &entry.kind {
-                PlanKind::File { source, .. } => Some((number, source, closure.requests.get(&entry.path)?)),
+                PlanKind::File { .. } => {
+                    Some((number, Ask::Rewrite(closure.requests.get(&entry.path)?.clone())))
+                }
                 _ => None,
             }
         };
         let wanted: Vec<_> = (0..self.plan.entries.len()).filter_map(wanted).collect();
-        let changes: Result<Vec<_>, Failure> = wanted
-            .into_par_iter()
-            .filter_map(|(number, source, request)| changed(number, source, request))
-            .collect();
-        self.change(changes?)
+        self.change(&wanted)
     }
 
     /// Notes for each command what is executed together with its program.
@@ -273,26 +302,38 @@ fn file(source: &Path) -> Result<PlanKind, Unreadable> {
     Ok(PlanKind::File { source: source.to_owned(), executable, seen: Seen::from(&found), change: None })
 }
 
-/// The script of `entry` with a first line that leads to `path`. `None`: that is too long for a first line.
-fn led(entry: &PlanEntry, path: &[u8], argument: &[u8]) -> Result<Option<Change>, Unreadable> {
-    let PlanKind::File { source, .. } = &entry.kind else { return Ok(None) };
-    let bytes =
-        fs::read(source).map_err(|error| Unreadable { path: source.clone(), why: error.to_string() })?;
-    Ok(script::lead_to(&bytes, path, argument).map(|edits| Change { edits, pad: Pad::Space }))
+/// What a file is to become.
+enum Ask {
+    /// A script that starts with the program at this path of the tree.
+    Lead { path: Vec<u8>, argument: Vec<u8> },
+    /// An ELF file that finds what it needs in the bundle.
+    Rewrite(Request),
 }
 
-/// What becomes of an ELF file; `None` if it stays as it is.
-fn changed(number: usize, source: &Path, request: &Request) -> Option<Result<(usize, Change), Failure>> {
-    let fail = |why: String| unreadable(Unreadable { path: source.to_owned(), why });
-    let bytes = match fs::read(source) {
-        Ok(bytes) => bytes,
-        Err(error) => return Some(Err(fail(error.to_string()))),
-    };
-    match rewrite::rewrite(&bytes, request) {
-        Ok(edits) if edits.is_empty() => None,
-        Ok(edits) => Some(Ok((number, Change { edits, pad: Pad::Nul }))),
-        Err(error) => Some(Err(fail(error.to_string())
-            .help("exclude it, or pack without what it needs: `[closure]` and below it `enabled = false`"))),
+impl Ask {
+    /// Equal ones change equal files equally.
+    fn name(&self) -> Digest {
+        let text = match self {
+            Self::Lead { path, argument } => format!("lead {path:?} {argument:?}"),
+            Self::Rewrite(request) => format!("rewrite {request:?}"),
+        };
+        Digest::of(text.as_bytes())
+    }
+
+    /// What follows the text in its slots.
+    fn pad(&self) -> Pad {
+        match self {
+            Self::Lead { .. } => Pad::Space,
+            Self::Rewrite(_) => Pad::Nul,
+        }
+    }
+
+    fn edits(&self, bytes: &[u8]) -> Result<Edits, String> {
+        match self {
+            Self::Lead { path, argument } => script::lead_to(bytes, path, argument)
+                .ok_or_else(|| format!("`{}` is too long a path for its first line", shown(path))),
+            Self::Rewrite(request) => rewrite::rewrite(bytes, request).map_err(|error| error.to_string()),
+        }
     }
 }
 

@@ -98,7 +98,7 @@ pub fn write(
     let writer = Writer::new(target.file()?, RUNTIME, head_at)?;
     let job = Job { plan, scanned: &scan.packed, layout: &layout, base, progress };
     let (writer, reused) = thread::scope(|scope| {
-        scope.spawn(|| memory.keep(|| scan.sources(plan)));
+        scope.spawn(|| memory.keep(|| scan.sources(plan), &scan.changes));
         job.run(writer, &target.file)
     })?;
     let index = Index { frames: Vec::new(), entries: layout.entries.clone() };

@@ -9,17 +9,21 @@ mod complete;
 mod diagnostic;
 mod executable;
 mod frames;
+mod hermetic;
+mod init;
 mod inspect;
 mod manifest;
 mod origin;
 mod pack;
 mod payload;
 mod plan;
+mod preset;
 mod progress;
 mod read;
 mod run;
 mod scan;
 mod script;
+mod sets;
 mod tar_header;
 mod tree;
 
@@ -46,6 +50,7 @@ fn main() -> ExitCode {
 /// Does what the command line says.
 fn run(command: Command) -> Result<(), Failure> {
     match command {
+        Command::Init(args) => init::init(&args),
         Command::Pack(args) => pack::pack(&args),
         Command::Run(args) => run::run(&args),
         Command::Inspect(args) => match &args.why {
@@ -61,6 +66,7 @@ fn run(command: Command) -> Result<(), Failure> {
             clap_complete::generate(args.shell, &mut Cli::command(), "kitbag", &mut script);
             print(&script)
         }
+        Command::HermeticStart(args) => hermetic::start::start(&args),
     }
 }
 

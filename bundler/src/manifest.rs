@@ -13,6 +13,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::diagnostic::{Diagnostic, Failure, Source, near_miss};
+use crate::preset::Preset;
 use crate::read::{Key, Reader, Section, Text};
 
 /// The file's name.
@@ -36,7 +37,9 @@ const TOP: &[Key] = &[
     ("exclude", "exclude = [\"*.bak\"]"),
     ("compression", "compression = 3"),
     ("closure", "[closure]"),
+    ("host", "host = [\"/etc/resolv.conf\"]"),
     ("cargo", "[cargo]"),
+    ("app", "[app.python]"),
     ("include", "[[include]]"),
     ("seed", "[[seed]]"),
     ("command", "command = [\"bin/tool\", \"--flag\"]"),
@@ -51,7 +54,11 @@ const CARGO: &[Key] = &[
     ("profile", "profile = \"release\""),
     ("target", "target = \"x86_64-unknown-linux-gnu\""),
 ];
-const CLOSURE: &[Key] = &[("enabled", "enabled = false"), ("optional", "optional = [\"libtk*.so*\"]")];
+const CLOSURE: &[Key] = &[
+    ("enabled", "enabled = false"),
+    ("optional", "optional = [\"libtk*.so*\"]"),
+    ("sets", "sets = [\"certificates\"]"),
+];
 const INCLUDE: &[Key] = &[
     ("from", "from = \"templates\""),
     ("to", "to = \"share/templates\""),
@@ -142,8 +149,12 @@ pub struct SourceManifest {
     pub compression: Option<i32>,
     /// `[closure]`
     pub closure: ClosureOptions,
+    /// `host`: absolute paths in normal form.
+    pub host: Vec<Text>,
     /// `[cargo]`
     pub cargo: CargoOptions,
+    /// `[app.KIND]`
+    pub app: Option<Preset>,
     /// `[[include]]`
     pub includes: Vec<Include>,
     /// No include had to be dropped for an error.
@@ -161,11 +172,13 @@ pub struct ClosureOptions {
     pub enabled: bool,
     /// `optional`: patterns of libraries that may be missing.
     pub optional: Vec<Text>,
+    /// `sets`: names of [`crate::sets`].
+    pub sets: Vec<Text>,
 }
 
 impl Default for ClosureOptions {
     fn default() -> Self {
-        Self { enabled: true, optional: Vec::new() }
+        Self { enabled: true, optional: Vec::new(), sets: Vec::new() }
     }
 }
 
@@ -206,7 +219,7 @@ impl Default for CargoOptions {
 }
 
 /// `[[include]]`
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Include {
     /// File or folder, relative to the manifest's folder or absolute.
     pub from: Text,
@@ -214,6 +227,8 @@ pub struct Include {
     pub to: String,
     /// Patterns of what to leave out.
     pub exclude: Vec<Text>,
+    /// A preset's: links that lead out of it bring what they lead to, and not every pattern matches.
+    pub follow: bool,
 }
 
 /// `[[seed]]`
@@ -318,6 +333,7 @@ fn no_folder(dir: &Path) -> Failure {
 fn no_manifest(dir: &Path) -> Failure {
     let title = format!("nothing in `{}` says what to pack", dir.display());
     Failure::new(exit::MANIFEST, title)
+        .help("`kitbag init` writes a kitbag.toml for a Cargo, Python or Node project, a jar or a program")
         .help(EXAMPLE)
         .help("a Cargo package needs no manifest: its Cargo.toml is enough")
 }
@@ -395,9 +411,11 @@ pub fn read(text: &str, table: &Spanned<&DeTable<'_>>) -> (SourceManifest, Vec<D
     if let Some(version) = &manifest.version {
         reader.check(version, version_fault(version.get_ref()), "bad version");
     }
+    manifest.host = reader.host(&top);
     let before = reader.errors.len();
     manifest.closure = reader.closure(&top);
     manifest.cargo = reader.cargo(&top);
+    manifest.app = reader.app(&top);
     manifest.includes = reader.includes(&top);
     manifest.includes_whole = reader.errors.len() == before;
     manifest.seeds = reader.seeds(&top);
@@ -427,7 +445,18 @@ impl Reader<'_> {
         let section = self.section("`[closure]`", table.get_ref(), table.span(), CLOSURE);
         options.enabled = self.boolean(&section, "enabled").unwrap_or(true);
         options.optional = self.patterns(&section, "optional");
+        options.sets = self.strings(&section, "sets").map(Spanned::into_inner).unwrap_or_default();
+        self.unique("the set", options.sets.iter());
         options
+    }
+
+    fn host(&mut self, top: &Section<'_>) -> Vec<Text> {
+        let paths = self.strings(top, "host").map(Spanned::into_inner).unwrap_or_default();
+        for path in &paths {
+            self.check(path, host_fault(path.get_ref()), "bad path in `host`");
+        }
+        self.unique("the path", paths.iter());
+        paths
     }
 
     fn cargo(&mut self, top: &Section<'_>) -> CargoOptions {
@@ -470,7 +499,7 @@ impl Reader<'_> {
             None if section.get("to").is_some() => return None,
             None => self.place_of(&from)?,
         };
-        Some(Include { from, to, exclude })
+        Some(Include { from, to, exclude, follow: false })
     }
 
     /// The place in the tree of what lies at `from`, where no other is given: the same.
@@ -740,6 +769,21 @@ pub fn name_fault(name: &str) -> Option<String> {
         }
         bytes if bytes.len() > 64 => "expected 64 characters at most",
         _ => return None,
+    };
+    Some(fault.to_owned())
+}
+
+/// What is wrong with a path of the host, if anything.
+fn host_fault(path: &str) -> Option<String> {
+    let mut names = path.split('/').skip(1);
+    let fault = if !path.starts_with('/') || path == "/" {
+        "expected an absolute path of a file or folder, such as `/etc/resolv.conf`"
+    } else if path.contains('\0') {
+        "a path cannot contain NUL"
+    } else if names.any(|name| matches!(name, "" | "." | "..")) {
+        "expected a path without `.`, `..`, doubled `/` or `/` at its end"
+    } else {
+        return None;
     };
     Some(fault.to_owned())
 }

@@ -55,6 +55,9 @@ pub fn completed(plan: &mut Plan, memory: &Memory) -> Result<Scan, Failure> {
     for warning in &plan.warnings {
         let _ = writeln!(io::stderr(), "warning: {warning}");
     }
+    for note in &plan.notes {
+        let _ = writeln!(io::stderr(), "note: {note}");
+    }
     scan
 }
 

@@ -15,8 +15,10 @@ use crate::cargo::{self, CargoPackage};
 use crate::diagnostic::{Diagnostic, Failure, Source};
 use crate::manifest::{self, CommandSource, Project, RunSource, name_fault, version_fault};
 use crate::origin::Origin;
+use crate::preset::{self, Expansion};
 use crate::read::Text;
 use crate::scan::Seen;
+use crate::sets::{self, Brought};
 use crate::tree::{self, Kind, Node, Planter, Tree, shown};
 
 /// zstd's own default.
@@ -39,8 +41,12 @@ pub struct Plan {
     pub origins: Vec<Origin>,
     /// The file that the manifest stands in, for errors.
     pub source: Source,
+    /// Files and folders of the host that the app may use, absolute; [`crate::hermetic`] alone asks for them.
+    pub host: Vec<PathBuf>,
     /// One sentence each.
     pub warnings: Vec<String>,
+    /// What a preset found and took, one sentence each.
+    pub notes: Vec<String>,
 }
 
 /// How the needs of dynamic programs are met.
@@ -169,6 +175,11 @@ struct Draft<'a> {
     options: &'a PlanOptions,
     errors: Vec<Diagnostic>,
     warnings: Vec<String>,
+    notes: Vec<String>,
+    /// What the preset stands for; `None` where there is none, or one that failed.
+    expansion: Option<Expansion>,
+    /// What the closure's sets stand for.
+    sets: Brought,
     tree: Tree,
     /// The tree has everything in it, so that what is missing is an error.
     whole: bool,
@@ -177,7 +188,18 @@ struct Draft<'a> {
 impl<'a> Draft<'a> {
     fn new(project: &'a Project, package: Option<&'a CargoPackage>, options: &'a PlanOptions) -> Self {
         let errors = project.errors.clone();
-        Self { project, package, options, errors, warnings: Vec::new(), tree: Tree::default(), whole: false }
+        Self {
+            project,
+            package,
+            options,
+            errors,
+            warnings: Vec::new(),
+            notes: Vec::new(),
+            expansion: None,
+            sets: Brought::default(),
+            tree: Tree::default(),
+            whole: false,
+        }
     }
 
     fn finish(mut self, bins: &BTreeMap<String, PathBuf>) -> Result<Plan, Failure> {
@@ -185,9 +207,12 @@ impl<'a> Draft<'a> {
         let name = self.name();
         let version = self.version();
         let output = self.output(&name);
+        self.bring_sets();
+        self.expand(&name);
         self.grow_tree(&output, bins);
         let run = self.run();
         let seeds = self.seeds();
+        let host = self.host();
         let (Some(run), true) = (run, self.errors.is_empty()) else {
             return Err(Failure::manifest(self.project.source.clone(), self.errors));
         };
@@ -204,15 +229,38 @@ impl<'a> Draft<'a> {
             closure,
             origins: Vec::new(),
             source: self.project.source.clone(),
+            host,
             warnings: self.warnings,
+            notes: self.notes,
         })
+    }
+
+    fn bring_sets(&mut self) {
+        match sets::expand(&self.project.manifest.closure.sets, &self.root()) {
+            Ok(sets) => self.sets = sets,
+            Err(errors) => self.errors.extend(errors),
+        }
+        self.warnings.append(&mut self.sets.warnings);
+    }
+
+    /// The file system that programs are from.
+    fn root(&self) -> PathBuf {
+        self.options.root.clone().unwrap_or_else(|| PathBuf::from("/"))
+    }
+
+    /// Finds what the preset stands for. That may take long, so mistakes come first.
+    fn expand(&mut self, name: &str) {
+        let Some(app) = self.project.manifest.app.as_ref().filter(|_| self.errors.is_empty()) else { return };
+        match app.expand(&self.project.dir, name, self.options.quiet) {
+            Ok(expansion) => self.expansion = Some(expansion),
+            Err(error) => self.errors.push(error),
+        }
     }
 
     fn closure(&self) -> ClosurePlan {
         let options = &self.project.manifest.closure;
         let optional = tree::glob_set(options.optional.iter()).unwrap_or_default();
-        let root = self.options.root.clone().unwrap_or_else(|| PathBuf::from("/"));
-        ClosurePlan { enabled: options.enabled, optional, root }
+        ClosurePlan { enabled: options.enabled, optional, root: self.root() }
     }
 
     fn name(&mut self) -> String {
@@ -265,13 +313,21 @@ impl<'a> Draft<'a> {
         let source = &self.project.manifest;
         let output = fs::metadata(output).ok().filter(fs::Metadata::is_file);
         let output = output.map(|metadata| tree::id(&metadata));
-        let mut planter = Planter::new(&self.project.dir, &source.includes, &source.exclude, output);
+        let mut includes = source.includes.clone();
+        let own = includes.len();
+        includes.extend(self.expansion.iter().flat_map(|expansion| expansion.includes.iter().cloned()));
+        includes.extend(self.sets.includes.iter().cloned());
+        let mut planter = Planter::new(&self.project.dir, &includes, &source.exclude, output);
+        for (place, target) in self.expansion.iter().flat_map(|expansion| &expansion.links) {
+            planter.link(place, target, own);
+        }
         for (bin, path) in bins {
             let seen = fs::metadata(path).map_or_else(|_| Seen::default(), |found| Seen::from(&found));
             planter.bin(bin, path.clone(), seen);
         }
         let (mut tree, unused) = planter.plant();
-        self.whole = source.includes_whole && tree.errors.is_empty();
+        let expanded = source.app.is_none() || self.expansion.is_some();
+        self.whole = source.includes_whole && expanded && tree.errors.is_empty();
         self.errors.append(&mut tree.errors);
         for pattern in unused {
             let line = self.project.source.line(pattern.span().start);
@@ -282,18 +338,33 @@ impl<'a> Draft<'a> {
             self.warnings.push(format!("the link `{link}` leads to `{target}`, where the tree has nothing"));
         }
         self.tree = tree;
+        if let Some(expansion) = &mut self.expansion {
+            self.warnings.append(&mut expansion.warnings);
+            if !self.options.quiet {
+                self.notes.push(expansion.note(&self.tree, own));
+            }
+            if self.errors.is_empty()
+                && let Err(error) = expansion.complete(&mut self.tree)
+            {
+                self.errors.push(error);
+            }
+        }
     }
 
     fn run(&mut self) -> Option<Run> {
         match &self.project.manifest.run {
             RunSource::Wrong => None,
+            RunSource::None if self.project.manifest.app.is_some() => self.entry().map(Run::Command),
             RunSource::None => self.only_bin().map(Run::Command),
             RunSource::Command(command) => self.command(command).map(Run::Command),
             RunSource::Services(services) => {
+                self.needs_no_entry();
+                let cwd = self.expansion.as_ref().and_then(|expansion| expansion.cwd.clone());
                 let mut run = BTreeMap::new();
                 for (name, service) in services {
+                    let command = self.command(&service.command).unwrap_or_default();
                     let service = Service {
-                        command: self.command(&service.command).unwrap_or_default(),
+                        command: Command { cwd: command.cwd.or_else(|| cwd.clone()), ..command },
                         restart: service.restart,
                         stop_signal: service.stop_signal.clone(),
                         stop_timeout_ms: service.stop_timeout_ms,
@@ -305,11 +376,35 @@ impl<'a> Draft<'a> {
         }
     }
 
+    /// A preset's entry makes a tool.
+    fn entry(&mut self) -> Option<Command> {
+        let expansion = self.expansion.as_ref()?;
+        if let Some(command) = &expansion.command {
+            return Some(Command { env: self.env(), ..command.clone() });
+        }
+        let error = Diagnostic::new("the manifest says nothing to start");
+        let tool = format!("a tool: `entry = \"{}\"` in `[app]`'s table", expansion.examples.0);
+        let service =
+            format!("a service bundle: `[services.web]` and below it `argv = {}`", expansion.examples.1);
+        self.errors.push(error.help(tool).help(service));
+        None
+    }
+
+    /// Services say what they start themselves.
+    fn needs_no_entry(&mut self) {
+        let Some(entry) = self.project.manifest.app.as_ref().and_then(preset::Preset::entry) else { return };
+        let error = Diagnostic::new("both `entry` and `services`")
+            .at(entry.span(), "nothing starts this")
+            .help("leave it out: each service says in `argv` what it starts");
+        self.errors.push(error);
+    }
+
     /// A Cargo package with one bin is a tool without a word.
     fn only_bin(&mut self) -> Option<Command> {
         let bins = self.package.map_or(&[][..], |package| &package.bins);
         if let [bin] = bins {
-            return Some(Command { argv: vec![format!("bin/{bin}")], ..Command::default() });
+            let argv = vec![format!("bin/{bin}")];
+            return Some(Command { argv, env: self.env(), ..Command::default() });
         }
         let program = bins.first().map_or("tool", String::as_str);
         let mut error =
@@ -327,14 +422,23 @@ impl<'a> Draft<'a> {
         None
     }
 
+    /// Variables for every command, before its own.
+    fn env(&self) -> BTreeMap<String, String> {
+        let mut env = self.sets.env.clone();
+        env.extend(self.expansion.iter().flat_map(|expansion| expansion.env.clone()));
+        env
+    }
+
     fn command(&mut self, source: &CommandSource) -> Option<Command> {
         let (program, arguments) = source.argv.split_first()?;
         let program = self.program(program)?;
         let arguments = arguments.iter().map(|argument| argument.get_ref().clone());
         let pairs = source.env.iter();
+        let mut env = self.env();
+        env.extend(pairs.map(|(name, value)| (name.get_ref().clone(), value.get_ref().clone())));
         Some(Command {
             argv: std::iter::once(program).chain(arguments).collect(),
-            env: pairs.map(|(name, value)| (name.get_ref().clone(), value.get_ref().clone())).collect(),
+            env,
             cwd: source.cwd.as_ref().and_then(|cwd| self.cwd(cwd)),
             loads: Vec::new(),
         })
@@ -414,6 +518,17 @@ impl<'a> Draft<'a> {
         self.errors
             .push(error.help("a folder of the tree, an absolute path, or one that begins with `${state}`"));
         None
+    }
+
+    fn host(&mut self) -> Vec<PathBuf> {
+        let source = &self.project.source;
+        let paths = &self.project.manifest.host;
+        for path in paths.iter().filter(|path| fs::symlink_metadata(path.get_ref()).is_err()) {
+            let (line, path) = (source.line(path.span().start), path.get_ref());
+            self.warnings
+                .push(format!("this machine has no `{path}` (`host` in {} line {line})", source.path));
+        }
+        paths.iter().map(|path| path.get_ref().into()).collect()
     }
 
     fn seeds(&mut self) -> Vec<Seed> {

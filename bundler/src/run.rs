@@ -14,6 +14,7 @@ use crate::cache;
 use crate::cli::RunArgs;
 use crate::diagnostic::Failure;
 use crate::executable::Base;
+use crate::hermetic;
 use crate::pack;
 use crate::plan::{PlanOptions, plan};
 use crate::progress::Progress;
@@ -31,7 +32,10 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let memory = memory.join().unwrap_or_default();
     let scan = pack::completed(&mut plan, &memory)?;
     let base = Bundle::open_path(&output).and_then(Base::new).ok();
-    pack::write(&plan, &scan, base.as_ref(), &memory, &Progress::new("packing", false))?;
+    let written = pack::write(&plan, &scan, base.as_ref(), &memory, &Progress::new("packing", false))?;
+    if args.hermetic {
+        return hermetic::run(&plan, &written.digest, &args.args);
+    }
     let error = Command::new(&output).args(&args.args).exec();
     Err(Failure::new(exit::NOT_STARTED, format!("cannot run {}: {error}", output.display())))
 }

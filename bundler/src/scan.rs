@@ -122,11 +122,11 @@ pub fn scan(entries: &[PlanEntry], memory: &Memory) -> Result<Vec<Option<Scanned
     entries.par_iter().map(|entry| scan_entry(entry, memory)).collect()
 }
 
-/// Scans one entry: what will be packed of it, so with its change.
-pub fn scan_entry(entry: &PlanEntry, memory: &Memory) -> Result<Option<Scanned>, Unreadable> {
+/// Scans one entry that is packed as it stands in its source.
+fn scan_entry(entry: &PlanEntry, memory: &Memory) -> Result<Option<Scanned>, Unreadable> {
     let PlanKind::File { source, seen, change, .. } = &entry.kind else { return Ok(None) };
-    if let Some(change) = change {
-        return scan_changed(source, *seen, &change.edits).map(Some);
+    if change.is_some() {
+        return Ok(None);
     }
     match memory.recall(source, seen) {
         Some(scanned) => Ok(Some(scanned.clone())),
@@ -147,15 +147,41 @@ fn scan_file(path: &Path, planned: Seen) -> Result<Scanned, Unreadable> {
     Ok(Scanned { digest, cuts, seen, look })
 }
 
-fn scan_changed(path: &Path, planned: Seen, edits: &Edits) -> Result<Scanned, Unreadable> {
+/// How a file is packed otherwise than it stands in its source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed {
+    /// What was asked for.
+    #[serde(with = "digest")]
+    request: Digest,
+    /// What the bytes become.
+    pub edits: Edits,
+    /// What is packed.
+    pub scanned: Scanned,
+}
+
+/// Changes the file at `path` as `make` says, which is named by `request`: equal ones change equal files equally.
+pub fn change(
+    path: &Path,
+    planned: Seen,
+    request: Digest,
+    memory: &Memory,
+    make: impl FnOnce(&[u8]) -> Result<Edits, String>,
+) -> Result<Changed, Unreadable> {
+    if let Some(known) = memory.recall_change(path, &planned, &request) {
+        return Ok(known.clone());
+    }
     let unreadable = |why: String| Unreadable { path: path.to_owned(), why };
-    let bytes = fs::read(path).map_err(|error| unreadable(error.to_string()))?;
+    let mut bytes = fs::read(path).map_err(|error| unreadable(error.to_string()))?;
     let found = fs::metadata(path).map_err(|error| unreadable(error.to_string()))?;
     if Seen::from(&found) != planned {
         return Err(unreadable(CHANGED.to_owned()));
     }
-    let bytes = edits.apply(&bytes);
-    Ok(Scanned { digest: Digest::of(&bytes), cuts: cut(&bytes), seen: planned, look: Look::Plain })
+    let edits = make(&bytes).map_err(unreadable)?;
+    if !edits.is_empty() {
+        bytes = edits.apply(&bytes);
+    }
+    let scanned = Scanned { digest: Digest::of(&bytes), cuts: cut(&bytes), seen: planned, look: Look::Plain };
+    Ok(Changed { request, edits, scanned })
 }
 
 /// Digest, cuts, and what it needs.
@@ -206,14 +232,16 @@ fn stream(file: &mut File) -> io::Result<Contents> {
 pub struct Memory {
     path: PathBuf,
     files: HashMap<Vec<u8>, Scanned>,
+    changes: HashMap<Vec<u8>, Changed>,
 }
 
 /// The memory's file: postcard, behind a digest of the rest.
 #[derive(Serialize, Deserialize)]
 struct Saved {
     /// What else it depends on; under others nothing holds.
-    rules: [u64; 4],
+    rules: Rules,
     files: Vec<(Vec<u8>, Scanned)>,
+    changes: Vec<(Vec<u8>, Changed)>,
 }
 
 /// A memory that is being read.
@@ -233,17 +261,26 @@ impl Memory {
         place.push(output);
         let name = Digest::of(place.as_bytes()).short();
         let path = crate::cache::folder("scan").join(name);
-        let files = read(&path).map(|files| files.into_iter().collect()).unwrap_or_default();
-        Self { path, files }
+        Self::at(path)
+    }
+
+    fn at(path: PathBuf) -> Self {
+        let (files, changes) = read(&path).map(|saved| (saved.files, saved.changes)).unwrap_or_default();
+        Self { path, files: files.into_iter().collect(), changes: changes.into_iter().collect() }
     }
 
     fn recall(&self, source: &Path, seen: &Seen) -> Option<&Scanned> {
         self.files.get(source.as_os_str().as_bytes()).filter(|scanned| scanned.seen == *seen)
     }
 
-    /// Remembers what was found now, instead: sources and what they hold. It is a cache: that it cannot be written
-    /// is no failure.
-    pub fn keep<'a, I>(&self, found: impl Fn() -> I)
+    fn recall_change(&self, source: &Path, seen: &Seen, request: &Digest) -> Option<&Changed> {
+        let changed = self.changes.get(source.as_os_str().as_bytes())?;
+        (changed.scanned.seen == *seen && changed.request == *request).then_some(changed)
+    }
+
+    /// Remembers what was found now, instead: sources and what they hold, and how they were changed. It is a cache:
+    /// that it cannot be written is no failure.
+    pub fn keep<'a, I>(&self, found: impl Fn() -> I, changes: &[(PathBuf, Changed)])
     where
         I: Iterator<Item = (&'a Path, &'a Scanned)>,
     {
@@ -253,38 +290,48 @@ impl Memory {
             let settled = found().filter(|(_, scanned)| scanned.seen.changed.0 < settled);
             settled.map(|(source, scanned)| (source.as_os_str().as_bytes(), scanned))
         };
+        let changes = || {
+            let settled = changes.iter().filter(|(_, changed)| changed.scanned.seen.changed.0 < settled);
+            settled.map(|(source, changed)| (source.as_os_str().as_bytes(), changed))
+        };
         let same = found().count() == self.files.len()
-            && found().all(|(source, scanned)| self.files.get(source) == Some(scanned));
+            && found().all(|(source, scanned)| self.files.get(source) == Some(scanned))
+            && changes().all(|(source, changed)| self.changes.get(source) == Some(changed));
         if same {
             // Its age says when it was used.
             let _ = File::open(&self.path).and_then(|file| file.set_modified(SystemTime::now()));
         } else {
             let files = found().map(|(source, scanned)| (source.to_vec(), scanned.clone())).collect();
-            let _ = write(&self.path, files);
+            let changes = changes().map(|(source, changed)| (source.to_vec(), changed.clone())).collect();
+            let _ = write(&self.path, files, changes);
         }
     }
 }
 
-/// The bounds of cuts, and the version of what is remembered beside them.
-fn rules() -> [u64; 4] {
-    [FRAME.least, FRAME.average, FRAME.most, 3]
+/// The bounds of cuts, and the state of the program that cuts and changes.
+type Rules = ([u64; 3], Seen);
+
+fn rules() -> Rules {
+    let program = std::env::current_exe().and_then(fs::metadata);
+    let program = program.map_or_else(|_| Seen::default(), |found| Seen::from(&found));
+    ([FRAME.least, FRAME.average, FRAME.most], program)
 }
 
-fn read(path: &Path) -> Option<Vec<(Vec<u8>, Scanned)>> {
+fn read(path: &Path) -> Option<Saved> {
     let bytes = fs::read(path).ok()?;
     let (digest, body) = bytes.split_at_checked(32)?;
     if Digest::of(body).0 != digest {
         return None;
     }
     let saved: Saved = postcard::from_bytes(body).ok()?;
-    (saved.rules == rules()).then_some(saved.files)
+    (saved.rules == rules()).then_some(saved)
 }
 
-fn write(path: &Path, files: Vec<(Vec<u8>, Scanned)>) -> io::Result<()> {
+fn write(path: &Path, files: Vec<(Vec<u8>, Scanned)>, changes: Vec<(Vec<u8>, Changed)>) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
     crate::cache::forget(folder, FORGOTTEN);
-    let body = postcard::to_allocvec(&Saved { rules: rules(), files }).map_err(io::Error::other)?;
+    let body = postcard::to_allocvec(&Saved { rules: rules(), files, changes }).map_err(io::Error::other)?;
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
     io::Write::write_all(&mut file, &Digest::of(&body).0)?;
     io::Write::write_all(&mut file, &body)?;
@@ -321,8 +368,7 @@ mod tests {
     }
 
     fn memory(folder: &Path) -> Memory {
-        let path = folder.join("memory");
-        Memory { files: read(&path).unwrap_or_default().into_iter().collect(), path }
+        Memory::at(folder.join("memory"))
     }
 
     fn set_age(path: &Path, seconds: u64) {
@@ -337,7 +383,7 @@ mod tests {
         fs::write(&source, "one").unwrap();
         let entries = [entry(&source)];
         let scanned = scan(&entries, &memory(folder.path())).unwrap();
-        memory(folder.path()).keep(|| std::iter::once((source.as_path(), scanned[0].as_ref().unwrap())));
+        memory(folder.path()).keep(|| std::iter::once((source.as_path(), scanned[0].as_ref().unwrap())), &[]);
         assert!(memory(folder.path()).files.is_empty());
     }
 
@@ -353,6 +399,7 @@ mod tests {
         write(
             &folder.path().join("memory"),
             vec![(source.as_os_str().as_bytes().to_vec(), found[0].clone().unwrap())],
+            Vec::new(),
         )
         .unwrap();
         let PlanKind::File { seen, .. } = entries[0].kind else { panic!() };
@@ -370,7 +417,7 @@ mod tests {
     fn a_damaged_memory_is_no_memory() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("memory");
-        write(&path, Vec::new()).unwrap();
+        write(&path, Vec::new(), Vec::new()).unwrap();
         let whole = fs::read(&path).unwrap();
         assert!(read(&path).is_some());
         for at in 0..whole.len() {

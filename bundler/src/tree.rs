@@ -115,11 +115,19 @@ impl<'a> Planter<'a> {
         self.insert(format!("bin/{name}").into_bytes(), node);
     }
 
+    /// Puts a link in its place, which the include number `index` is the reason for.
+    pub fn link(&mut self, place: &str, target: &str, index: usize) {
+        let kind = Kind::Symlink { target: target.as_bytes().to_vec() };
+        let node = Node { kind, source: PathBuf::from(place), id: (0, 0), include: Some(index) };
+        self.insert(place.as_bytes().to_vec(), node);
+    }
+
     /// Brings everything in. Returns the tree, and the patterns that matched nothing.
     pub fn plant(mut self) -> (Tree, Vec<&'a Text>) {
         let mut unused = Vec::new();
         for (index, include) in self.includes.iter().enumerate() {
             let used = self.include(index, include);
+            let used = if include.follow { vec![true; used.len()] } else { used };
             unused.extend(include.exclude.iter().zip(used).filter(|(_, used)| !used).map(|(text, _)| text));
         }
         unused.extend(self.exclude.iter().zip(&self.used).filter(|(_, used)| !**used).map(|(text, _)| text));
@@ -149,7 +157,7 @@ impl<'a> Planter<'a> {
                 .help(format!("for example `to = \"{name}\"`"));
             self.tree.errors.push(error);
         } else if metadata.is_dir() {
-            self.folder(index, &root, &globs, &mut own);
+            self.folder(index, &root, include.to.as_bytes(), &globs, &mut own);
         } else if self.output == Some(id(&metadata)) {
             let from = include.from.get_ref();
             let error = Diagnostic::new(format!("`{from}` is both packed and written"))
@@ -164,9 +172,8 @@ impl<'a> Planter<'a> {
         own
     }
 
-    fn folder(&mut self, index: usize, root: &Path, globs: &GlobSet, own: &mut Used) {
-        let includes = self.includes;
-        let place = |below: &Path| place(includes[index].to.as_bytes(), below);
+    fn folder(&mut self, index: usize, root: &Path, to: &[u8], globs: &GlobSet, own: &mut Used) {
+        let place = |below: &Path| place(to, below);
         let to = place(Path::new(""));
         if !to.is_empty() && !self.insert(to, self.dir_node(index, root)) {
             return;
@@ -186,13 +193,43 @@ impl<'a> Planter<'a> {
                             next.push(found.below);
                         }
                     }
-                    Ok(What::Other(metadata)) => {
-                        self.add(index, path, &source, &metadata);
-                    }
+                    Ok(What::Other(metadata)) => match self.lead(index, root, &source, &metadata) {
+                        Lead::Nowhere => {}
+                        Lead::Outside(target, metadata) if metadata.is_dir() => {
+                            self.folder(index, &target, &path, globs, own);
+                        }
+                        Lead::Outside(target, metadata) => {
+                            self.add(index, path, &target, &metadata);
+                        }
+                        Lead::Inside => {
+                            self.add(index, path, &source, &metadata);
+                        }
+                    },
                     Err(error) => self.unreadable_folder(index, &source, &error),
                 }
             }
             folders = mem::take(&mut next);
+        }
+    }
+
+    /// Where a link of a preset's folder leads. All else stays as it is.
+    fn lead(&self, index: usize, root: &Path, source: &Path, metadata: &Metadata) -> Lead {
+        if !metadata.is_symlink() || !self.includes[index].follow {
+            return Lead::Inside;
+        }
+        let place = source.strip_prefix(root).unwrap_or(source).as_os_str().as_bytes();
+        let target = fs::read_link(source).unwrap_or_default();
+        if link_goal(place, target.as_os_str().as_bytes()).is_ok() {
+            return Lead::Inside;
+        }
+        let Ok(target) = fs::canonicalize(source) else { return Lead::Nowhere };
+        let around = source.parent().and_then(|folder| fs::canonicalize(folder).ok());
+        match fs::metadata(&target) {
+            // A link to a folder that it lies in has no end.
+            Ok(metadata) if around.is_some_and(|around| !around.starts_with(&target)) => {
+                Lead::Outside(target, metadata)
+            }
+            _ => Lead::Nowhere,
         }
     }
 
@@ -337,6 +374,16 @@ impl<'a> Planter<'a> {
     }
 }
 
+/// Where a link leads.
+enum Lead {
+    /// It stays.
+    Inside,
+    /// To what is outside of the folder, and taken instead.
+    Outside(PathBuf, Metadata),
+    /// To nothing that could be taken; it is left out.
+    Nowhere,
+}
+
 /// Something in a folder.
 struct Found {
     /// Its path below the include.
@@ -475,6 +522,22 @@ impl Tree {
         }
         let node = if at.is_empty() { None } else { Some(self.nodes.get(&at)?) };
         Some((at, node))
+    }
+
+    /// Puts a file that was made from what is in the tree in its place, in a folder that is made for it.
+    pub fn put(&mut self, path: Vec<u8>, source: PathBuf, seen: Seen) {
+        if let Some(folder) = parent(&path) {
+            let node = Node { kind: Kind::Dir, source: source.clone(), id: (0, 0), include: None };
+            self.nodes.entry(folder.to_vec()).or_insert(node);
+        }
+        let kind = Kind::File { executable: false, seen };
+        self.nodes.insert(path, Node { kind, source, id: (0, 0), include: None });
+    }
+
+    /// How many files an include brought.
+    pub fn brought(&self, index: usize) -> usize {
+        let is_file = |node: &&Node| node.include == Some(index) && matches!(node.kind, Kind::File { .. });
+        self.nodes.values().filter(is_file).count()
     }
 
     /// Links that lead to nothing, each with what it says.

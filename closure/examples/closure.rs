@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 use std::{env, fs, io};
 
-use kitbag_closure::resolve::facts_of;
+use kitbag_closure::resolve::{Addition, facts_of};
 use kitbag_closure::tree::{Listing, Node};
 use kitbag_closure::{Input, Member, Root, resolve};
 
@@ -47,12 +47,22 @@ fn main() -> io::Result<()> {
         let rpath: Vec<String> = request.rpath.iter().map(|entry| text(entry)).collect();
         println!("{} interpreter {:?} rpath {rpath:?}", text(path), request.interpreter.as_deref().map(text));
     }
-    for path in closure.additions.keys() {
-        let chain: Vec<String> = closure.why(path).iter().map(ToString::to_string).collect();
-        println!("+ {}: {}", text(path), chain.join("; "));
+    for (path, addition) in &closure.additions {
+        let what = match addition {
+            Addition::File { source, .. } => source.display().to_string(),
+            Addition::Link(target) => format!("link to {}", text(target)),
+            Addition::Empty => "empty".to_owned(),
+        };
+        let last = closure.why(path).pop().map(|link| link.to_string());
+        println!("+ {} = {what}: {}", text(path), last.unwrap_or_default());
     }
     for missing in &closure.missing {
-        println!("missing {} for {} on {} places", text(&missing.name), text(&missing.needed_by), missing.tried.len());
+        println!(
+            "missing {} for {} on {} places",
+            text(&missing.name),
+            text(&missing.needed_by),
+            missing.tried.len()
+        );
     }
     for conflict in &closure.conflicts {
         println!("conflict {conflict:?}");
@@ -61,6 +71,11 @@ fn main() -> io::Result<()> {
         println!("{} needs {} of {}", text(&unmet.needed_by), text(&unmet.version), text(&unmet.file));
     }
     println!("{} remarks", closure.remarks.len());
-    println!("{} members read in {read:?}, resolved with {} additions in {:?}", members.len(), closure.additions.len(), took - read);
+    println!(
+        "{} members read in {read:?}, resolved with {} additions in {:?}",
+        members.len(),
+        closure.additions.len(),
+        took - read
+    );
     Ok(())
 }

@@ -8,8 +8,8 @@ use std::{fmt, io};
 
 use goblin::container::{Container, Ctx, Endian};
 use goblin::elf::dynamic::{
-    DF_1_PIE, DT_FLAGS_1, DT_NEEDED, DT_NULL, DT_RPATH, DT_RUNPATH, DT_SONAME, DT_STRTAB, DT_VERDEF, DT_VERDEFNUM,
-    DT_VERNEED, DT_VERNEEDNUM,
+    DF_1_PIE, DT_FLAGS_1, DT_NEEDED, DT_NULL, DT_RPATH, DT_RUNPATH, DT_SONAME, DT_STRTAB, DT_VERDEF,
+    DT_VERDEFNUM, DT_VERNEED, DT_VERNEEDNUM,
 };
 use goblin::elf::header::{EI_OSABI, ELFMAG, ET_DYN, ET_EXEC, Header};
 use goblin::elf::program_header::{PT_DYNAMIC, PT_INTERP, PT_LOAD, PT_NOTE};
@@ -172,8 +172,12 @@ impl fmt::Display for ElfError {
         match self {
             Self::Io(error) => error.fmt(f),
             Self::Header(what) => write!(f, "its ELF header is broken: {what}"),
-            Self::OutOfBounds { offset, length } => write!(f, "its ELF headers point to {length} bytes at {offset}, which it has not"),
-            Self::Unmapped(address) => write!(f, "its dynamic section points to address {address:#x}, which no segment has"),
+            Self::OutOfBounds { offset, length } => {
+                write!(f, "its ELF headers point to {length} bytes at {offset}, which it has not")
+            }
+            Self::Unmapped(address) => {
+                write!(f, "its dynamic section points to address {address:#x}, which no segment has")
+            }
             Self::Endless { offset } => write!(f, "the text at {offset} has no end"),
             Self::TooMuch => f.write_str("its ELF headers lead to more entries than any real file has"),
         }
@@ -199,7 +203,8 @@ impl Facts {
         if !start.starts_with(ELFMAG) {
             return Ok(None);
         }
-        let header = Elf::parse_header(start).map_err(|_| ElfError::Header("cut short, or of no known class"))?;
+        let header =
+            Elf::parse_header(start).map_err(|_| ElfError::Header("cut short, or of no known class"))?;
         let class = header.container().map_err(|_| ElfError::Header("no known class"))?;
         reader.order = header.endianness().map_err(|_| ElfError::Header("no known byte order"))?;
         let segments = segments(&mut reader, &header, class)?;
@@ -271,7 +276,11 @@ fn level(bits: u32) -> Option<u32> {
     (bits & 0xf).checked_ilog2().map(|bit| bit + 1)
 }
 
-fn segments(reader: &mut Reader<'_>, header: &Header, class: Container) -> Result<Vec<ProgramHeader>, ElfError> {
+fn segments(
+    reader: &mut Reader<'_>,
+    header: &Header,
+    class: Container,
+) -> Result<Vec<ProgramHeader>, ElfError> {
     let (context, count) = (Ctx::new(class, reader.order), usize::from(header.e_phnum));
     let size = ProgramHeader::size(context);
     if count > 0 && usize::from(header.e_phentsize) != size {
@@ -320,7 +329,8 @@ impl Image<'_> {
     fn dynamic(&mut self, segment: &ProgramHeader, facts: &mut Facts) -> Result<(), ElfError> {
         facts.is_dynamic = true;
         let entries = self.entries(segment)?;
-        let value = |wanted: u64| entries.iter().rev().find(|(tag, _)| *tag == wanted).map(|(_, value)| *value);
+        let value =
+            |wanted: u64| entries.iter().rev().find(|(tag, _)| *tag == wanted).map(|(_, value)| *value);
         facts.flags_1 = value(DT_FLAGS_1).unwrap_or(0);
         let Some(texts) = value(DT_STRTAB) else { return Ok(()) };
         for (_, at) in entries.iter().filter(|(tag, _)| *tag == DT_NEEDED) {
@@ -414,7 +424,10 @@ impl Image<'_> {
     fn notes(&mut self, segment: &ProgramHeader, facts: &mut Facts) -> Result<(), ElfError> {
         let align = if segment.p_align == 8 { 8 } else { 4 };
         let up = |length: u64| length.next_multiple_of(align);
-        let end = segment.p_offset.checked_add(segment.p_filesz).ok_or(ElfError::Header("a segment without end"))?;
+        let end = segment
+            .p_offset
+            .checked_add(segment.p_filesz)
+            .ok_or(ElfError::Header("a segment without end"))?;
         let mut at = segment.p_offset;
         while end - at >= 12 {
             let name = u64::from(self.reader.u32(at)?);
@@ -486,6 +499,7 @@ struct Entry {
 fn dlopen(text: &[u8]) -> Vec<Dlopen> {
     let text = text.split(|byte| *byte == 0).next().unwrap_or(text);
     let entries: Vec<Entry> = serde_json::from_slice(text).unwrap_or_default();
-    let dlopen = |entry: Entry| Dlopen { feature: entry.feature, priority: entry.priority, sonames: entry.soname };
+    let dlopen =
+        |entry: Entry| Dlopen { feature: entry.feature, priority: entry.priority, sonames: entry.soname };
     entries.into_iter().map(dlopen).collect()
 }

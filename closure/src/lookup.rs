@@ -47,6 +47,9 @@ impl Object {
     }
 }
 
+/// What an entry of a search path means in the tree and on the root.
+pub(crate) type Folders = (Option<Vec<u8>>, Option<Vec<u8>>);
+
 /// One step of a search path: a folder of the tree, of the root, or one entry that means both.
 struct Step {
     tree: Option<Vec<u8>>,
@@ -87,7 +90,16 @@ impl<'a> Lookup<'a> {
             let home = Home::Tree { path: member.path.clone(), root, host: member.source.clone() };
             objects.push(Object { home, facts: Rc::new(member.facts.clone()) });
         }
-        Self { input, objects, in_tree, included, named, outside: HashMap::new(), rules: HashMap::new(), pointed: BTreeMap::new() }
+        Self {
+            input,
+            objects,
+            in_tree,
+            included,
+            named,
+            outside: HashMap::new(),
+            rules: HashMap::new(),
+            pointed: BTreeMap::new(),
+        }
     }
 
     pub(crate) fn rules(&mut self, interpreter: &[u8], target: Target) -> Rc<Rules> {
@@ -99,7 +111,9 @@ impl<'a> Lookup<'a> {
     /// A member as the first file of a process.
     pub(crate) fn main(&self, object: Id) -> Hit {
         let (tree_origin, root_origin) = match &self.objects[object].home {
-            Home::Tree { path, root, .. } => (Some(parent(path).to_vec()), root.as_deref().map(|path| parent(path).to_vec())),
+            Home::Tree { path, root, .. } => {
+                (Some(parent(path).to_vec()), root.as_deref().map(|path| parent(path).to_vec()))
+            }
             Home::Outside(found) => (None, Some(parent(&found.path).to_vec())),
         };
         Hit { object, tree_origin, root_origin, found: self.objects[object].path().to_vec(), by: By::Path }
@@ -141,7 +155,9 @@ impl<'a> Lookup<'a> {
     /// The member that is this file of the root, if the tree has it under the wanted name.
     fn included_as(&self, real: &[u8], name: &[u8], by: By) -> Option<Hit> {
         let path_of = |object: &Id| join(parent(self.objects[*object].path()), name);
-        let has_name = |object: &&Id| self.input.tree.find(&path_of(object)).as_deref() == Some(self.objects[**object].path());
+        let has_name = |object: &&Id| {
+            self.input.tree.find(&path_of(object)).as_deref() == Some(self.objects[**object].path())
+        };
         let object = self.included.get(real)?.iter().find(has_name)?;
         Some(Hit { found: path_of(object), by, ..self.main(*object) })
     }
@@ -195,7 +211,8 @@ impl<'a> Lookup<'a> {
             let inherited = chain.filter(|number| facts(*number).runpath.is_none());
             steps.extend(inherited.flat_map(|number| self.nearest(process, number, rules)));
         }
-        let no_defaults = rules.libc == Libc::Glibc && facts(asker).flags_1 & goblin::elf::dynamic::DF_1_NODEFLIB != 0;
+        let no_defaults =
+            rules.libc == Libc::Glibc && facts(asker).flags_1 & goblin::elf::dynamic::DF_1_NODEFLIB != 0;
         let system = rules.system.iter().filter(|(_, by)| !(no_defaults && *by == By::Default));
         steps.extend(system.map(|(folder, by)| Step { tree: None, root: Some(folder.clone()), by: *by }));
         steps
@@ -205,7 +222,11 @@ impl<'a> Lookup<'a> {
     fn path(&mut self, asker: &Hit, path: &[u8], target: Target, rules: &Rules) -> Result<Hit, Vec<Tried>> {
         let in_tree = asker.tree_origin.as_ref().and_then(|origin| rules.expand_in_tree(path, origin));
         let on_root = rules.expand(path, asker.root_origin.as_deref().unwrap_or_default());
-        let step = Step { tree: in_tree.as_deref().map(|path| parent(path).to_vec()), root: on_root.as_deref().map(|path| parent(path).to_vec()), by: By::Path };
+        let step = Step {
+            tree: in_tree.as_deref().map(|path| parent(path).to_vec()),
+            root: on_root.as_deref().map(|path| parent(path).to_vec()),
+            by: By::Path,
+        };
         self.walk(vec![step], name(path), target).map(|(hit, _)| hit)
     }
 
@@ -216,7 +237,8 @@ impl<'a> Lookup<'a> {
         let tree = steps.iter().filter_map(|step| Some((true, join(step.tree.as_ref()?, name), step.by)));
         let root = steps.iter().filter_map(|step| Some((false, join(step.root.as_ref()?, name), step.by)));
         for (is_tree, path, by) in tree.chain(root) {
-            let result = if is_tree { self.in_tree(&path, target, by) } else { self.on_root(&path, target, by) };
+            let result =
+                if is_tree { self.in_tree(&path, target, by) } else { self.on_root(&path, target, by) };
             match result {
                 Ok(Some(hit)) => {
                     let pointed = !is_tree && !self.objects[hit.object].is_outside();
@@ -236,13 +258,19 @@ impl<'a> Lookup<'a> {
     }
 
     /// What a file's own list alone leads to.
-    pub(crate) fn by_own_list(&mut self, process: &Process, asker: usize, name: &[u8], rules: &Rules) -> Option<Hit> {
+    pub(crate) fn by_own_list(
+        &mut self,
+        process: &Process,
+        asker: usize,
+        name: &[u8],
+        rules: &Rules,
+    ) -> Option<Hit> {
         let steps = self.nearest(process, asker, rules);
         self.walk(steps, name, process.target).ok().map(|(hit, _)| hit)
     }
 
     /// What makes two processes search alike: the program's own list, spelled out.
-    pub(crate) fn own_folders(&self, process: &Process, rules: &Rules) -> Vec<(Option<Vec<u8>>, Option<Vec<u8>>)> {
+    pub(crate) fn own_folders(&self, process: &Process, rules: &Rules) -> Vec<Folders> {
         let existing = |path: Vec<u8>| self.input.tree.find(&path);
         let steps = self.nearest(process, 0, rules).into_iter();
         steps.map(|step| (step.tree.and_then(existing), step.root)).collect()
@@ -276,7 +304,8 @@ impl Finder for Loader<'_, '_> {
         if is_pointed {
             let object = process.loaded[asker].hit.object;
             // What is added has no list of its own: the program's leads it.
-            let object = if self.lookup.objects[object].is_outside() { process.loaded[0].hit.object } else { object };
+            let object =
+                if self.lookup.objects[object].is_outside() { process.loaded[0].hit.object } else { object };
             self.lookup.pointed.entry(object).or_default().extend(hit.tree_origin.clone());
         }
         Ok(hit)

@@ -43,12 +43,18 @@ pub(crate) fn place(units: &mut [Unit]) -> BTreeMap<Vec<u8>, Id> {
     }
     let path = |layer: usize, name: &[u8]| [&folder(layer), b"/".as_slice(), name].concat();
     let files = layers.iter().enumerate();
-    files.flat_map(|(number, layer)| layer.files.iter().map(move |(name, object)| (path(number, name), *object))).collect()
+    files
+        .flat_map(|(number, layer)| {
+            layer.files.iter().map(move |(name, object)| (path(number, name), *object))
+        })
+        .collect()
 }
 
 /// The first further folder where a unit's files can be without standing in another unit's way, or in their own.
 fn put(layers: &mut Vec<Layer>, units: &[Unit], unit: usize, files: &[(Vec<u8>, Id)]) -> usize {
-    let suits = |unit: usize, name: &[u8], object: Id| units[unit].names.get(name).is_none_or(|other| *other == object);
+    let suits = |unit: usize, name: &[u8], object: Id| {
+        units[unit].names.get(name).is_none_or(|other| *other == object)
+    };
     let fits = |layer: &Layer| {
         files.iter().all(|(name, object)| layer.files.get(name).is_none_or(|other| other == object))
             && layer.files.iter().all(|(name, object)| suits(unit, name, *object))

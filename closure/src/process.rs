@@ -212,7 +212,12 @@ impl Process {
 
     /// How much there is now, so that [`Process::back_to`] can forget what comes.
     pub(crate) fn mark(&self) -> Mark {
-        Mark { loaded: self.loaded.len(), asked: self.asked.len(), unmet: self.unmet.len(), assumed: self.assumed.len() }
+        Mark {
+            loaded: self.loaded.len(),
+            asked: self.asked.len(),
+            unmet: self.unmet.len(),
+            assumed: self.assumed.len(),
+        }
     }
 
     pub(crate) fn back_to(&mut self, mark: Mark) {
@@ -237,7 +242,8 @@ impl Process {
 
     /// Also has what another process has, under names that are free here.
     pub(crate) fn adopt(&mut self, other: &Self) {
-        let mut names: Vec<_> = other.names.iter().filter(|(name, _)| !self.names.contains_key(*name)).collect();
+        let mut names: Vec<_> =
+            other.names.iter().filter(|(name, _)| !self.names.contains_key(*name)).collect();
         names.sort_unstable();
         for (name, number) in names {
             let loaded = &other.loaded[*number];

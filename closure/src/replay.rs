@@ -75,7 +75,10 @@ impl Finder for Bundle<'_, '_> {
         let end = [b"/", loaded.name.as_slice()].concat();
         let paths = self.added.range(levels.clone()..).map(|(path, _)| path);
         let paths = paths.take_while(|path| path.starts_with(&levels)).filter(|path| path.ends_with(&end));
-        paths.filter_map(|path| Some((path.clone(), self.hit(path)?))).filter(|_| !loaded.is_variant).collect()
+        paths
+            .filter_map(|path| Some((path.clone(), self.hit(path)?)))
+            .filter(|_| !loaded.is_variant)
+            .collect()
     }
 }
 

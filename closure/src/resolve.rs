@@ -1,245 +1,24 @@
 //! The walk over all needs: from the files that go in to everything that has to come along.
 //!
-//! Each program's process is filled as its loader would fill it on the build machine ([`process`](crate::process)), then
+//! Each program's process is filled as its loader would fill it on the build machine (`process.rs`), then
 //! each plug-in that no program needs by name, in a process of the program that is likely to load it. What lies outside
 //! of the tree is given a place, files get their search paths, and then every process is filled once more from the
 //! bundle alone: what comes out differently is an error now and not on somebody's server.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 use std::rc::Rc;
-use std::{fmt, fs};
 
-pub use crate::process::{Tried, Verdict};
-pub use crate::rewrite::Request;
+pub use crate::closure::*;
 
-use crate::facts::{Dlopen, ElfError, Facts, Kind, Priority, Target};
-use crate::lookup::{Home, Loader, Lookup};
+use crate::facts::{Facts, Kind, Priority, Target};
+use crate::lookup::{Folders, Home, Loader, Lookup};
 use crate::placing::{FOLDER, Unit, folder, place};
 use crate::process::{Hit, Id, Mark, Process, Unmet};
 use crate::replay::{Bundle, Folder};
-use crate::root::Root;
 use crate::search::{Libc, Rules, musl_path_file, usual_interpreter};
-use crate::tree::{Tree, join, name, parent, relative};
-
-/// How a file spells the bundle's tree until it is unpacked (see `docs/closure.md`).
-pub const TREE: &[u8] = b"/kitbag-tree";
-
-/// An ELF file that the user included.
-#[derive(Debug, Clone)]
-pub struct Member {
-    /// Its path in the tree, without links.
-    pub path: Vec<u8>,
-    /// The file on this machine.
-    pub source: PathBuf,
-    /// What it says.
-    pub facts: Facts,
-}
-
-/// What a closure is made from.
-pub struct Input<'a> {
-    /// The ELF files of the tree, in any order.
-    pub members: &'a [Member],
-    /// All paths of the tree: files, folders and links.
-    pub tree: &'a dyn Tree,
-    /// Where everything else is looked for.
-    pub root: &'a Root,
-    /// Reads a file that was found there; [`facts_of`] or a cache of it.
-    pub read: &'a dyn Fn(&Path) -> Result<Option<Facts>, ElfError>,
-}
-
-/// Reads a file's facts from disk.
-pub fn facts_of(path: &Path) -> Result<Option<Facts>, ElfError> {
-    Facts::of_file(&fs::File::open(path)?)
-}
-
-/// What comes along, what changes, and what is wrong. Sorted: it depends on the files alone.
-#[derive(Debug, Default)]
-pub struct Closure {
-    /// What comes along, by tree path.
-    pub additions: BTreeMap<Vec<u8>, Addition>,
-    /// Files that have to change, by tree path.
-    pub requests: BTreeMap<Vec<u8>, Request>,
-    /// For each program, by tree path: what is loaded at its start, in order. The loader first, without the program.
-    pub loads: BTreeMap<Vec<u8>, Vec<Vec<u8>>>,
-    /// Errors: what nothing provides.
-    pub missing: Vec<Missing>,
-    /// Errors: what cannot be, or not in a bundle.
-    pub conflicts: Vec<Conflict>,
-    /// Errors: versions that no library defines.
-    pub unmet_versions: Vec<UnmetVersion>,
-    /// What is worth saying and no error: recommended libraries that are missing, copies that are not used.
-    pub remarks: Vec<Remark>,
-    /// For each file that was found by a need: what needed it first.
-    causes: BTreeMap<Vec<u8>, Cause>,
-}
-
-/// A file that comes along.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Addition {
-    /// A file of the root.
-    File {
-        /// Where this machine has it.
-        source: PathBuf,
-        /// Its path on the root, without links.
-        origin: Vec<u8>,
-        /// What it says.
-        facts: Box<Facts>,
-    },
-    /// A symbolic link: another name of an addition.
-    Link(Vec<u8>),
-    /// An empty file: musl's loader looks for it, so that it does not look on the host.
-    Empty,
-}
-
-/// One need and what fulfils it: one link of a chain.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Link {
-    /// Who needs it: a path in the tree, or an absolute one on the root for what comes along.
-    pub from: Vec<u8>,
-    /// The name that is asked for.
-    pub name: Vec<u8>,
-    /// Where it was found, likewise.
-    pub to: Vec<u8>,
-}
-
-impl fmt::Display for Link {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = String::from_utf8_lossy;
-        write!(f, "{} needs {}, found at {}", text(&self.from), text(&self.name), text(&self.to))
-    }
-}
-
-/// Why a file was asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Need {
-    /// DT_NEEDED.
-    Library,
-    /// PT_INTERP.
-    Interpreter,
-    /// A note about dlopen.
-    Dlopen(Dlopen),
-}
-
-/// A need that nothing fulfils.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Missing {
-    /// What is missing.
-    pub name: Vec<u8>,
-    /// Why it was asked for.
-    pub need: Need,
-    /// Who asks: a path in the tree, or an absolute one on the root.
-    pub needed_by: Vec<u8>,
-    /// How that came in, from an included file on. Empty if it is one.
-    pub chain: Vec<Link>,
-    /// Every place searched, and what was there.
-    pub tried: Vec<Tried>,
-    /// The class and machine it has to be for.
-    pub target: Target,
-}
-
-/// What cannot be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Conflict {
-    /// One process needs two different libraries of one name.
-    TwoOfOneName {
-        /// The soname.
-        name: Vec<u8>,
-        /// How the first one comes in.
-        first: Vec<Link>,
-        /// How the second one would.
-        second: Vec<Link>,
-    },
-    /// In the bundle, something else would be found than on the build machine.
-    Different {
-        /// The program or plug-in.
-        program: Vec<u8>,
-        /// The name that is asked for.
-        name: Vec<u8>,
-        /// What the build machine finds: a path in the tree or on the root.
-        wanted: Vec<u8>,
-        /// What the bundle would.
-        found: Option<Vec<u8>>,
-    },
-    /// A library is needed by a path, which search paths do not touch.
-    NeededByPath {
-        /// Who needs it.
-        needed_by: Vec<u8>,
-        /// The path.
-        name: Vec<u8>,
-    },
-}
-
-/// A version that the library in question does not define.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UnmetVersion {
-    /// Who needs it: a path in the tree, or an absolute one on the root.
-    pub needed_by: Vec<u8>,
-    /// How that came in, from an included file on.
-    pub chain: Vec<Link>,
-    /// The version.
-    pub version: Vec<u8>,
-    /// The library's name.
-    pub library: Vec<u8>,
-    /// The file that was found for it.
-    pub file: Vec<u8>,
-}
-
-/// No error, but worth saying.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Remark {
-    /// A recommended library is nowhere.
-    NotThere(Missing),
-    /// A plug-in's own search path leads to a library, but its program has loaded another of that name before.
-    OtherCopy {
-        /// The name.
-        name: Vec<u8>,
-        /// How the one that is used comes in.
-        used: Vec<Link>,
-        /// How the other one would.
-        unused: Vec<Link>,
-    },
-    /// A plug-in needs a library by name that its own search does not find, but that is in the tree: its program has to
-    /// have loaded that before, by its path.
-    LoadedBefore {
-        /// The plug-in, or what it brings.
-        needed_by: Vec<u8>,
-        /// The name.
-        name: Vec<u8>,
-        /// The library in the tree.
-        path: Vec<u8>,
-    },
-}
-
-/// What needed a file first, by tree paths.
-#[derive(Debug)]
-struct Cause {
-    from: Vec<u8>,
-    link: Link,
-}
-
-impl Closure {
-    /// Why a file is in the bundle: the chain of needs from an included file to it. Empty if nothing needs it.
-    #[must_use]
-    pub fn why(&self, path: &[u8]) -> Vec<Link> {
-        let (mut chain, mut at) = (Vec::new(), path);
-        while let Some(cause) = self.causes.get(at) {
-            chain.push(cause.link.clone());
-            at = &cause.from;
-            if !self.additions.contains_key(at) || chain.len() > self.causes.len() {
-                break;
-            }
-        }
-        chain.reverse();
-        chain
-    }
-
-    /// True if nothing is wrong.
-    #[must_use]
-    pub fn is_complete(&self) -> bool {
-        self.missing.is_empty() && self.conflicts.is_empty() && self.unmet_versions.is_empty()
-    }
-}
+use crate::tree::{join, name, parent, relative};
 
 /// Finds all that the members need. What is wrong is in the result; nothing fails on the way.
 #[must_use]
@@ -266,11 +45,20 @@ struct Run {
 struct Group {
     target: Target,
     rules: Rc<Rules>,
-    like: (Vec<u8>, bool, Vec<(Option<Vec<u8>>, Option<Vec<u8>>)>),
+    /// The interpreter, whether the list is a RUNPATH, and the list.
+    like: (Vec<u8>, bool, Vec<Folders>),
     /// Numbers of runs.
     programs: Vec<usize>,
     /// The first program's process, with what the others have besides. None while it is looked at.
     process: Option<Process>,
+}
+
+/// How a file was loaded.
+struct Reached {
+    /// By whose rules, first.
+    rules: Rc<Rules>,
+    /// The folders of the tree that were its `$ORIGIN`.
+    origins: HashSet<Vec<u8>>,
 }
 
 struct Walk<'a> {
@@ -281,8 +69,8 @@ struct Walk<'a> {
     groups: Vec<Group>,
     /// glibc's loaders.
     loaders: HashSet<Id>,
-    /// What is loaded somewhere, by whose rules, and with which folder as `$ORIGIN`.
-    reached: HashMap<Id, (Rc<Rules>, HashSet<Option<Vec<u8>>>)>,
+    /// What is loaded somewhere.
+    reached: HashMap<Id, Reached>,
     /// What needed a file first.
     causes: HashMap<Id, (Id, Link)>,
 }
@@ -319,7 +107,13 @@ impl<'a> Walk<'a> {
             let loader = self.loader(&mut process, interpreter, &rules);
             process.fill(&mut Loader { lookup: &mut self.lookup, rules: rules.clone(), is_module: false });
             self.note(&process, Mark::default(), &rules, true);
-            self.runs.push(Run { main, rules: rules.clone(), loader, group: None, names: names(&process, 0) });
+            self.runs.push(Run {
+                main,
+                rules: rules.clone(),
+                loader,
+                group: None,
+                names: names(&process, 0),
+            });
             self.units.push(self.unit(&process, Mark::default()));
             self.join_group(process, &rules, interpreter);
         }
@@ -353,14 +147,21 @@ impl<'a> Walk<'a> {
                 group.process.iter_mut().for_each(|first| first.adopt(&process));
                 group.programs.push(run);
             }
-            None => self.groups.push(Group { target, rules: rules.clone(), like, programs: vec![run], process: Some(process) }),
+            None => self.groups.push(Group {
+                target,
+                rules: rules.clone(),
+                like,
+                programs: vec![run],
+                process: Some(process),
+            }),
         }
     }
 
     /// Libraries that no program needs by name: plug-ins, extension modules. Those first that no other one needs.
     fn modules(&mut self) {
         let libraries = self.members(Kind::Library);
-        let needed: HashSet<Vec<u8>> = libraries.iter().flat_map(|member| self.facts(*member).needed.clone()).collect();
+        let needed: HashSet<Vec<u8>> =
+            libraries.iter().flat_map(|member| self.facts(*member).needed.clone()).collect();
         let is_needed = |member: &Id| {
             let object = &self.lookup.objects[*member];
             object.facts.soname.as_ref().is_some_and(|soname| needed.contains(soname))
@@ -378,7 +179,8 @@ impl<'a> Walk<'a> {
     fn module(&mut self, module: Id) {
         let candidates = self.candidates(module);
         let Some(first) = candidates.first().copied() else { return self.alone(module) };
-        let complete = (candidates.len() > 1).then(|| candidates.into_iter().find(|group| self.suits(module, *group)));
+        let complete =
+            (candidates.len() > 1).then(|| candidates.into_iter().find(|group| self.suits(module, *group)));
         self.load(module, complete.flatten().unwrap_or(first));
     }
 
@@ -386,12 +188,14 @@ impl<'a> Walk<'a> {
     fn candidates(&self, module: Id) -> Vec<usize> {
         let (facts, path) = (self.facts(module), self.lookup.objects[module].path());
         let libc = Libc::of_library(&facts);
-        let fits = |group: &Group| group.target == facts.target && libc.is_none_or(|libc| libc == group.rules.libc);
+        let fits =
+            |group: &Group| group.target == facts.target && libc.is_none_or(|libc| libc == group.rules.libc);
         let common = |run: &usize| {
             let other = self.lookup.objects[self.runs[*run].main].path();
             path.iter().zip(other).take_while(|(one, other)| one == other).count()
         };
-        let mut groups: Vec<usize> = (0..self.groups.len()).filter(|group| fits(&self.groups[*group])).collect();
+        let mut groups: Vec<usize> =
+            (0..self.groups.len()).filter(|group| fits(&self.groups[*group])).collect();
         groups.sort_by_key(|group| std::cmp::Reverse(self.groups[*group].programs.iter().map(common).max()));
         groups
     }
@@ -412,7 +216,12 @@ impl<'a> Walk<'a> {
     }
 
     /// Fills a group's process with a module and its needs, looks at it, and forgets them.
-    fn visit<T>(&mut self, module: Id, group: usize, look: impl FnOnce(&mut Self, &Process, Mark) -> T) -> Option<T> {
+    fn visit<T>(
+        &mut self,
+        module: Id,
+        group: usize,
+        look: impl FnOnce(&mut Self, &Process, Mark) -> T,
+    ) -> Option<T> {
         let (rules, main) = (self.groups[group].rules.clone(), self.lookup.main(module));
         let mut process = self.groups[group].process.take()?;
         let mark = process.mark();
@@ -439,7 +248,9 @@ impl<'a> Walk<'a> {
     /// What has to be findable from outside of the tree for what was loaded and asked for since.
     fn unit(&self, process: &Process, mark: Mark) -> Unit {
         let asked = process.asked[mark.asked..].iter();
-        let wants = asked.filter(|(name, object)| self.lookup.objects[*object].is_outside() && (!name.contains(&b'/') || is_variant(name)));
+        let wants = asked.filter(|(name, object)| {
+            self.lookup.objects[*object].is_outside() && (!name.contains(&b'/') || is_variant(name))
+        });
         Unit { wants: wants.cloned().collect(), names: names(process, mark.loaded), layer: None }
     }
 
@@ -447,8 +258,11 @@ impl<'a> Walk<'a> {
     fn note(&mut self, process: &Process, since: Mark, rules: &Rc<Rules>, is_program: bool) {
         for number in since.loaded..process.loaded.len() {
             let loaded = &process.loaded[number];
-            let reached = self.reached.entry(loaded.hit.object).or_insert_with(|| (rules.clone(), HashSet::new()));
-            reached.1.insert(loaded.hit.tree_origin.clone());
+            let reached = self
+                .reached
+                .entry(loaded.hit.object)
+                .or_insert_with(|| Reached { rules: rules.clone(), origins: HashSet::new() });
+            reached.origins.extend(loaded.hit.tree_origin.clone());
             if let Some(parent) = loaded.parent.filter(|_| !loaded.name.is_empty()) {
                 let cause = || (process.loaded[parent].hit.object, self.link(process, parent, number));
                 let cause = (!self.causes.contains_key(&loaded.hit.object)).then(cause);
@@ -465,7 +279,8 @@ impl<'a> Walk<'a> {
             self.note_unmet(process, unmet);
         }
         for (asker, name, library) in &process.assumed[since.assumed..] {
-            let (needed_by, path) = (self.shown(&process.loaded[*asker].hit), self.lookup.objects[*library].path().to_vec());
+            let (needed_by, path) =
+                (self.shown(&process.loaded[*asker].hit), self.lookup.objects[*library].path().to_vec());
             let remark = Remark::LoadedBefore { needed_by, name: name.clone(), path };
             if !self.closure.remarks.contains(&remark) {
                 self.closure.remarks.push(remark);
@@ -486,7 +301,14 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn missing(&self, process: &Process, asker: usize, name: &[u8], need: Need, tried: Vec<Tried>) -> Missing {
+    fn missing(
+        &self,
+        process: &Process,
+        asker: usize,
+        name: &[u8],
+        need: Need,
+        tried: Vec<Tried>,
+    ) -> Missing {
         let needed_by = self.shown(&process.loaded[asker].hit);
         let chain = self.chain(process, asker);
         Missing { name: name.to_vec(), need, needed_by, chain, tried, target: process.target }
@@ -512,8 +334,17 @@ impl<'a> Walk<'a> {
             for version in need.versions.iter().filter(|version| !has(version)) {
                 let needed_by = self.shown(&process.loaded[number].hit);
                 let (chain, file) = (self.chain(process, number), self.shown(hit));
-                let unmet = UnmetVersion { needed_by, chain, version: version.clone(), library: need.library.clone(), file };
-                let same = |other: &UnmetVersion| (&other.needed_by, &other.version, &other.file) == (&unmet.needed_by, &unmet.version, &unmet.file);
+                let unmet = UnmetVersion {
+                    needed_by,
+                    chain,
+                    version: version.clone(),
+                    library: need.library.clone(),
+                    file,
+                };
+                let same = |other: &UnmetVersion| {
+                    (&other.needed_by, &other.version, &other.file)
+                        == (&unmet.needed_by, &unmet.version, &unmet.file)
+                };
                 if !self.closure.unmet_versions.iter().any(same) {
                     self.closure.unmet_versions.push(unmet);
                 }
@@ -543,7 +374,9 @@ impl<'a> Walk<'a> {
         for name in facts.needed.iter().filter(|name| !name.contains(&b'/')) {
             let Some(used) = process.names.get(name).copied() else { continue };
             let Some(hit) = self.lookup.by_own_list(process, number, name, rules) else { continue };
-            if hit.object == process.loaded[used].hit.object || self.is_same_file(hit.object, process.loaded[used].hit.object) {
+            if hit.object == process.loaded[used].hit.object
+                || self.is_same_file(hit.object, process.loaded[used].hit.object)
+            {
                 continue;
             }
             let mut other = self.chain(process, number);
@@ -601,21 +434,30 @@ impl<'a> Walk<'a> {
         self.replay(&placed, &lists);
         self.additions(placed);
         let closure = &mut self.closure;
-        closure.missing.sort_by(|one, other| (&one.needed_by, &one.name).cmp(&(&other.needed_by, &other.name)));
-        closure.unmet_versions.sort_by(|one, other| (&one.needed_by, &one.version).cmp(&(&other.needed_by, &other.version)));
+        closure
+            .missing
+            .sort_by(|one, other| (&one.needed_by, &one.name).cmp(&(&other.needed_by, &other.name)));
+        closure
+            .unmet_versions
+            .sort_by(|one, other| (&one.needed_by, &one.version).cmp(&(&other.needed_by, &other.version)));
         self.closure
     }
 
     /// The search path of each member that gets one.
     fn lists(&self) -> HashMap<Id, Vec<Folder>> {
-        let layers: HashMap<Id, usize> =
-            self.runs.iter().zip(&self.units).filter_map(|(run, unit)| Some((run.main, unit.layer?))).collect();
-        let members = (0..self.lookup.input.members.len()).filter(|member| self.reached.contains_key(member));
+        let layers: HashMap<Id, usize> = self
+            .runs
+            .iter()
+            .zip(&self.units)
+            .filter_map(|(run, unit)| Some((run.main, unit.layer?)))
+            .collect();
+        let members = 0..self.lookup.input.members.len();
         members.map(|member| (member, self.list(member, layers.get(&member).copied()))).collect()
     }
 
     fn list(&self, member: Id, layer: Option<usize>) -> Vec<Folder> {
-        let (object, (rules, origins)) = (&self.lookup.objects[member], &self.reached[&member]);
+        let Some(Reached { rules, origins }) = self.reached.get(&member) else { return Vec::new() };
+        let object = &self.lookup.objects[member];
         let home = parent(object.path());
         let is_program = object.facts.kind == Kind::Program;
         let tree = self.lookup.input.tree;
@@ -624,7 +466,7 @@ impl<'a> Walk<'a> {
             if is_program {
                 return found(home, entry).map(Folder::Tree);
             }
-            let leads = |origin: &Option<Vec<u8>>| origin.as_deref().is_some_and(|origin| found(origin, entry).is_some());
+            let leads = |origin: &Vec<u8>| found(origin, entry).is_some();
             let rest = rules.from_origin(entry)?;
             (found(home, entry).is_some() || origins.iter().any(leads)).then_some(Folder::Origin(rest))
         });
@@ -649,7 +491,8 @@ impl<'a> Walk<'a> {
             Folder::Tree(path) => in_tree(path),
             Folder::Origin(rest) => [b"$ORIGIN", rest.as_slice()].concat(),
         };
-        let loaders: HashMap<Id, usize> = self.runs.iter().enumerate().map(|(number, run)| (run.main, number)).collect();
+        let loaders: HashMap<Id, usize> =
+            self.runs.iter().enumerate().map(|(number, run)| (run.main, number)).collect();
         for member in 0..self.lookup.input.members.len() {
             let object = &self.lookup.objects[member];
             let rpath = lists.get(&member).into_iter().flatten().map(spell).collect();
@@ -657,7 +500,8 @@ impl<'a> Walk<'a> {
             let interpreter = run.and_then(|(run, unit)| self.loader_path(run, unit, placed));
             let request = Request { interpreter, rpath, is_loader: self.loaders.contains(&member) };
             let changes = !object.facts.needed.is_empty() || !object.facts.own_path().is_empty();
-            let is_ours = matches!(object.facts.kind, Kind::Program | Kind::Library) && object.facts.is_dynamic;
+            let is_ours =
+                matches!(object.facts.kind, Kind::Program | Kind::Library) && object.facts.is_dynamic;
             if is_ours && (changes || request != Request::default()) {
                 self.closure.requests.insert(object.path().to_vec(), request);
             }
@@ -695,17 +539,21 @@ impl<'a> Walk<'a> {
             paths.insert(id, path);
         }
         self.path_files();
-        let path = |id: Id| paths.get(&id).cloned().unwrap_or_else(|| self.lookup.objects[id].path().to_vec());
+        let path =
+            |id: Id| paths.get(&id).cloned().unwrap_or_else(|| self.lookup.objects[id].path().to_vec());
         let causes = self.causes.iter();
-        self.closure.causes = causes.map(|(id, (from, link))| (path(*id), Cause { from: path(*from), link: link.clone() })).collect();
+        self.closure.causes = causes
+            .map(|(id, (from, link))| (path(*id), Cause { from: path(*from), link: link.clone() }))
+            .collect();
     }
 
-    /// An empty path file for each musl loader, where it looks for one.
+    /// An empty path file for each musl loader, where it looks for one, unless the tree has one there.
     fn path_files(&mut self) {
         let loaders = self.closure.requests.values().filter_map(|request| request.interpreter.as_ref());
         let musl = loaders.filter(|path| Libc::of_interpreter(path) == Libc::Musl);
-        let files: Vec<Vec<u8>> = musl.map(|path| musl_path_file(path)[TREE.len() + 1..].to_vec()).collect();
-        self.closure.additions.extend(files.into_iter().map(|path| (path, Addition::Empty)));
+        let files: Vec<Vec<u8>> = musl.filter_map(|path| out_of(&musl_path_file(path))).collect();
+        let new = files.into_iter().filter(|path| self.lookup.input.tree.find(path).is_none());
+        self.closure.additions.extend(new.map(|path| (path, Addition::Empty)));
     }
 
     /// Fills every process anew, in the bundle.
@@ -719,11 +567,11 @@ impl<'a> Walk<'a> {
             match run.group.and_then(|group| programs.get_mut(&self.groups[group].programs[0])) {
                 Some(process) => different.extend(self.replay_module(run, process, &mut bundle)),
                 None => {
-                    let Some(loader) = loader else { continue };
-                    let mut process = Process::new(run.rules.libc, self.facts(run.main).target, self.in_bundle(run.main));
-                    let path = &loader[TREE.len() + 1..];
-                    if let Some(hit) = bundle.hit(path) {
-                        process.push_loader(hit, name(path), &bundle);
+                    let Some(path) = loader.as_deref().and_then(out_of) else { continue };
+                    let mut process =
+                        Process::new(run.rules.libc, self.facts(run.main).target, self.in_bundle(run.main));
+                    if let Some(hit) = bundle.hit(&path) {
+                        process.push_loader(hit, name(&path), &bundle);
                     }
                     process.needs(&mut bundle);
                     loads.push(self.loads(run, &process));
@@ -785,5 +633,10 @@ fn names(process: &Process, first: usize) -> HashMap<Vec<u8>, Id> {
 
 /// A place in the tree, as it goes into a file.
 fn in_tree(path: &[u8]) -> Vec<u8> {
-    if path.is_empty() { TREE.to_vec() } else { [TREE, b"/", path].concat() }
+    if path.is_empty() { TREE.into() } else { [TREE.as_bytes(), b"/", path].concat() }
+}
+
+/// The place in the tree that a text in a file means. None if it means another one.
+fn out_of(text: &[u8]) -> Option<Vec<u8>> {
+    text.strip_prefix(TREE.as_bytes())?.strip_prefix(b"/").map(<[u8]>::to_vec)
 }

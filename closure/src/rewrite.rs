@@ -2,17 +2,18 @@
 //!
 //! What can be changed in place is changed there: tags and flags, and spare entries of the dynamic section. The rest goes
 //! into one new segment at the end of the file (`tail.rs`); nothing else moves, but up to a hundred bytes of notes that
-//! stand where the program header table has to grow. So debug sections, appended data and symbols stay what they were.
+//! stand where the program header table has to grow. So debug sections and symbols stay what they were. Data that somebody
+//! appended to the ELF file stays too, and comes once more at the new end, as programs may look for it from there.
 //!
 //! Not with the crate `object-rewrite` (0.1.1): it builds symbols, strings and hash tables anew from the section table,
 //! refuses what it does not know (96 of 873 programs in a Debian /usr/bin: LLD's alignment, `SHT_RELR`, no section table),
 //! loses what no section covers, and cannot set `DT_FLAGS_1`.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use goblin::elf::dynamic::{DT_STRSZ, DT_STRTAB};
 use goblin::elf::program_header::{PT_DYNAMIC, PT_INTERP};
+use serde::{Deserialize, Serialize};
 
 mod dynamic;
 mod image;
@@ -51,7 +52,7 @@ pub struct Request {
 }
 
 /// A range of a file that holds a text with [`TREE`] in it, padded with NUL.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Slot {
     /// Where it begins, in bytes from the beginning of the file.
     pub at: u64,
@@ -60,7 +61,7 @@ pub struct Slot {
 }
 
 /// The file that comes out: the source's bytes with some overwritten, then cut or extended to `length`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Edits {
     /// The size of the file that comes out. What lies between the source's end and the writes is NUL.
     pub length: u64,
@@ -69,6 +70,7 @@ pub struct Edits {
     /// Where the tree's path has to be filled in, sorted.
     pub slots: Vec<Slot>,
     /// Host paths that a glibc loader was expected to hold, and does not.
+    #[serde(skip)]
     pub unpatched: Vec<&'static str>,
 }
 
@@ -191,14 +193,14 @@ enum Spot {
 /// Bytes to write, and slots.
 #[derive(Default)]
 struct Draft {
-    writes: BTreeMap<u64, Vec<u8>>,
+    writes: Vec<(u64, Vec<u8>)>,
     slots: Vec<Slot>,
 }
 
 impl Draft {
     /// Writes `text` over the `room` bytes at `at`.
     fn text(&mut self, at: u64, text: &[u8], room: usize) {
-        self.writes.insert(at, padded(text, room));
+        self.writes.push((at, padded(text, room)));
         self.slot(at, text, room);
     }
 
@@ -267,7 +269,8 @@ impl Job<'_> {
             return Err(RewriteError::InterpreterTooLong(path.len(), most - 1));
         }
         let segment = self.image.segment(PT_INTERP).ok_or(RewriteError::NoInterpreter)?;
-        let there = usize::try_from(segment.p_filesz).unwrap_or(0).min(most);
+        let there = self.image.slice(segment.p_offset, segment.p_filesz);
+        let there = there.ok_or(RewriteError::Malformed("PT_INTERP"))?.len().min(most);
         let is_free = self.image.in_own_tail(segment.p_offset) || !must_append;
         let serves = is_free && there >= room(path, most);
         Ok(if serves { Spot::Here(segment.p_offset, there) } else { Spot::Tail })
@@ -337,24 +340,30 @@ impl Job<'_> {
             }
             _ => {
                 let bytes = dynamic.encode(&self.image, dynamic.capacity());
-                self.edits.writes.insert(dynamic.offset(), bytes);
+                self.edits.writes.push((dynamic.offset(), bytes));
             }
         }
         Ok(())
     }
 
-    /// Writes the headers down, leaves out what changes nothing.
+    /// Writes the headers down, leaves out what changes nothing. Where headers lie about what is where, writes may meet.
     fn finish(mut self) -> Result<Edits, RewriteError> {
         let mut length = self.source.len() as u64;
         if let Some(tail) = self.tail {
             length = tail.close(&mut self.image, &mut self.edits.writes)?;
         }
+        let mut writes = self.edits.writes;
+        writes.sort_unstable();
+        let ends = writes.iter().map(|(at, new)| at.saturating_add(new.len() as u64));
+        let limits = writes.iter().skip(1).map(|(at, _)| *at).chain([length]);
+        if ends.zip(limits).any(|(end, limit)| end > limit) {
+            return Err(RewriteError::Malformed("layout"));
+        }
         let source = self.source;
-        let is_new = |at: &u64, new: &[u8]| {
+        writes.retain(|(at, new)| {
             let old = usize::try_from(*at).ok().and_then(|at| source.get(at..at.checked_add(new.len())?));
-            old != Some(new)
-        };
-        let writes = self.edits.writes.into_iter().filter(|(at, new)| is_new(at, new)).collect();
+            old != Some(new.as_slice())
+        });
         self.edits.slots.sort_unstable();
         Ok(Edits { length, writes, slots: self.edits.slots, unpatched: Vec::new() })
     }

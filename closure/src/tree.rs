@@ -100,7 +100,8 @@ pub(crate) fn relative(from: &[u8], to: &[u8]) -> Vec<u8> {
     let split = |path: &[u8]| parts(path).filter(|part| !part.is_empty()).collect::<Vec<_>>();
     let (mut from, mut to) = (split(from), split(to));
     while from.last().is_some_and(|part| to.last() == Some(part)) {
-        (from.pop(), to.pop());
+        from.pop();
+        to.pop();
     }
     let up = from.iter().map(|_| b"..".to_vec());
     up.chain(to.into_iter().rev()).collect::<Vec<_>>().join(&b'/')

@@ -54,10 +54,12 @@ fn added(closure: &Closure) -> BTreeSet<PathBuf> {
 
 #[test]
 fn every_program_of_this_machine_gets_what_its_loader_finds() {
-    let folders = env::var("KITBAG_TEST_PROGRAMS").unwrap_or_else(|_| "/usr/bin:/usr/sbin:/usr/libexec:/usr/local/bin".to_owned());
+    let folders = env::var("KITBAG_TEST_PROGRAMS")
+        .unwrap_or_else(|_| "/usr/bin:/usr/sbin:/usr/libexec:/usr/local/bin".to_owned());
     let (mut compared, mut wrong) = (0, Vec::new());
     let entries = folders.split(':').filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
-    let programs: BTreeSet<PathBuf> = entries.filter_map(|entry| fs::canonicalize(entry.path()).ok()).collect();
+    let programs: BTreeSet<PathBuf> =
+        entries.filter_map(|entry| fs::canonicalize(entry.path()).ok()).collect();
     for program in programs {
         let Some(closure) = closure_of(&program) else { continue };
         let facts = facts_of(&program).expect("read before").expect("ELF");
@@ -65,15 +67,31 @@ fn every_program_of_this_machine_gets_what_its_loader_finds() {
         if interpreter.windows(7).any(|part| part == b"ld-musl") {
             continue;
         }
-        let Some((said, complete)) = said_by_loader(&program, Path::new(OsStr::from_bytes(&interpreter))) else { continue };
+        let Some((said, complete)) = said_by_loader(&program, Path::new(OsStr::from_bytes(&interpreter)))
+        else {
+            continue;
+        };
         let found = added(&closure);
         compared += 1;
         if found != said || closure.missing.is_empty() != complete {
-            let only = |one: &BTreeSet<PathBuf>, other: &BTreeSet<PathBuf>| one.difference(other).cloned().collect::<Vec<_>>();
-            wrong.push(format!("{}: only here {:?}, only there {:?}, missing {:?}", program.display(), only(&found, &said), only(&said, &found), closure.missing));
+            let only = |one: &BTreeSet<PathBuf>, other: &BTreeSet<PathBuf>| {
+                one.difference(other).cloned().collect::<Vec<_>>()
+            };
+            wrong.push(format!(
+                "{}: only here {:?}, only there {:?}, missing {:?}",
+                program.display(),
+                only(&found, &said),
+                only(&said, &found),
+                closure.missing
+            ));
         }
         if !closure.conflicts.is_empty() || !closure.unmet_versions.is_empty() {
-            wrong.push(format!("{}: {:?} {:?}", program.display(), closure.conflicts, closure.unmet_versions));
+            wrong.push(format!(
+                "{}: {:?} {:?}",
+                program.display(),
+                closure.conflicts,
+                closure.unmet_versions
+            ));
         }
     }
     println!("{compared} programs compared");

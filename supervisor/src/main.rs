@@ -7,6 +7,13 @@
 #![no_main]
 #![allow(unsafe_code, reason = "the symbol that libc calls")]
 
+#[cfg(all(less_glibc, panic = "abort"))]
+#[path = "sys/glibc.rs"]
+mod glibc;
+#[cfg(all(target_env = "gnu", panic = "abort"))]
+#[path = "sys/unused.rs"]
+mod unused;
+
 use std::ffi::{CStr, OsStr, OsString, c_char, c_int};
 use std::os::unix::ffi::OsStrExt;
 

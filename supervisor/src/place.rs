@@ -216,7 +216,7 @@ fn usable(path: &Path, uid: u32, bundle: &Bundle) -> Result<Result<Store, Refusa
 }
 
 /// Why the path of the tree to be cannot go into one of its files, if so.
-fn misfit(store: &Store, bundle: &Bundle, index: &Index) -> Result<Option<Refusal>, Error> {
+pub fn misfit(store: &Store, bundle: &Bundle, index: &Index) -> Result<Option<Refusal>, Error> {
     let tree = store.tree_dir(&bundle.digest()).join("tree");
     let below = tree.as_os_str().len() - store.place.as_os_str().len();
     let Some((number, error)) = extract::misfit(bundle, index, &tree)? else { return Ok(None) };

@@ -18,7 +18,7 @@ use nix::sys::stat::{Mode, fchmod, umask};
 
 use crate::collect;
 use crate::heal::Healing;
-use crate::place::Need;
+use crate::place::{self, Candidate, Need};
 use crate::record::{self, ANY_BOOT, BootId, Record, Stat, boot_id, stats};
 use crate::share;
 use crate::store::{self, Store, StoreError, is_still};
@@ -164,7 +164,8 @@ impl Opening<'_> {
             }
         };
         if record.tree != path {
-            suspects.extend((0..record.index.entries.len()).filter(|n| !record.index.slots(*n).is_empty()));
+            let slotted = |number: &usize| !record.index.slots(*number).is_empty();
+            suspects.extend((0..record.index.entries.len()).filter(slotted));
         }
         suspects
     }
@@ -193,11 +194,16 @@ impl Opening<'_> {
         if !whole {
             (self.say)("the record of the unpacked files was damaged; every file is compared");
         }
-        if record.tree != path {
-            // It was written for the other path; what it leads to is about to change.
+        let index = self.bundle.index()?;
+        if !whole || record.tree != path {
+            if let Some(refusal) = place::misfit(store, self.bundle, &index)? {
+                let (path, verdict) = (Some(store.place.clone()), Err(refusal));
+                let moved = Candidate { path, why: "where the store is now", verdict };
+                return Err(StoreError::NoPlace(vec![moved]));
+            }
+            // It may have been written for another path, and lead to files that are about to change.
             let _ = fs::remove_file(dir.join("start"));
         }
-        let index = self.bundle.index()?;
         let healing = Healing { store, bundle: self.bundle, index: &index, root, path: &path, say: self.say };
         let healed = healing.run(&suspects).map_err(|error| self.explain(store, error))?;
         for (number, stat) in healed.stats {

@@ -161,10 +161,16 @@ fn it_runs_where_it_is_unpacked_and_where_that_is_moved() {
     assert_eq!(start(&bundle, &moved, &[]), (expected(&tree(&moved)), String::new()));
 
     let by_hand = temp.join("by hand");
-    start(&bundle, &moved, &["--kitbag", "unpack", by_hand.to_str().unwrap()]);
+    let unpacked =
+        Command::new(&bundle).current_dir(&temp.0).args(["--kitbag", "unpack", "by hand"]).status();
+    assert!(unpacked.unwrap().success());
     let output = Command::new(by_hand.join("bin/app")).env_clear().output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected(&by_hand));
-    assert!(start(&bundle, &moved, &["--kitbag", "list", "--long"]).0.starts_with("dr-xr-xr-x "));
+    let listed = start(&bundle, &moved, &["--kitbag", "list", "--long"]).0;
+    let flags: Vec<&str> = listed.lines().map(|line| &line[..11]).collect();
+    assert_eq!(flags, ["dr-xr-xr-x ", "-r-xr-xr-x+", "dr-xr-xr-x ", "-r-xr-xr-x ", "-r--r--r-- "]);
+    let inspected = start(&bundle, &moved, &["--kitbag", "inspect", "--json"]).0;
+    assert!(inspected.contains("\"slotted\": 1"), "{inspected}");
     let verified = start(&bundle, &moved, &["--kitbag", "verify", "--unpacked"]).0;
     assert!(verified.ends_with(": whole\n"), "{verified}");
 }

@@ -34,11 +34,7 @@ impl Dynamic {
         let size = Dyn::size(image.ctx.container);
         let all = bytes.chunks_exact(size).map_while(|chunk| chunk.pread_with::<Dyn>(0, image.ctx).ok());
         let entries: Vec<Dyn> = all.take_while(|entry| entry.d_tag != DT_NULL).collect();
-        let capacity = bytes.len() / size;
-        match entries.len() < capacity {
-            true => Ok(Self { entries, offset: segment.p_offset, capacity }),
-            false => Err(malformed()),
-        }
+        Ok(Self { entries, offset: segment.p_offset, capacity: bytes.len() / size })
     }
 
     pub fn is_empty(&self) -> bool {
@@ -58,6 +54,7 @@ impl Dynamic {
         self.offset
     }
 
+    /// False also for a section without `DT_NULL`, as GNU ld makes it with `--spare-dynamic-tags=0`.
     pub fn fits(&self) -> bool {
         self.entries.len() < self.capacity
     }

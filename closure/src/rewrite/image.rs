@@ -3,7 +3,7 @@
 use goblin::container::{Container, Ctx};
 use goblin::elf::header::{ET_DYN, ET_EXEC, Header};
 use goblin::elf::program_header::{PT_LOAD, ProgramHeader};
-use goblin::elf::section_header::SectionHeader;
+use goblin::elf::section_header::{SHT_NOBITS, SectionHeader};
 use scroll::ctx::TryIntoCtx;
 
 use super::RewriteError;
@@ -19,6 +19,8 @@ pub(super) struct Image<'a> {
     pub ctx: Ctx,
     /// As the table has them; none for what is neither a program nor a library.
     pub segments: Vec<ProgramHeader>,
+    /// Where everything ends that headers describe. Data may follow that the program looks for in its own file.
+    pub end: u64,
 }
 
 impl<'a> Image<'a> {
@@ -27,10 +29,11 @@ impl<'a> Image<'a> {
         let header = goblin::elf::Elf::parse_header(bytes).map_err(|_| malformed.clone())?;
         let container = header.container().map_err(|_| malformed.clone())?;
         let ctx = Ctx::new(container, header.endianness().map_err(|_| malformed.clone())?);
-        let mut image = Self { bytes, header, ctx, segments: Vec::new() };
+        let mut image = Self { bytes, header, ctx, segments: Vec::new(), end: bytes.len() as u64 };
         let is_loaded = matches!(header.e_type, ET_EXEC | ET_DYN) && header.e_phnum > 0;
         if is_loaded {
             image.segments = image.read_segments()?;
+            image.end = image.read_end();
         }
         Ok(image)
     }
@@ -59,6 +62,20 @@ impl<'a> Image<'a> {
         match segments.iter().all(|segment| good(&segment)) {
             true => Ok(segments),
             false => Err(RewriteError::Malformed("program header")),
+        }
+    }
+
+    /// Without a table of sections nobody knows what of a file is more than its segments: all is taken for the ELF file.
+    fn read_end(&self) -> u64 {
+        let length = self.bytes.len() as u64;
+        let sections = self.sections();
+        let table = self.header.e_shoff + (sections.len() * usize::from(self.header.e_shentsize)) as u64;
+        let filled = sections.iter().filter(|section| section.sh_type != SHT_NOBITS);
+        let of_sections = filled.map(|section| section.sh_offset.saturating_add(section.sh_size));
+        let of_segments = self.segments.iter().map(|segment| segment.p_offset + segment.p_filesz);
+        match sections.is_empty() {
+            true => length,
+            false => of_sections.chain(of_segments).fold(table, u64::max).min(length),
         }
     }
 
@@ -118,11 +135,11 @@ impl<'a> Image<'a> {
         rest.iter().take(1 << 16).take_while(|&&byte| byte == 0).count()
     }
 
-    /// The index of the segment that an earlier run appended, if it still is the file's end.
+    /// The index of the segment that an earlier run appended, if it still is the last of everything.
     pub fn own_tail(&self) -> Option<usize> {
         let index = self.segments.iter().rposition(|segment| segment.p_type == PT_LOAD)?;
         let segment = self.segments.get(index)?;
-        let is_last = segment.p_offset + segment.p_filesz == self.bytes.len() as u64
+        let is_last = segment.p_offset + segment.p_filesz == self.end
             && segment.p_filesz == segment.p_memsz
             && self.loads().all(|other| other.p_vaddr <= segment.p_vaddr);
         let is_own =

@@ -2,10 +2,9 @@
 //!
 //! Where that header goes decides how the file changes. Linkers put `.interp` and notes right behind the table; those are
 //! found by headers, so they move into the new segment as one piece, and the table grows over them. Where something else
-//! stands there, the table itself moves. Then the segment has to lie as far from its place in the file as the first one
-//! does: Linux before 5.18 tells a program that its table is at `first segment + e_phoff` (`AT_PHDR`, fs/binfmt_elf.c).
+//! stands there, the table itself moves. In a program the segment then has to lie as far from its place in the file as the
+//! first one does: Linux before 5.18 tells a program that its table is at `first segment + e_phoff` (`AT_PHDR`, fs/binfmt_elf.c).
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use goblin::elf::program_header::{
@@ -58,11 +57,13 @@ impl Tail {
     /// Makes the segment and its header, or goes on with the one that an earlier run made.
     pub fn open(image: &mut Image) -> Result<Self, RewriteError> {
         if let Some(own) = image.own_tail().and_then(|index| image.segments.get(index)) {
-            let end = Place { offset: image.bytes.len() as u64, address: own.p_vaddr + own.p_filesz };
+            let end = Place { offset: image.end, address: own.p_vaddr + own.p_filesz };
             return Ok(Self::at(image, end));
         }
         let behind = behind_the_table(image);
-        let start = if behind.is_some() { anywhere(image) } else { far_as_the_first(image)? };
+        // Of a library only its loader reads the table, by the file header.
+        let moves_for_kernel = behind.is_none() && image.segment(PT_INTERP).is_some();
+        let start = if moves_for_kernel { far_as_the_first(image)? } else { anywhere(image) };
         let mut tail = Self::at(image, start);
         let last = image.segments.iter().rposition(|segment| segment.p_type == PT_LOAD);
         let last = last.ok_or(RewriteError::Malformed("program header table"))?;
@@ -143,11 +144,7 @@ impl Tail {
     }
 
     /// Writes segment, tables and header down. Returns the file's new size.
-    pub fn close(
-        mut self,
-        image: &mut Image,
-        writes: &mut BTreeMap<u64, Vec<u8>>,
-    ) -> Result<u64, RewriteError> {
+    pub fn close(mut self, image: &mut Image, writes: &mut Vec<(u64, Vec<u8>)>) -> Result<u64, RewriteError> {
         self.push(MARK, 1)?;
         let end = self.start.offset + self.bytes.len() as u64;
         let own = image.segments.iter_mut().rfind(|segment| segment.p_type == PT_LOAD);
@@ -165,21 +162,24 @@ impl Tail {
                 self.bytes.splice(at..at + table.len(), table);
                 image.header.e_phoff = place.offset;
             }
-            None => drop(writes.insert(image.header.e_phoff, table)),
+            None => writes.push((image.header.e_phoff, table)),
         }
-        writes.insert(0, image.encode_header());
+        writes.push((0, image.encode_header()));
         self.write_sections(image, writes);
-        writes.insert(self.start.offset, self.bytes);
-        Ok(end)
+        // Some programs find data by the end of their file (what Bun and Deno compile), others by its place (AppImage).
+        let behind = image.slice(image.end, image.bytes.len() as u64 - image.end).unwrap_or_default();
+        self.bytes.extend_from_slice(behind);
+        writes.push((self.start.offset, self.bytes));
+        Ok(end + behind.len() as u64)
     }
 
     /// Sections follow what they describe. Whoever goes by sections (gdb, readelf) finds it then.
-    fn write_sections(&self, image: &Image, writes: &mut BTreeMap<u64, Vec<u8>>) {
+    fn write_sections(&self, image: &Image, writes: &mut Vec<(u64, Vec<u8>)>) {
         let size = SectionHeader::size(image.ctx);
         for (index, mut section) in image.sections().into_iter().enumerate() {
             if self.move_section(&mut section) {
                 let at = image.header.e_shoff + (index * size) as u64;
-                writes.insert(at, image.encode(section, size));
+                writes.push((at, image.encode(section, size)));
             }
         }
     }

@@ -201,6 +201,52 @@ fn search_paths_of_libraries_are_cut_in_place_or_written_anew() {
 }
 
 #[test]
+fn appended_data_is_found_by_its_place_and_by_the_end() {
+    if !tools(&["g++"]) {
+        return;
+    }
+    let probe = Probe::new();
+    let built = probe.program(&[]);
+    let mut bytes = fs::read(&built).unwrap();
+    let at = bytes.len();
+    bytes.extend_from_slice(b"appended by a packer, 48 bytes, with an end mark");
+    fs::write(&built, &bytes).unwrap();
+    let tree = probe.tree(&built);
+    assert_eq!(tree.run("bin/probe", &["libplug.so"]), Probe::expected(&tree, "bin/probe"));
+    let first = fs::read(tree.path("bin/probe")).unwrap();
+    tree.put(&tree.path("bin/probe"), "bin/again", &program(GLIBC, &[TREE; 7].join("/.kitbag/lib:")));
+    let second = fs::read(tree.path("bin/again")).unwrap();
+    for new in [&first, &second] {
+        assert_eq!(new[at..at + 48], bytes[at..]);
+        assert!(new.ends_with(&bytes[at..]));
+    }
+    let count = |new: &[u8]| new.windows(48).filter(|window| *window == &bytes[at..]).count();
+    assert_eq!((count(&first), count(&second)), (2, 2));
+    assert_eq!(tree.run("bin/again", &[]).lines().last(), Some("2 41 0 objects"));
+}
+
+#[test]
+fn libraries_that_grow_are_loaded() {
+    if !tools(&["g++", "ld.gold", "ld.lld", "mold"]) {
+        return;
+    }
+    let probe = Probe::new();
+    let built = probe.program(&[]);
+    for linker in ["bfd", "gold", "lld", "mold"] {
+        for build_id in ["none", "sha1"] {
+            let args = [format!("-fuse-ld={linker}"), format!("-Wl,--build-id={build_id}")];
+            let source = "int part(int); static int z[900000]; __thread int t = 6; int plug(void) { return part(t + z[899999]); }";
+            probe.library("libplug.so", source, &[args[0].as_str(), args[1].as_str(), "-L.", "-lpart"]);
+            let tree = probe.tree(&built);
+            let plug = probe.dir.path().join("libplug.so");
+            let edits = tree.put(&plug, "lib/libplug.so", &library("$ORIGIN/elsewhere:$ORIGIN"));
+            assert!(edits.length > fs::metadata(&plug).unwrap().len());
+            assert_eq!(tree.run("bin/probe", &["libplug.so"]), Probe::expected(&tree, "bin/probe"));
+        }
+    }
+}
+
+#[test]
 fn redis_jq_git_and_python_run_from_their_tree_alone() {
     if !tools(&["redis-server", "jq", "git", "python3.11"]) {
         return;
@@ -212,6 +258,7 @@ fn redis_jq_git_and_python_run_from_their_tree_alone() {
     assert_eq!(tree.run("bin/jq", &["-n", "[1,2]|add"]), "3\n");
     tree.add(Path::new("/usr/bin/python3.11"));
     assert!(tree.run("bin/python3.11", &["--version"]).starts_with("Python 3.11"));
+    tree.put_null();
     tree.add(Path::new("/usr/bin/git"));
     tree.add(Path::new("/usr/lib/git-core/git-remote-http"));
     assert!(tree.run("bin/git", &["--version"]).starts_with("git version"));
@@ -233,13 +280,16 @@ fn nothing_of_the_host_is_opened() {
     tree.add(Path::new("/usr/bin/redis-server"));
     let log = tree.path("log");
     let mut command = Command::new("strace");
+    // Cargo sets it for tests.
+    command.env_remove("LD_LIBRARY_PATH");
     command.args(["-f", "-e", "trace=file", "-o"]).arg(&log).arg(tree.path("bin/redis-server"));
     run(command.arg("--version"));
     let log = fs::read_to_string(log).unwrap();
     let libraries = format!("\"{}/.kitbag/lib/libc.so.6\"", tree.place);
     assert!(log.contains(&libraries) && log.contains("\"/dev/null/preload\""), "{log}");
-    let outside =
-        |line: &&str| ["\"/etc/ld.so", "\"/lib", "\"/usr/lib"].iter().any(|path| line.contains(path));
+    // What the program reads after that, as locales, is another matter.
+    let inside = format!("\"{}/", tree.place);
+    let outside = |line: &&str| line.contains(".so") && !line.contains(&inside);
     assert_eq!(log.lines().filter(outside).collect::<Vec<_>>(), Vec::<&str>::new());
 }
 
@@ -253,6 +303,8 @@ fn the_cache_of_the_host_is_not_asked_for_what_is_missing() {
     tree.add(&probe.program(&[]));
     let log = tree.path("log");
     let mut command = Command::new("strace");
+    // Cargo sets it for tests.
+    command.env_remove("LD_LIBRARY_PATH");
     command.args(["-e", "trace=file", "-o"]).arg(&log).arg(tree.path("bin/probe")).arg("libz.so.1");
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
@@ -282,7 +334,7 @@ fn a_musl_program_runs_from_its_tree_alone() {
             let edits = tree.put(loader, ".kitbag/lib/ld-musl-x86_64.so.1", &is_loader);
             assert!(edits.is_empty() && edits.unpatched.is_empty());
             tree.write(".kitbag/etc/ld-musl-x86_64.path", b"");
-            tree.put(&dir.path().join("libpart.so"), ".kitbag/lib/libpart.so", &library(""));
+            tree.put(&dir.path().join("libpart.so"), ".kitbag/lib/libpart.so", &library("$ORIGIN/elsewhere"));
             let request = program("/kitbag-tree/.kitbag/lib/ld-musl-x86_64.so.1", "/kitbag-tree/.kitbag/lib");
             tree.put(&dir.path().join("main"), "bin/main", &request);
             assert_eq!(tree.run("bin/main", &[]), format!("{}/bin/main 7\n", tree.place));
@@ -441,7 +493,7 @@ fn hostile_headers_are_errors_or_harmless() {
         let bytes = fs::read(probe.program(&[linker])).unwrap();
         let dynamic = structure::dynamic_range(&bytes);
         let rewritten = rewrite(&bytes, &requests[0]).unwrap().apply(&bytes);
-        for round in 0..60_000 {
+        for round in 0..4_000 {
             let mut broken = if round % 4 == 0 { rewritten.clone() } else { bytes.clone() };
             for _ in 0..=random(3) {
                 let at = if random(4) == 0 { dynamic.start + random(dynamic.len()) } else { random(1000) };
@@ -456,8 +508,8 @@ fn hostile_headers_are_errors_or_harmless() {
                 assert!(grown < 17 << 20, "{grown}");
                 let end = edits.writes.last().map_or(0, |(at, new)| at + new.len() as u64);
                 assert!(end <= edits.length);
-                let pairs = edits.writes.windows(2);
-                assert!(pairs.into_iter().all(|pair| pair[0].0 + pair[0].1.len() as u64 <= pair[1].0));
+                let mut pairs = edits.writes.windows(2);
+                assert!(pairs.all(|pair| pair[0].0 + pair[0].1.len() as u64 <= pair[1].0));
             }
         }
     }
@@ -471,7 +523,13 @@ fn every_installed_program_says_the_same_from_its_tree() {
     let tree = Tree::in_place();
     let mut differing = BTreeMap::new();
     let mut programs = 0;
+    // Java's programs, and gcc's wrappers, look around themselves for what they start.
+    let looks_around =
+        |path: &Path| path.starts_with("/usr/lib/jvm") || path.to_string_lossy().contains("-gcc-");
     for path in tree::installed_programs() {
+        if looks_around(&path) {
+            continue;
+        }
         let growth = tree.add(&path).length - fs::metadata(&path).unwrap().len();
         assert!(growth < 12_000, "{}: {growth} bytes more", path.display());
         let new = tree.path("bin").join(path.file_name().unwrap());
@@ -484,6 +542,30 @@ fn every_installed_program_says_the_same_from_its_tree() {
     }
     println!("{programs} programs");
     assert!(differing.is_empty(), "{} of {programs}: {differing:#?}", differing.len());
+}
+
+#[test]
+fn every_installed_library_can_be_changed() {
+    let mut libraries = 0;
+    for entry in fs::read_dir("/usr/lib/x86_64-linux-gnu").expect("Debian's libraries") {
+        let path = entry.unwrap().path();
+        let is_large = fs::metadata(&path).is_ok_and(|metadata| metadata.len() > 20 << 20);
+        let is_library = path.to_string_lossy().contains(".so") && !is_large;
+        let bytes = fs::read(&path).ok().filter(|bytes| bytes.starts_with(b"\x7fELF") && is_library);
+        let Some(bytes) = bytes else { continue };
+        for rpath in ["", "$ORIGIN/../x.libs"] {
+            let request = library(rpath);
+            let edits =
+                rewrite(&bytes, &request).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            let growth = edits.length - bytes.len() as u64;
+            assert!(edits.slots.is_empty() && growth < 10_000, "{}: {growth}", path.display());
+            if !edits.is_empty() {
+                structure::check(&bytes, &edits.apply(&bytes), &request, &edits);
+                libraries += 1;
+            }
+        }
+    }
+    assert!(libraries > 100, "{libraries}");
 }
 
 /// What a program does and says when asked for its version: without times, process numbers and its own folder.
@@ -510,7 +592,10 @@ fn version(path: &Path, tree: &Tree) -> (Option<i32>, String) {
     let folder = path.parent().and_then(Path::to_str).unwrap();
     let name = path.file_name().and_then(OsStr::to_str).unwrap();
     let said = said.replace(&format!("{folder}/{name}"), name);
-    (status, said.split(|letter: char| letter.is_ascii_digit()).filter(|part| !part.is_empty()).collect())
+    // Some start others, whose order is theirs.
+    let mut lines: Vec<&str> = said.lines().collect();
+    lines.sort_unstable();
+    (status, lines.join("\n").replace(|letter: char| letter.is_ascii_digit(), ""))
 }
 
 fn read_all(mut file: fs::File) -> String {

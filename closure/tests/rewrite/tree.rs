@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 use std::{env, fs, str};
 
 use kitbag_closure::rewrite::{Edits, Request, Slot, TREE, rewrite};
@@ -65,8 +66,21 @@ pub fn run(command: &mut Command) -> String {
     out
 }
 
+/// Tries again while the program is busy: a process that another test starts holds what we write open, until it
+/// executes (ETXTBSY, execve(2)).
 fn output(command: &mut Command) -> Output {
-    command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let output = command.stdin(Stdio::null()).output();
+        let busy = match &output {
+            Ok(output) => String::from_utf8_lossy(&output.stderr).contains("Text file busy"),
+            Err(error) => error.kind() == ErrorKind::ExecutableFileBusy,
+        };
+        if !busy || Instant::now() > deadline {
+            return output.unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        }
+        std::thread::yield_now();
+    }
 }
 
 /// A root folder that holds a tree and nothing else.
@@ -115,6 +129,12 @@ impl Tree {
         edits
     }
 
+    /// git does not start without this file, of whatever kind.
+    pub fn put_null(&self) {
+        fs::create_dir_all(self.root.path().join("dev")).unwrap();
+        fs::write(self.root.path().join("dev/null"), b"").unwrap();
+    }
+
     pub fn write(&self, name: &str, bytes: &[u8]) {
         let path = self.path(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -160,10 +180,13 @@ impl Tree {
     }
 }
 
-/// The text of `PT_INTERP`.
+/// The text of `PT_INTERP`, if that is at the file's beginning as in every program that a linker made.
 pub fn loader_of(program: &Path) -> Option<String> {
-    let bytes = fs::read(program).ok()?;
-    goblin::elf::Elf::parse(&bytes).ok()?.interpreter.map(str::to_owned)
+    let mut head = Vec::new();
+    fs::File::open(program).ok()?.take(4096).read_to_end(&mut head).ok()?;
+    let start = head.windows(5).position(|bytes| bytes == b"/lib/" || bytes == b"/lib6")?;
+    let text = head[start..].split(|&byte| byte == 0).next()?;
+    (head.starts_with(b"\x7fELF") && text.starts_with(b"/lib")).then(|| String::from_utf8_lossy(text).into())
 }
 
 /// Names and paths of loader and libraries, from `ldd`.
@@ -187,10 +210,6 @@ fn needs(program: &Path) -> BTreeSet<(String, PathBuf)> {
 pub fn installed_programs() -> Vec<PathBuf> {
     let names = fs::read_dir("/usr/bin").expect("/usr/bin").map(|entry| entry.unwrap().path());
     let files: BTreeSet<PathBuf> = names.filter_map(|path| path.canonicalize().ok()).collect();
-    let is_elf = |path: &PathBuf| fs::read(path).is_ok_and(|bytes| bytes.starts_with(b"\x7fELF"));
     let is_ours = |path: &PathBuf| loader_of(path).is_some_and(|loader| loader.contains("/ld-linux-"));
-    files
-        .into_iter()
-        .filter(|path| path.as_os_str().as_bytes().len() < 200 && is_elf(path) && is_ours(path))
-        .collect()
+    files.into_iter().filter(is_ours).collect()
 }
