@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use globset::GlobSet;
 use kitbag_closure::facts::Kind;
 use kitbag_closure::resolve::{self, Addition, Closure, Conflict, Input, Member, Missing, Remark, Request};
+use kitbag_closure::resolve::{Tried, Verdict};
 use kitbag_closure::rewrite::{self, Edits};
 use kitbag_closure::root::Root;
 use kitbag_closure::tree::{Listing, Node, Tree};
@@ -32,6 +33,9 @@ use crate::tree::shown;
 const FOLDER: &[u8] = b".kitbag";
 /// Places that are searched, in a message.
 const PLACES_SHOWN: usize = 12;
+
+/// Files that do not do, in a message.
+const UNFIT_SHOWN: usize = 3;
 
 /// What the files of a complete plan hold.
 pub struct Scan {
@@ -413,29 +417,67 @@ fn errors(closure: &Closure) -> Vec<Diagnostic> {
         );
         let help =
             "it was built for a newer library than this machine has; include that one too, or build it here";
-        chained(Diagnostic::new(title), &unmet.chain).help(help)
+        chained(Diagnostic::new(title), "it comes in because", &unmet.chain).help(help)
     });
     missing.chain(conflicts).chain(versions).collect()
 }
 
-fn chained(error: Diagnostic, chain: &[resolve::Link]) -> Diagnostic {
-    chain.iter().fold(error, |error, link| error.help(format!("it comes in because {link}")))
+fn chained(error: Diagnostic, why: &str, chain: &[resolve::Link]) -> Diagnostic {
+    chain.iter().fold(error, |error, link| error.help(format!("{why} {link}")))
 }
 
 fn missing_error(missing: &Missing) -> Diagnostic {
     let name = shown(&missing.name);
-    let error =
-        Diagnostic::new(format!("`{}` needs `{name}`, which nothing provides", shown(&missing.needed_by)));
-    let mut places: Vec<String> =
-        missing.tried.iter().take(PLACES_SHOWN).map(|tried| format!("`{}`", shown(&tried.path))).collect();
-    if let Some(more @ 1..) = missing.tried.len().checked_sub(PLACES_SHOWN) {
-        places.push(format!("and {more} more places"));
+    let title = format!("`{}` needs `{name}`, which nothing provides", shown(&missing.needed_by));
+    let error = chained(Diagnostic::new(title), "it comes in because", &missing.chain);
+    let unfit = unique(missing.tried.iter().filter_map(unfit)).into_iter().take(UNFIT_SHOWN);
+    let error = unfit.fold(error, Diagnostic::help);
+    let error = error.help(format!("searched for {}: {}", missing.target, places(&missing.tried)));
+    error.help(match missing.need {
+        resolve::Need::Interpreter => {
+            "kitbag brings it from the machine where it packs, or from the file system of another \
+                              one: `--root DIR`"
+                .to_owned()
+        }
+        resolve::Need::Library | resolve::Need::Dlopen(_) => format!(
+            "install the package that has it, include the file, or do without: `[closure]` and below it \
+             `optional = [\"{name}\"]`"
+        ),
+    })
+}
+
+/// What is there, and why that does not do. None if nothing is.
+fn unfit(tried: &Tried) -> Option<String> {
+    let path = shown(&tried.path);
+    match &tried.verdict {
+        Verdict::Absent => None,
+        Verdict::NotLoadable(why) => Some(format!("`{path}` cannot be loaded: {why}")),
+        Verdict::Other(target) => Some(format!("`{path}` is for {target}")),
     }
-    let searched = if places.is_empty() { "nowhere".to_owned() } else { places.join(", ") };
-    chained(error, &missing.chain).help(format!("searched for {}: {searched}", missing.target)).help(format!(
-        "install the package that has it, include the file, or do without: `[closure]` and below it \
-         `optional = [\"{name}\"]`"
-    ))
+}
+
+/// The folders that were searched.
+fn places(tried: &[Tried]) -> String {
+    let folder = |tried: &Tried| {
+        let end = tried.path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+        format!("`{}`", shown(&tried.path[..end]))
+    };
+    let mut places = unique(tried.iter().map(folder));
+    if let Some(more @ 1..) = places.len().checked_sub(PLACES_SHOWN) {
+        places.truncate(PLACES_SHOWN);
+        places.push(format!("and {more} more folders"));
+    }
+    if places.is_empty() { "nowhere".to_owned() } else { places.join(", ") }
+}
+
+/// Each text once, where it comes first.
+fn unique(texts: impl Iterator<Item = String>) -> Vec<String> {
+    texts.fold(Vec::new(), |mut unique, text| {
+        if !unique.contains(&text) {
+            unique.push(text);
+        }
+        unique
+    })
 }
 
 fn conflict_error(conflict: &Conflict) -> Diagnostic {
@@ -443,7 +485,8 @@ fn conflict_error(conflict: &Conflict) -> Diagnostic {
         Conflict::TwoOfOneName { name, first, second } => {
             let error =
                 Diagnostic::new(format!("one program needs two different libraries `{}`", shown(name)));
-            let error = chained(chained(error, first), second);
+            let error = chained(error, "one comes in because", first);
+            let error = chained(error, "the other one because", second);
             error.help("no process can load both; include or exclude one of them")
         }
         Conflict::Different { program, name, wanted, found } => {

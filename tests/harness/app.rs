@@ -10,8 +10,8 @@ use crate::{Bundle, Cmd, Folder, Outcome, Sandbox, copy};
 /// A folder with a `kitbag.toml`; what lies in its folder `tree` is what goes in.
 #[derive(Debug)]
 pub struct App {
-    /// Holds the folder while the app lives.
-    _folder: Option<Folder>,
+    /// Holds folders while the app lives.
+    folders: Vec<Folder>,
     dir: PathBuf,
 }
 
@@ -35,7 +35,7 @@ impl App {
         let dir = folder.dir("app");
         folder.dir("app/tree");
         fs::write(dir.join("kitbag.toml"), text).expect("kitbag.toml");
-        Self { _folder: Some(folder), dir }
+        Self { folders: vec![folder], dir }
     }
 
     /// A tool: the program of `fixtures/hello-c`.
@@ -51,7 +51,14 @@ impl App {
 
     /// A project that is there already.
     pub fn at(dir: &Path) -> Self {
-        Self { _folder: None, dir: dir.to_owned() }
+        Self { folders: Vec::new(), dir: dir.to_owned() }
+    }
+
+    /// The same, and this folder lives as long as it: libraries that are found there while it is packed.
+    #[must_use]
+    pub fn keeping(mut self, folder: Folder) -> Self {
+        self.folders.push(folder);
+        self
     }
 
     /// Its folder.
@@ -70,6 +77,13 @@ impl App {
         let path = self.tree(path);
         fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
         fs::write(path, bytes).expect("a file");
+        self
+    }
+
+    /// A file of `tree` may be executed.
+    #[must_use]
+    pub fn executable(self, path: &str) -> Self {
+        fs::set_permissions(self.tree(path), Permissions::from_mode(0o755)).expect("chmod");
         self
     }
 

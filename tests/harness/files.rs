@@ -15,8 +15,13 @@ impl Folder {
     /// A new empty one, which every user may look into.
     #[expect(clippy::new_without_default, reason = "it makes something")]
     pub fn new() -> Self {
-        let folder = tempfile::Builder::new().prefix("kitbag-tests-").tempdir().expect("a temporary folder");
-        let path = folder.keep();
+        Self::within(&std::env::temp_dir())
+    }
+
+    /// A new empty one in another folder.
+    pub fn within(parent: &Path) -> Self {
+        let folder = tempfile::Builder::new().prefix("kitbag-tests-").tempdir_in(parent);
+        let path = folder.expect("a temporary folder").keep();
         fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("chmod");
         Self(path)
     }

@@ -70,7 +70,7 @@ pub fn guestbook() -> Bundle {
 }
 
 /// Where the suite keeps what it builds: beside the test programs.
-fn built() -> PathBuf {
+pub fn built() -> PathBuf {
     let own = env::current_exe().expect("the test's own path");
     let target = own.ancestors().find(|path| path.ends_with("deps")).and_then(Path::parent);
     let folder = target.expect("a target folder").join("kitbag-tests");
@@ -97,7 +97,7 @@ fn cargo_build(folder: &Path, args: &[&str], name: &str) -> PathBuf {
 }
 
 /// Held while something is built: test processes may run beside each other.
-fn lock() -> Flock<File> {
+pub(crate) fn lock() -> Flock<File> {
     let path = built().join("lock");
     let file = File::create(&path).expect("a lock file");
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).expect("a lock")

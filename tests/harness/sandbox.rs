@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use crate::{Cmd, Folder};
 
 /// Names the sandbox in the environment of everything that is started in it.
-const MARK: &str = "KITBAG_TESTS_SANDBOX";
+pub(crate) const MARK: &str = "KITBAG_TESTS_SANDBOX";
 
 /// Private folders: home, store, state. What still runs in it when it is dropped is killed.
 #[derive(Debug)]
@@ -61,10 +61,7 @@ impl Sandbox {
 
     /// The processes that run in it: those whose environment names it.
     pub fn processes(&self) -> Vec<i32> {
-        let mark = format!("{MARK}={}\0", self.path().display());
-        let all = fs::read_dir("/proc").into_iter().flatten().flatten();
-        let ids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        ids.filter(|id| has_text(&format!("/proc/{id}/environ"), mark.as_bytes())).collect()
+        processes(self.path())
     }
 
     /// The folders of the unpacked trees in the store.
@@ -92,9 +89,22 @@ impl Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        for id in self.processes() {
-            let _ = kill(Pid::from_raw(id), Signal::SIGKILL);
-        }
+        kill_all(self.path());
+    }
+}
+
+/// The processes whose environment names this folder as their sandbox.
+fn processes(sandbox: &Path) -> Vec<i32> {
+    let mark = format!("{MARK}={}\0", sandbox.display());
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let ids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    ids.filter(|id| has_text(&format!("/proc/{id}/environ"), mark.as_bytes())).collect()
+}
+
+/// Kills them.
+pub(crate) fn kill_all(sandbox: &Path) {
+    for id in processes(sandbox) {
+        let _ = kill(Pid::from_raw(id), Signal::SIGKILL);
     }
 }
 

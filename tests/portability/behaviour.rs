@@ -1,0 +1,169 @@
+//! What a packed program finds out about itself, and what of its surroundings does not matter to it.
+
+use std::fs;
+use std::path::Path;
+
+use kitbag_tests::{Bundle, Cmd, Place, tools};
+
+use crate::apps::{cpp_app, git_app, musl_program, python_app, redis_tool};
+
+/// The program with plug-ins. None if it cannot be built here: the test is unmet.
+fn plugins() -> Option<Bundle> {
+    if !tools(&["g++"]) {
+        return None;
+    }
+    cpp_app().map(|app| app.pack())
+}
+
+#[test]
+fn argv_0_and_proc_self_exe_are_the_programs_own_file() {
+    let Some(bundle) = plugins() else { return };
+    for _ in ["first start", "later start"] {
+        let text = bundle.run([""; 0]).succeeds().is_quiet().text();
+        let program = bundle.sandbox.tree().join("bin/plugins");
+        let program = program.display();
+        assert!(text.contains(&format!("argv[0] {program}\nexe {program}\n")), "{text}");
+    }
+}
+
+#[test]
+fn it_starts_itself_again_by_proc_self_exe() {
+    let Some(bundle) = plugins() else { return };
+    let again = bundle.run(["--again"]).succeeds().prints("started-again, waiting\n");
+    again.prints("caught from a plug-in: by name\n");
+}
+
+#[test]
+fn the_callers_loader_variables_do_not_matter() {
+    let Some(bundle) = plugins() else { return };
+    // Libraries of a newer system: its libc, its OpenSSL.
+    let Some(site) = Place::DebianTesting.site(&bundle.file) else { return };
+    let other = site.outside(Path::new("/usr/lib/x86_64-linux-gnu"));
+    let start = bundle.command([""; 0]).env("LD_LIBRARY_PATH", &other).env("LD_DEBUG", "libs");
+    let start = start.env("LD_PRELOAD", other.join("libcrypto.so.3")).env("LD_BIND_NOW", "1");
+    for start in [start.clone(), start] {
+        let text = start.run().succeeds().is_quiet().prints_no("inherited").text();
+        assert!(text.contains("caught from a plug-in: by path\n"), "{text}");
+    }
+}
+
+#[test]
+fn a_program_started_by_its_own_path_has_its_own_libraries_whatever_the_library_path() {
+    let Some(bundle) = plugins() else { return };
+    let Some(site) = Place::DebianTesting.site(&bundle.file) else { return };
+    bundle.run([""; 0]).succeeds();
+    let other = site.outside(Path::new("/usr/lib/x86_64-linux-gnu"));
+    let mut running =
+        Cmd::new(bundle.sandbox.tree().join("bin/plugins")).env("LD_LIBRARY_PATH", &other).start();
+    let text = running.wait_print("started, waiting\n");
+    assert!(
+        text.contains("inherited LD_LIBRARY_PATH=") && text.contains("from a plug-in: by name\n"),
+        "{text}"
+    );
+    let maps = fs::read_to_string(format!("/proc/{}/maps", running.id())).unwrap();
+    assert!(!maps.contains(&other.display().to_string()), "{maps}");
+    running.close();
+    running.ended().exits(0);
+}
+
+#[test]
+fn a_systems_preload_file_is_not_read() {
+    let Some(bundle) = plugins() else { return };
+    let Some(site) = Place::EmptyRoot.site(&bundle.file) else { return };
+    // glibc's loader would say that it cannot be preloaded.
+    let etc = site.outside(Path::new("/etc"));
+    fs::create_dir(&etc).unwrap();
+    fs::write(etc.join("ld.so.preload"), "/etc/ld.so.preload\n").unwrap();
+    site.command([""; 0]).run().succeeds().is_quiet().prints("caught from a plug-in: by name\n");
+}
+
+#[test]
+fn musls_loader_reads_no_path_file_of_the_system() {
+    if !tools(&["musl-gcc"]) {
+        return;
+    }
+    let Some(bundle) = musl_program() else { return };
+    let Some(site) = Place::EmptyRoot.site(&bundle.file) else { return };
+    let (etc, lib) = (site.outside(Path::new("/etc")), site.outside(Path::new("/lib")));
+    fs::create_dir(&etc).unwrap();
+    fs::create_dir(&lib).unwrap();
+    fs::write(etc.join("ld-musl-x86_64.path"), "/lib\n").unwrap();
+    fs::write(lib.join("libtwice.so"), "no library\n").unwrap();
+    site.command([""; 0]).run().succeeds().is_quiet().prints("musl says 42\n");
+}
+
+#[test]
+fn gdb_runs_the_program_and_sees_its_libraries() {
+    if !tools(&["gdb"]) {
+        return;
+    }
+    let Some(bundle) = plugins() else { return };
+    bundle.run([""; 0]).succeeds();
+    let tree = bundle.sandbox.tree();
+    let gdb =
+        Cmd::new("gdb").args(["-nx", "-batch", "-ex", "set startup-with-shell off", "-ex", "break main"]);
+    let gdb = gdb.args(["-ex", "run", "-ex", "backtrace", "-ex", "info sharedlibrary", "-ex", "continue"]);
+    let gdb = gdb.arg(tree.join("bin/plugins")).env_remove("DEBUGINFOD_URLS").run().succeeds();
+    let own = |name: &str| tree.join(".kitbag/lib").join(name).display().to_string();
+    gdb.prints("in main ()")
+        .prints(&own("libstdc++.so.6"))
+        .prints(&own("ld-linux-x86-64.so.2"))
+        .prints("exited normally");
+}
+
+#[test]
+fn the_path_of_the_tree_holds_the_odd_letters_of_the_home() {
+    let Some(bundle) = plugins() else { return };
+    let Some(site) = Place::OddPath.site(&bundle.file) else { return };
+    let text = site.command([""; 0]).run().succeeds().text();
+    assert!(text.starts_with("argv[0] /") && text.contains("日本 #1/home/.cache/kitbag/v1/trees/"), "{text}");
+}
+
+#[test]
+fn where_nothing_may_be_executed_that_is_said() {
+    let Some(bundle) = plugins() else { return };
+    let Some(site) = Place::Noexec.site(&bundle.file) else { return };
+    let start = site.command([""; 0]).env("KITBAG_STORE", site.work().join("store")).run();
+    start
+        .exits(125)
+        .says("noexec")
+        .says("set KITBAG_STORE to a folder of your own, on a disk that allows exec");
+}
+
+#[test]
+fn a_script_in_the_tree_starts_with_the_bundles_interpreter() {
+    if !tools(&["python3.11"]) {
+        return;
+    }
+    let app = python_app("command = [\"bin/tool\"]");
+    let script = "#!/usr/bin/env python3\nimport sys\nprint('by', sys.executable, sys.argv[1:])\n";
+    let bundle = app.file("bin/tool", script).executable("bin/tool").pack();
+    let Some(site) = Place::EmptyRoot.site(&bundle.file) else { return };
+    let outcome = site.command(["one", "two words"]).run().succeeds();
+    outcome.prints("by /var/cache/kitbag/").prints("/tree/bin/python3 ['one', 'two words']\n");
+}
+
+#[test]
+fn a_shell_of_the_place_runs_the_bundles_git_and_git_runs_the_shell() {
+    if !tools(&["git", "sh"]) {
+        return;
+    }
+    let bundle = git_app().pack();
+    let alias = ["-c", "alias.places=!echo from the shell; git --version; git --exec-path", "places"];
+    let outcome = bundle.run(alias).succeeds().prints("from the shell\ngit version 2.");
+    outcome.prints(&format!("{}/libexec/git-core\n", bundle.sandbox.tree().display()));
+}
+
+#[test]
+fn a_server_uses_no_library_of_a_system_that_has_newer_ones_of_the_same_names() {
+    // That tree has libssl.so.3 and libsystemd.so.0, newer ones, in its loader's cache.
+    let Some(file) = redis_tool.packed() else { return };
+    let Some(site) = Place::DebianTesting.site(file) else { return };
+    for name in ["libssl.so.3", "libsystemd.so.0"] {
+        let path = site.outside(&Path::new("/usr/lib/x86_64-linux-gnu").join(name));
+        assert!(path.exists(), "{}", path.display());
+    }
+    let cache = fs::read(site.outside(Path::new("/etc/ld.so.cache"))).unwrap();
+    assert!(String::from_utf8_lossy(&cache).contains("libssl.so.3"));
+    (redis_tool.check)(&site);
+}
