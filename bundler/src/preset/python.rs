@@ -215,41 +215,20 @@ pub fn expand(python: &Python, dir: &Path, name: &str, quiet: bool) -> Result<Ex
         ..Expansion::default()
     };
     bring_interpreter(python, &facts, &mut expansion)?;
-    let site = facts.site();
-    let mut roots = Vec::new();
-    if let Some(venv) = &venv {
-        roots.push(venv.packages(&facts, python.interpreter.as_ref())?);
-    }
-    if let Some(requirements) = &python.requirements {
-        roots.push(packages::install(requirements, dir, &facts, quiet)?);
-    }
-    let mut paths = Vec::new();
     let project = bring_project(python, dir, &mut expansion)?;
-    let project = std::path::absolute(&project).unwrap_or(project);
-    for root in &roots {
-        let (linked, mut left_out) = packages::linked(root, &project, &mut expansion.warnings);
-        paths.extend(linked);
-        left_out.extend(PACKAGES_LEFT_OUT.iter().map(ToString::to_string));
-        let left_out: Vec<&str> = left_out.iter().map(String::as_str).collect();
-        let span = python.packages();
-        expansion.include(&span, root, &site, &left_out);
-        expansion.count("packages");
-        let programs = venv.as_ref().map_or_else(|| root.join("bin"), |venv| venv.path.join("bin"));
-        if programs.is_dir() {
-            expansion.include(&span, &programs, "bin", PROGRAMS_LEFT_OUT);
-        }
+    // Where modules are looked for, beside the project.
+    let mut roots = Vec::new();
+    let mut linked = Vec::new();
+    if let Some(packages) = packages(python, dir, &facts, venv.as_ref(), quiet)? {
+        linked = bring_packages(&facts, &packages, &project, &mut expansion);
+        roots.push(packages.modules);
     }
-    if python.system_packages || venv.as_ref().is_some_and(|venv| venv.has_system_packages) {
-        for (system, place) in facts.sites.iter().filter_map(|site| Some((site, facts.place(site)?))) {
-            if system.is_dir() {
-                expansion.include(&python.span, system, &place, PACKAGES_LEFT_OUT);
-                roots.push(system.clone());
-            }
-        }
+    if python.system_packages || venv.is_some_and(|venv| venv.has_system_packages) {
+        roots.extend(bring_system_packages(python, &facts, &mut expansion));
     }
-    bring_paths(python, &site, &paths, &mut expansion)?;
+    bring_paths(python, &facts, &linked, &mut expansion)?;
     if let Some(written) = &python.entry {
-        roots.extend(paths.iter().map(|path| project.join(path)));
+        roots.extend(linked.iter().map(|path| project.join(path)));
         roots.push(facts.stdlib.clone());
         expansion.command = Some(bring_entry(written, &project, &roots, name, &facts, &mut expansion)?);
     }
@@ -257,12 +236,59 @@ pub fn expand(python: &Python, dir: &Path, name: &str, quiet: bool) -> Result<Ex
     Ok(expansion)
 }
 
-impl Python {
-    /// Where it says which packages.
-    fn packages(&self) -> Range<usize> {
-        let written = self.venv.as_ref().or(self.requirements.as_ref());
-        written.map_or_else(|| self.span.clone(), Spanned::span)
+/// The app's packages on this machine.
+struct Packages {
+    modules: PathBuf,
+    programs: PathBuf,
+    /// Where the manifest says which.
+    span: Range<usize>,
+}
+
+/// Finds or installs the packages; `None` where the app has none.
+fn packages(
+    python: &Python,
+    dir: &Path,
+    facts: &Facts,
+    venv: Option<&packages::Venv>,
+    quiet: bool,
+) -> Result<Option<Packages>, Diagnostic> {
+    if let (Some(venv), Some(written)) = (venv, &python.venv) {
+        let modules = venv.packages(facts, python.interpreter.as_ref())?;
+        return Ok(Some(Packages { modules, programs: venv.path.join("bin"), span: written.span() }));
     }
+    let Some(written) = &python.requirements else { return Ok(None) };
+    let modules = packages::install(written, dir, facts, quiet)?;
+    Ok(Some(Packages { programs: modules.join("bin"), modules, span: written.span() }))
+}
+
+/// Modules and programs. Returns the project's folders that some are only linked to.
+fn bring_packages(
+    facts: &Facts,
+    packages: &Packages,
+    project: &Path,
+    expansion: &mut Expansion,
+) -> Vec<String> {
+    let (linked, links) = packages::linked(&packages.modules, project, &mut expansion.warnings);
+    let left_out: Vec<&str> =
+        links.iter().map(String::as_str).chain(PACKAGES_LEFT_OUT.iter().copied()).collect();
+    expansion.include(&packages.span, &packages.modules, &facts.site(), &left_out);
+    expansion.count("packages");
+    if packages.programs.is_dir() {
+        expansion.include(&packages.span, &packages.programs, "bin", PROGRAMS_LEFT_OUT);
+    }
+    linked
+}
+
+/// The interpreter's own packages. Returns their folders.
+fn bring_system_packages(python: &Python, facts: &Facts, expansion: &mut Expansion) -> Vec<PathBuf> {
+    let mut brought = Vec::new();
+    for (folder, place) in facts.sites.iter().filter_map(|site| Some((site, facts.place(site)?))) {
+        if folder.is_dir() {
+            expansion.include(&python.span, folder, &place, PACKAGES_LEFT_OUT);
+            brought.push(folder.clone());
+        }
+    }
+    brought
 }
 
 /// Nothing of the host's Python: its variables, its user's packages. Bytecode is there; the tree is read-only.
@@ -327,16 +353,17 @@ fn bring_project(python: &Python, dir: &Path, expansion: &mut Expansion) -> Resu
     expansion.include(&span, Path::new(written), PROJECT, &left_out);
     expansion.count(format!("project `{written}`"));
     expansion.cwd = Some(format!("${{tree}}/{PROJECT}"));
-    Ok(project)
+    Ok(std::path::absolute(&project).unwrap_or(project))
 }
 
 /// Puts the project on the module path.
 fn bring_paths(
     python: &Python,
-    site: &str,
+    facts: &Facts,
     more: &[String],
     expansion: &mut Expansion,
 ) -> Result<(), Diagnostic> {
+    let site = facts.site();
     let up = "../".repeat(site.split('/').count());
     let lines = std::iter::once(String::new()).chain(more.iter().map(|path| format!("/{path}")));
     let text: String = lines.map(|below| format!("{up}{PROJECT}{below}\n")).collect();
