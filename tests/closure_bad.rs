@@ -1,10 +1,11 @@
 //! What is wrong with a program, or only looks wrong: said when packing, with what to do, or harmless.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use kitbag_tests::{App, Bundle, Cmd, Folder, Outcome, Place, tools, unmet};
+use kitbag_tests::{App, Bundle, Cmd, Folder, Outcome, Place, tools, unmet, workspace};
 
 /// `kitbag pack` says that kitbag.toml, or what it names, is wrong.
 const WRONG: i32 = 3;
@@ -93,7 +94,7 @@ fn two_programs_have_two_libraries_of_one_name() {
             gcc -shared -fPIC -DF=$number -Wl,-soname,libf.so.1 -o $number/libf.so.1 f.c
             gcc -o \"$TREE/bin/program$number\" main.c $number/libf.so.1 -Wl,-rpath,\"$PWD/$number\"
         done
-        printf '#!/bin/sh\\n\"${0%/*}/program1\"; \"${0%/*}/program2\"\\n' >\"$TREE/bin/program\"
+        printf '%s\\n' '#!/bin/sh' '\"${0%/*}/program1\"; \"${0%/*}/program2\"' >\"$TREE/bin/program\"
         chmod +x \"$TREE/bin/program\"",
     );
     let bundle = app.pack();
@@ -315,4 +316,17 @@ fn a_library_that_is_optional_may_be_missing() {
     built_for(manifest, &script).pack().run([""; 0]).succeeds().prints("it runs");
     let app = built(&script);
     app.refused(WRONG).says("`modules/module.so` needs `libf.so.1`");
+}
+
+#[test]
+fn the_bad_cases_in_the_docs_are_these_tests() {
+    let docs = fs::read_to_string(workspace().join("docs/portability.md")).unwrap();
+    let table = docs.split("| bad case |").nth(1).unwrap();
+    let cells =
+        table.lines().filter_map(|row| row.split('|').nth(3)).map(|cell| cell.trim().trim_matches('`'));
+    let named: BTreeSet<&str> = cells.filter(|cell| cell.contains('_')).collect();
+    let source = include_str!("closure_bad.rs");
+    let tests = source.split("#[test]\nfn ").skip(1).filter_map(|rest| rest.split('(').next());
+    let all: BTreeSet<&str> = tests.filter(|name| !name.contains("_in_the_docs_")).collect();
+    assert_eq!(named, all);
 }

@@ -15,7 +15,7 @@ pub use app::App;
 pub use command::{Cmd, Outcome, eventually};
 pub use files::{Folder, Tmpfs, disk_usage, same_tree, snapshot};
 pub use needs::{is_root, mounts, root, tools, unmet};
-pub use places::{Place, Site};
+pub use places::{Place, Site, kept};
 pub use programs::{built, fixtures, guestbook, hello, helper, kitbag, workspace};
 pub use running::Running;
 pub use sandbox::{Bundle, Sandbox, copy};

@@ -263,34 +263,42 @@ fn system(suite: &str, packages: &[&str], finish: impl Fn(&Path)) -> Option<Path
     if !tools(&["apt-get", "dpkg-deb", "tar", "chroot"]) {
         return None;
     }
+    kept(&format!("debian-{suite}-{}", packages[0]), |tree| {
+        for folder in ["bin", "sbin", "lib", "lib64"] {
+            fs::create_dir_all(tree.join("usr").join(folder)).expect("a folder");
+            symlink(format!("usr/{folder}"), tree.join(folder)).expect("a link");
+        }
+        unpack(suite, packages, tree)?;
+        let shared = tree.join("tmp");
+        fs::create_dir_all(&shared).expect("tmp");
+        fs::set_permissions(&shared, Permissions::from_mode(0o1777)).expect("chmod");
+        finish(tree);
+        Ok(())
+    })
+}
+
+/// A folder that is made once for all test processes and kept beside the test programs. None if it could not be made:
+/// the test is [`unmet`] and has to return.
+pub fn kept(name: &str, make: impl FnOnce(&Path) -> Result<(), String>) -> Option<PathBuf> {
     let _lock = lock();
-    let name = format!("{suite}-{}", packages[0]);
-    let tree = built().join("places").join(&name);
-    if tree.exists() {
-        return Some(tree);
+    let (folder, done) = (built().join(name), built().join(format!("{name}.done")));
+    if !done.exists() {
+        // What an interrupted test has left.
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir(&folder).expect("a folder");
+        if let Err(why) = make(&folder) {
+            unmet(&format!("{name} could not be made: {why}"));
+            return None;
+        }
+        fs::write(done, "").expect("a mark");
     }
-    let work = Folder::within(&built());
-    let unpacked = work.dir("tree");
-    for folder in ["bin", "sbin", "lib", "lib64"] {
-        fs::create_dir_all(unpacked.join("usr").join(folder)).expect("a folder");
-        symlink(format!("usr/{folder}"), unpacked.join(folder)).expect("a link");
-    }
-    if let Err(why) = unpack(suite, packages, &work) {
-        unmet(&format!("packages of Debian {suite} could not be fetched: {why}"));
-        return None;
-    }
-    let shared = unpacked.join("tmp");
-    fs::create_dir_all(&shared).expect("tmp");
-    fs::set_permissions(&shared, Permissions::from_mode(0o1777)).expect("chmod");
-    finish(&unpacked);
-    fs::create_dir_all(tree.parent().expect("a folder")).expect("a folder");
-    fs::rename(&unpacked, &tree).expect("rename");
-    Some(tree)
+    Some(folder)
 }
 
 /// Fetches by apt, with lists and state of its own, and unpacks without running anything of the packages.
-fn unpack(suite: &str, packages: &[&str], work: &Folder) -> Result<(), String> {
-    let at = work.path().display();
+fn unpack(suite: &str, packages: &[&str], tree: &Path) -> Result<(), String> {
+    let work = Folder::new();
+    let (at, tree) = (work.path().display(), tree.display());
     let archive = "http://deb.debian.org/debian";
     let script = format!(
         "set -eu
@@ -306,7 +314,7 @@ fn unpack(suite: &str, packages: &[&str], work: &Folder) -> Result<(), String> {
          cd '{at}/cache/archives'
          {fetch}
          for package in *.deb; do
-             dpkg-deb --fsys-tarfile \"$package\" | tar -x --keep-directory-symlink -C '{at}/tree'
+             dpkg-deb --fsys-tarfile \"$package\" | tar -x --keep-directory-symlink -C '{tree}'
          done",
         fetch = match packages {
             ["busybox-static", ..] => format!("apt download {}", packages.join(" ")),

@@ -82,12 +82,17 @@ fn redis_app(run: &str) -> Bundle {
     including(run, &[("/usr/bin/redis-server", "bin/redis-server", "")]).pack()
 }
 
-/// Talks to the server whose socket is in this folder. By way of the open folder, as a socket's path may be of 107 bytes.
-fn redis_answers(folder: &Path) {
+/// Connects to a socket in a folder. By way of the open folder, as a socket's path may be of 107 bytes (unix(7)).
+fn connect(folder: &Path, name: &str) -> UnixStream {
     let folder = File::open(folder).unwrap();
-    let socket = format!("/proc/self/fd/{}/redis.sock", folder.as_raw_fd());
-    let mut stream = UnixStream::connect(socket).unwrap();
+    let stream = UnixStream::connect(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd())).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Talks to the server whose socket is in this folder.
+fn redis_answers(folder: &Path) {
+    let mut stream = connect(folder, "redis.sock");
     for (request, response) in
         [("PING", "+PONG\r\n"), ("SET key value", "+OK\r\n"), ("GET key", "$5\r\nvalue\r\n")]
     {
@@ -269,27 +274,107 @@ pub fn python_app(run: &str) -> App {
     )
 }
 
+pub static flask: Program = Program::new(
+    &["python3.11"],
+    || flask_app().map(|app| app.pack()),
+    |site| {
+        site.devices();
+        let mut running = site.command([""; 0]).env("SOCKET", site.work().join("web.sock")).start();
+        running.wait_until("two workers", |running| {
+            running.text().matches("Booting worker").count()
+                + running.said().matches("Booting worker").count()
+                >= 2
+        });
+        let work = site.outside(&site.work());
+        assert!(get(&work, "/").contains("<ul><li>kit</li><li>bag</li></ul>"), "{}", get(&work, "/"));
+        let facts = get(&work, "/facts");
+        let facts: serde_json::Value = serde_json::from_str(facts.split("\r\n\r\n").nth(1).unwrap()).unwrap();
+        assert!(facts["executable"].as_str().unwrap().contains("/v1/trees/"), "{facts}");
+        assert_eq!(facts["secret"], "kept", "{facts}");
+        assert_eq!(facts["offset"], "2:00:00", "{facts}");
+        assert!(facts["authorities"].as_u64().unwrap() > 50, "{facts}");
+        assert_eq!(facts["child"], format!("a child of {}", facts["worker"]), "{facts}");
+        assert_eq!(facts["loader"], serde_json::json!([]), "{facts}");
+        site.maps_its_own_files_alone(facts["worker"].as_u64().unwrap() as u32);
+        running.stop().exits(0);
+    },
+);
+
+const FLASK: &str = "name = \"app\"
+version = \"1\"
+[app.python]
+interpreter = \"/usr/bin/python3.11\"
+venv = \"VENV\"
+project = \"project\"
+[closure]
+sets = [\"certificates\", \"timezones\"]
+[services.web]
+argv = [\"bin/python3\", \"-m\", \"gunicorn\", \"--workers\", \"2\", \"--bind\", \"unix:${env.SOCKET}\",
+    \"--worker-tmp-dir\", \"${state}\", \"web:app\"]
+";
+
+/// Flask and gunicorn from PyPI in a virtual environment, which is made once and kept.
+fn flask_app() -> Option<App> {
+    let packages = ["flask", "gunicorn", "lxml", "cryptography"];
+    let venv = kitbag_tests::kept("venv-of-portability", |venv| {
+        let script =
+            "python3.11 -m venv \"$0\" && \"$0\"/bin/pip install -q --disable-pip-version-check \"$@\"";
+        let made = Cmd::new("bash").args(["-c", script]).arg(venv).args(packages).within(PATIENCE * 4).run();
+        made.status.success().then_some(()).ok_or_else(|| made.to_string())
+    })?;
+    let app = App::with_manifest(&FLASK.replace("VENV", &venv.display().to_string()));
+    let project = workspace().join("tests/portability/flask");
+    let copied = Cmd::new("cp").arg("-r").arg(project).arg(app.dir().join("project")).run();
+    copied.succeeds();
+    Some(app)
+}
+
+/// The answer of the server whose socket is in this folder.
+fn get(folder: &Path, path: &str) -> String {
+    let mut stream = connect(folder, "web.sock");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
 pub static node: Program = Program::new(
-    &["node"],
-    || Some(node_app().pack()),
+    &["npm"],
+    || node_app().map(|app| app.pack()),
     |site| {
         site.devices();
         let mut running = site.command([""; 0]).start();
         let text = running.wait_print("waiting\n");
         site.maps_its_own_files_alone(running.id());
-        for line in [DIGEST, "back there and back\n", "served a page\n", "message from the child of v"] {
+        for line in
+            [DIGEST, "back there and back\n", "served a page by Express\n", "message from the child of v20."]
+        {
             assert!(text.contains(line), "{line}\n{text}");
         }
         ends(running);
     },
 );
 
-fn node_app() -> App {
-    let check = workspace().join("tests/portability/check.js").display().to_string();
-    including(
+/// Node itself and Express from npm. Debian's Node reads parts of its library by a path that is compiled in.
+fn node_app() -> Option<App> {
+    let folder = kitbag_tests::kept("node-of-portability", |folder| {
+        let install = ["install", "--no-audit", "--no-fund", "--prefix", ".", "node@20", "express@4"];
+        let made = Cmd::new("npm").args(install).cwd(folder).within(PATIENCE * 4).run();
+        let there = folder.join("node_modules/node/bin/node").exists();
+        (made.status.success() && there).then_some(()).ok_or_else(|| made.to_string())
+    })?;
+    let [modules, program] = ["node_modules", "node_modules/node/bin/node"].map(|path| folder.join(path));
+    let check = workspace().join("tests/portability/check.js");
+    let [modules, program, check] = [modules, program, check].map(|path| path.display().to_string());
+    let without = "exclude = [\"/node\", \"/node-*\", \"/.bin\"]";
+    Some(including(
         "command = [\"bin/node\", \"${tree}/share/check.js\"]",
-        &[("/usr/bin/node", "bin/node", ""), (&check, "share/check.js", "")],
-    )
+        &[
+            (&program, "bin/node", ""),
+            (&modules, "share/node_modules", without),
+            (&check, "share/check.js", ""),
+        ],
+    ))
 }
 
 pub static jar: Program = Program::new(
@@ -314,7 +399,7 @@ fn jar_app() -> Option<App> {
     // Java takes the letters of its own path for what the locale says that they are, and `C` has none but ASCII.
     let app = App::new(
         "[command]\nargv = [\"runtime/bin/java\", \"-jar\", \"${tree}/check.jar\"]\n\
-         env = { LC_ALL = \"${env.LC_ALL:-C.UTF-8}\" }",
+         env = { LC_ALL = \"C.UTF-8\" }\n[closure]\nsets = [\"locales\"]",
     );
     let script = "set -eu
         javac -d classes \"$SOURCES/Check.java\"

@@ -1,7 +1,7 @@
 // Serves, asks itself, and starts itself again.
 const { fork } = require('child_process');
 const crypto = require('crypto');
-const http = require('http');
+const express = require('express');
 const zlib = require('zlib');
 
 if (process.argv[2] === 'child') {
@@ -11,7 +11,9 @@ if (process.argv[2] === 'child') {
 console.log('executable', process.execPath);
 console.log('digest', crypto.createHash('sha256').update('kitbag').digest('hex'));
 console.log('back', zlib.brotliDecompressSync(zlib.brotliCompressSync('there and back')).toString());
-const server = http.createServer((_, response) => response.end('a page')).listen(0, '127.0.0.1', async () => {
+const app = express();
+app.get('/', (_, response) => response.send('a page by Express'));
+const server = app.listen(0, '127.0.0.1', async () => {
     const answer = await fetch(`http://127.0.0.1:${server.address().port}/`);
     console.log('served', await answer.text());
     server.close();

@@ -43,7 +43,7 @@ macro_rules! table {
 }
 
 table! {
-    redis_tool redis_service jq git cpp musl python node jar;
+    redis_tool redis_service jq git cpp musl python flask node jar;
     all {
         empty_root => EmptyRoot,
         debian_11 => Debian11,
