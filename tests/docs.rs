@@ -99,7 +99,7 @@ fn the_operators_commands_work() {
 #[test]
 fn every_command_that_help_names_has_help_of_its_own() {
     let help = Cmd::kitbag(["--help"]).run().succeeds();
-    for command in ["pack", "run", "inspect", "list", "unpack", "verify", "completions"] {
+    for command in ["init", "pack", "run", "inspect", "list", "unpack", "verify", "completions"] {
         assert!(help.text().contains(&format!("\n  {command} ")), "{command}\n{help}");
         Cmd::kitbag([command, "--help"]).run().succeeds().prints("Example").prints("Usage:");
     }

@@ -228,7 +228,9 @@ fn a_library_that_is_loaded_at_run_time_is_reported() {
         Command::new("gcc").args(["-shared", "-o"]).arg(&library).arg(folder.join("plugin.c")).status();
     assert!(made.unwrap().success());
     let host = "host = [\"/lib\", \"/lib64\", \"/usr/lib\", \"/usr/lib64\", \"/etc/ld.so.cache\", \"/etc/ld.so.preload\"]\n";
-    let run = Run::of(App::new(&format!("{host}command = [\"bin/loads\"]\n")).program("bin/loads", &program));
+    let alone = "[closure]\nenabled = false\n";
+    let command = "command = [\"bin/loads\"]\n";
+    let run = Run::of(App::new(&format!("{host}{command}{alone}")).program("bin/loads", &program));
     let library = library.display().to_string();
     let outcome = run.run(&["load", &library]).succeeds().prints("Permission denied");
     assert!(
@@ -237,7 +239,7 @@ fn a_library_that_is_loaded_at_run_time_is_reported() {
     );
 
     // Without what the host has, not even the program can be executed: its loader is outside.
-    let run = Run::of(App::new("command = [\"bin/loads\"]\n").program("bin/loads", &program));
+    let run = Run::of(App::new(&format!("{command}{alone}")).program("bin/loads", &program));
     let outcome = run.run(&["load", &library]).exits(125).says("Permission denied");
     let listed = group(&outcome, "Executed:");
     assert!(listed.contains("# bin/loads, refused\n[[include]]\nfrom = \"/lib"), "{outcome}");
@@ -513,7 +515,7 @@ fn without_landlock_nothing_is_refused_and_all_is_listed() {
     let folder = Folder::new();
     let without = build("without.c", &folder, "without", &[]).display().to_string();
     let loads = build("reach.c", &folder, "loads", &["-DLOAD", "-ldl"]);
-    let run = Run::tool("");
+    let run = Run::tool("[closure]\nenabled = false\n");
     let run = Run { app: run.app.program("bin/loads", &loads), ..run };
     let (data, new) = (run.outside("data"), run.outside("new"));
     // landlock_create_ruleset, ENOSYS

@@ -347,6 +347,8 @@ fn a_program_that_was_emptied_is_healed_and_said() {
 fn a_store_that_was_deleted_is_filled_again() {
     let bundle = App::tool().pack();
     bundle.run([""; 0]).succeeds().prints(RAN);
+    // Trees are read-only, for their owner too.
+    Cmd::new("chmod").arg("-R").arg("u+w").arg(bundle.sandbox.store()).run().succeeds();
     Cmd::new("rm").arg("-rf").arg(bundle.sandbox.store()).run().succeeds();
     bundle.run([""; 0]).succeeds().prints(RAN).is_quiet();
 }

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 
+use crate::audit::{Level, Version};
+
 const LONG_ABOUT: &str = "\
 Packs an app, its assets and a manifest into one self-extracting static executable.
 
@@ -30,6 +32,7 @@ Exit codes:
     5  no folder can be used to unpack in, or the disk is full
     6  the bundle is running already
     7  a service failed, and its restart policy does not start it again
+    8  audit only: the bundle asks more of a host than it may
   125  a tool bundle's program could not be started
 A tool bundle's exit status is its program's.";
 
@@ -66,6 +69,8 @@ pub enum Command {
     Unpack(UnpackArgs),
     /// Check every byte of a bundle against its digests
     Verify(VerifyArgs),
+    /// Tell what a bundle needs of hosts, and fail where that is too much
+    Audit(AuditArgs),
     /// Print completions for a shell
     Completions(CompletionsArgs),
     /// Start a bundle so that its tracer can follow it: the first half of `run --hermetic`
@@ -239,6 +244,43 @@ pub struct VerifyArgs {
     /// The bundle
     #[arg(value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
+}
+
+/// `kitbag audit`
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Tell what a bundle needs of hosts, and fail where that is too much.\n\n\
+        Verifies the file first. Without options it passes when its programs are for one machine and take no loader, \
+        no library, and for what is started no interpreter from the host. What it needs in kernel and processor is \
+        told, and held against a limit where one is given.",
+    after_help = "Examples:\n  \
+        kitbag audit app && scp app server:           does it run anywhere?\n  \
+        kitbag audit app --kernel 4.18 --cpu x86-64   the oldest server there is\n  \
+        kitbag audit app --glibc 2.31                 programs may use the host's glibc\n  \
+        kitbag audit app --json | jq .mentions        paths of the host that programs mention"
+)]
+pub struct AuditArgs {
+    /// The bundle
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// As JSON, for programs, with every path
+    #[arg(long)]
+    pub json: bool,
+    /// The oldest kernel it has to run on, such as 4.18
+    #[arg(long, value_name = "VERSION")]
+    pub kernel: Option<Version>,
+    /// The least processor it has to run on: x86-64, x86-64-v2, x86-64-v3, x86-64-v4
+    #[arg(long, value_name = "LEVEL")]
+    pub cpu: Option<Level>,
+    /// The oldest glibc of hosts, such as 2.31: programs may use it
+    #[arg(long, value_name = "VERSION", conflicts_with = "self_contained")]
+    pub glibc: Option<Version>,
+    /// A loader, library or interpreter that every host has: a pattern for its path or its name
+    #[arg(long, value_name = "PATTERN")]
+    pub allow: Vec<String>,
+    /// No executable script may need the host's interpreter, whether it is started or not
+    #[arg(long)]
+    pub self_contained: bool,
 }
 
 /// `kitbag completions`

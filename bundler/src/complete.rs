@@ -23,6 +23,7 @@ use rayon::prelude::*;
 use crate::diagnostic::{Diagnostic, Failure};
 use crate::origin::{Need, Origin};
 use crate::plan::{Change, Plan, PlanEntry, PlanKind};
+use crate::preset;
 use crate::scan::{self, Changed, Look, Memory, Scanned, Seen, Unreadable};
 use crate::script::{self, Interpreter};
 use crate::sets;
@@ -79,6 +80,7 @@ fn reserved(plan: &Plan) -> Result<(), Failure> {
         let below = entry.path.strip_prefix(FOLDER);
         below.is_some_and(|rest| !rest.is_empty() && rest.starts_with(b"/"))
             && !sets::is_in_place(&entry.path)
+            && !preset::is_in_place(&entry.path)
     };
     let Some(entry) = plan.entries.iter().find(is_ours) else { return Ok(()) };
     let error = Diagnostic::new(format!("`{}` cannot be packed there", entry.shown()));

@@ -42,6 +42,14 @@ impl Draft {
         self.text.push('\n');
     }
 
+    /// What no file says that it is needed.
+    fn sets(&mut self) {
+        self.line("");
+        self.line("# Data that programs look for at run time, for hosts that have none:");
+        self.line("# [closure]");
+        self.line("# sets = [\"certificates\", \"timezones\"]");
+    }
+
     /// `name` and `version`.
     fn head(&mut self, name: &str, version: &str) {
         self.line(format!("name = {}", quoted(&bundle_name(name))));

@@ -1,6 +1,7 @@
 //! The `kitbag` command: parses the command line, does one thing, says what went wrong, and ends with a code
 //! of [`kitbag_format::exit`].
 
+mod audit;
 mod cache;
 mod cargo;
 mod cli;
@@ -59,6 +60,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::List(args) => inspect::list(&args.file, args.long),
         Command::Unpack(args) => inspect::unpack(&args.file, args.dir.as_deref()),
         Command::Verify(args) => inspect::verify(&args.file),
+        Command::Audit(args) => audit::audit(&args),
         Command::Completions(args) => {
             let mut script = Vec::new();
             clap_complete::generate(args.shell, &mut Cli::command(), "kitbag", &mut script);

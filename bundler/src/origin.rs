@@ -113,6 +113,15 @@ impl Origins {
         self.sums().into_iter().map(line).collect()
     }
 
+    /// The same sums for programs: each with its folder, or none for what was included.
+    pub fn sums_json(&self) -> Value {
+        let one = |(from, (files, size)): (String, (usize, u64))| {
+            let from = Some(from).filter(|from| !from.is_empty());
+            json!({ "from": from, "files": files, "bytes": size })
+        };
+        self.sums().into_iter().map(one).collect()
+    }
+
     /// What came along, with sizes.
     pub fn to_json(&self) -> Value {
         let sizes: BTreeMap<&[u8], u64> =

@@ -354,7 +354,9 @@ impl<'a> Draft<'a> {
     fn run(&mut self) -> Option<Run> {
         match &self.project.manifest.run {
             RunSource::Wrong => None,
-            RunSource::None if self.project.manifest.app.is_some() => self.entry().map(Run::Command),
+            RunSource::None if self.project.keys.iter().any(|key| key == "app") => {
+                self.entry().map(Run::Command)
+            }
             RunSource::None => self.only_bin().map(Run::Command),
             RunSource::Command(command) => self.command(command).map(Run::Command),
             RunSource::Services(services) => {
@@ -383,7 +385,7 @@ impl<'a> Draft<'a> {
             return Some(Command { env: self.env(), ..command.clone() });
         }
         let error = Diagnostic::new("the manifest says nothing to start");
-        let tool = format!("a tool: `entry = \"{}\"` in `[app]`'s table", expansion.examples.0);
+        let tool = format!("a tool: `entry = \"{}\"` in `[app.{}]`", expansion.examples.0, expansion.kind);
         let service =
             format!("a service bundle: `[services.web]` and below it `argv = {}`", expansion.examples.1);
         self.errors.push(error.help(tool).help(service));

@@ -21,6 +21,8 @@ use crate::bytes::{Reader, Source};
 /// GNU property note with properties (`PT_GNU_PROPERTY`), and the property of the least x86 level (x86-64 psABI).
 const NT_GNU_PROPERTY_TYPE_0: u32 = 5;
 const GNU_PROPERTY_X86_ISA_1_NEEDED: u32 = 0xc000_8002;
+/// Property of the levels whose instructions occur, which may be behind a question for the processor.
+const GNU_PROPERTY_X86_ISA_1_USED: u32 = 0xc001_0002;
 /// GNU note with the least kernel.
 const NT_GNU_ABI_TAG: u32 = 1;
 /// `FDO` note about libraries that are dlopen'ed.
@@ -63,6 +65,8 @@ pub struct Facts {
     pub least_kernel: Option<[u32; 3]>,
     /// Bits of x86 levels that it needs: 1 the baseline, 2 x86-64-v2, 4 v3, 8 v4.
     pub isa_needed: u32,
+    /// The same bits of the levels whose instructions occur in it. Few assemblers say.
+    pub isa_used: u32,
     /// True if there is a section table.
     pub has_sections: bool,
 }
@@ -231,6 +235,7 @@ impl Facts {
             versions: Vec::new(),
             least_kernel: None,
             isa_needed: 0,
+            isa_used: 0,
             has_sections: header.e_shoff != 0 && header.e_shnum != 0,
         }
     }
@@ -250,7 +255,13 @@ impl Facts {
     /// The least level of x86-64 that it says it needs, from 1 (the baseline) to 4. None if it does not say.
     #[must_use]
     pub fn x86_level(&self) -> Option<u32> {
-        (self.isa_needed & 0xf).checked_ilog2().map(|bit| bit + 1)
+        level(self.isa_needed)
+    }
+
+    /// The greatest level whose instructions occur in it. It may ask the processor before it uses them.
+    #[must_use]
+    pub fn x86_level_used(&self) -> Option<u32> {
+        level(self.isa_used)
     }
 
     /// The list of folders that counts for musl, and in the object itself for glibc: RUNPATH, else RPATH.
@@ -258,6 +269,11 @@ impl Facts {
     pub fn own_path(&self) -> &[Vec<u8>] {
         self.runpath.as_ref().or(self.rpath.as_ref()).map_or(&[], Vec::as_slice)
     }
+}
+
+/// The greatest level of these bits.
+fn level(bits: u32) -> Option<u32> {
+    (bits & 0xf).checked_ilog2().map(|bit| bit + 1)
 }
 
 fn segments(
@@ -317,7 +333,6 @@ impl Image<'_> {
             |wanted: u64| entries.iter().rev().find(|(tag, _)| *tag == wanted).map(|(_, value)| *value);
         facts.flags_1 = value(DT_FLAGS_1).unwrap_or(0);
         let Some(texts) = value(DT_STRTAB) else { return Ok(()) };
-        let texts = self.offset(texts)?;
         for (_, at) in entries.iter().filter(|(tag, _)| *tag == DT_NEEDED) {
             facts.needed.push(self.text(texts, *at)?);
         }
@@ -350,8 +365,12 @@ impl Image<'_> {
         Ok(entries)
     }
 
+    /// A text of the table at address `texts`, by its address: loaders do not mind where the table ends, and a search
+    /// path that was put into a segment of its own (`rewrite.rs`) lies behind that.
     fn text(&mut self, texts: u64, at: u64) -> Result<Vec<u8>, ElfError> {
-        self.reader.text(texts.checked_add(at).ok_or(ElfError::Unmapped(at))?)
+        let address = texts.checked_add(at).ok_or(ElfError::Unmapped(at))?;
+        let offset = self.offset(address)?;
+        self.reader.text(offset)
     }
 
     fn version_needs(&mut self, address: u64, count: u64, texts: u64) -> Result<Vec<VersionNeed>, ElfError> {
@@ -451,8 +470,10 @@ impl Image<'_> {
         let (mut at, end) = (start, start + length);
         while end.saturating_sub(at) >= 12 {
             let size = u64::from(self.reader.u32(at + 4)?);
-            if self.reader.u32(at)? == GNU_PROPERTY_X86_ISA_1_NEEDED && size == 4 {
-                facts.isa_needed |= self.reader.u32(at + 8)?;
+            match self.reader.u32(at)? {
+                GNU_PROPERTY_X86_ISA_1_NEEDED if size == 4 => facts.isa_needed |= self.reader.u32(at + 8)?,
+                GNU_PROPERTY_X86_ISA_1_USED if size == 4 => facts.isa_used |= self.reader.u32(at + 8)?,
+                _ => {}
             }
             at += 8 + size.next_multiple_of(if self.wide { 8 } else { 4 });
         }

@@ -16,5 +16,7 @@ pub const NO_PLACE: u8 = 5;
 pub const RUNNING: u8 = 6;
 /// A service ended and its restart policy does not start it again, with failure.
 pub const SERVICE_FAILED: u8 = 7;
+/// `kitbag audit`: the bundle asks more of a host than it may.
+pub const AUDIT: u8 = 8;
 /// A tool bundle's program could not be started.
 pub const NOT_STARTED: u8 = 125;

@@ -185,7 +185,9 @@ fn in_an_empty_root_nothing_of_the_host_is_there_to_be_used() {
     fs::copy(&bundle, root.join("app")).unwrap();
     for _ in 0..2 {
         let mut command = Command::new("chroot");
-        let output = command.arg(&root).arg("/app").env("KITBAG_STORE", "/kits").output().unwrap();
+        let Ok(output) = command.arg(&root).arg("/app").env("KITBAG_STORE", "/kits").output() else {
+            return eprintln!("SKIPPED: an empty root: there is no chroot in PATH");
+        };
         let said = String::from_utf8_lossy(&output.stdout);
         if String::from_utf8_lossy(&output.stderr).contains("cannot change root") {
             return eprintln!("SKIPPED: an empty root: chroot is not allowed here");

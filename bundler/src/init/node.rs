@@ -64,6 +64,7 @@ pub fn look(dir: &Path) -> Option<Draft> {
             .guessed
             .push("it is a tool; for a server write `[services.web]` in place of `entry`".to_owned());
     }
+    draft.sets();
     draft.guessed.push(format!("it starts with `{entry}`{why}"));
     if !dir.join(&entry).is_file() {
         draft.hints.push(format!("there is no `{entry}`: build the project, or change the manifest"));

@@ -17,6 +17,9 @@ const SKIPPED: &[&str] =
     &["tests", "test", "docs", "node_modules", "build", "dist", "migrations", "__pycache__"];
 /// Scripts that people start.
 const SCRIPTS: &[&str] = &["main.py", "app.py", "cli.py", "run.py", "__main__.py"];
+/// What Django's own template of a project leads to.
+const DATABASE: &str = "its database lies in the project, which is read-only in a bundle: let the settings take its path \
+    from a variable, `env = { DATABASE = \"${state}/db.sqlite3\" }`";
 /// So deep modules are looked for.
 const DEPTH: usize = 3;
 
@@ -45,6 +48,7 @@ pub fn look(dir: &Path) -> Option<Draft> {
         draft.found.push("its modules in `src`".to_owned());
     }
     start(&mut draft, &project, &dir.join(source), source.is_empty().then_some(dir));
+    draft.sets();
     Some(draft)
 }
 
@@ -153,6 +157,10 @@ fn has_modules(dir: &Path) -> bool {
 fn start(draft: &mut Draft, project: &Project, source: &Path, top: Option<&Path>) {
     if let Some(settings) = top.and_then(|top| django_settings(&top.join("manage.py"))) {
         draft.found.push("Django".to_owned());
+        let text = fs::read_to_string(source.join(settings.replace('.', "/")).with_extension("py"));
+        if text.is_ok_and(|text| text.contains("db.sqlite3")) {
+            draft.hints.push(DATABASE.to_owned());
+        }
         return serve(draft, django(project, &settings));
     }
     let mut apps = Vec::new();

@@ -308,8 +308,11 @@ fn the_reference_is_complete() {
         placeholders += 1;
     }
     assert!(placeholders >= 6);
+    let presets =
+        [crate::preset::python::KEYS, crate::preset::node::KEYS, crate::preset::java::KEYS].concat();
     for (key, _) in
-        [super::TOP, super::CARGO, super::INCLUDE, super::SEED, super::COMMAND, super::SERVICE].concat()
+        [super::TOP, super::CARGO, super::INCLUDE, super::SEED, super::COMMAND, super::SERVICE, &presets]
+            .concat()
     {
         assert!(reference.contains(&format!("`{key}`")), "docs/manifest.md lacks the key `{key}`");
     }

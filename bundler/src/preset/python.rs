@@ -21,7 +21,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::DeTable;
 
-use super::{Expansion, PROJECT, PROJECT_LEFT_OUT};
+use super::{Expansion, OWN, PROJECT, PROJECT_LEFT_OUT, folder_of, near_file, said};
 use crate::cache;
 use crate::diagnostic::{Diagnostic, near_miss};
 use crate::read::{Key, Reader, Text};
@@ -49,14 +49,16 @@ const LEFT_OUT: &[(&str, &[&str])] = &[
     ("ensurepip", &["/ensurepip"]),
 ];
 /// What no app needs of it: caches, other packages, and what C programs are built with.
-const NEVER: &[&str] = &["__pycache__", "/site-packages", "/dist-packages", "/config-*", "*.a", "*.exe"];
+const NEVER: &[&str] =
+    &["__pycache__", "/site-packages", "/dist-packages", "/config-*", "*.a", "*.exe", "fetch_macholib*"];
 /// What is left out beside packages: what installed them.
 const PACKAGES_LEFT_OUT: &[&str] = &["__pycache__", "/bin", "/pip", "/pip-*.dist-info"];
 /// Programs of a virtual environment that make no sense outside of it.
 const PROGRAMS_LEFT_OUT: &[&str] =
     &["__pycache__", "python*", "pip*", "easy_install*", "wheel", "[Aa]ctivate*", "deactivate*"];
 
-const KEYS: &[Key] = &[
+/// The table's keys.
+pub const KEYS: &[Key] = &[
     ("interpreter", "interpreter = \"/usr/bin/python3\""),
     ("venv", "venv = \".venv\""),
     ("requirements", "requirements = \"requirements.txt\""),
@@ -162,16 +164,15 @@ print(json.dumps({
 "#;
 
 impl Facts {
-    /// Asks the interpreter `program`, which `key` of the manifest is the reason for.
-    fn ask(program: &Path, span: &Range<usize>) -> Result<Self, Diagnostic> {
-        let shown = program.display();
+    /// Asks the interpreter `program`, which the manifest calls `shown` at `span`.
+    fn ask(program: &Path, shown: &str, span: &Range<usize>) -> Result<Self, Diagnostic> {
         let output = Process::new(program).args(["-I", "-c", FACTS]).output().map_err(|error| {
             let title = format!("cannot start the interpreter `{shown}`: {error}");
             let missing = error.kind() == io::ErrorKind::NotFound;
             let help =
                 "install Python (`apt-get install python3`), or say `interpreter = \"/path/to/python3\"`";
             let diagnostic = Diagnostic::new(title).at(span.clone(), "");
-            let diagnostic = diagnostic.near(near_program(program).as_deref().filter(|_| missing));
+            let diagnostic = diagnostic.near(near_file(program, shown).as_deref().filter(|_| missing));
             diagnostic.help(help)
         })?;
         let facts: Option<Self> = serde_json::from_slice(&output.stdout).ok();
@@ -180,7 +181,11 @@ impl Facts {
                 .at(span.clone(), output.status.to_string())
                 .help(said(&output.stderr))
         })?;
-        if facts.venv { Self::ask(&facts.executable.clone(), span) } else { Ok(facts) }
+        if facts.venv {
+            Self::ask(&facts.executable.clone(), &facts.executable.to_string_lossy(), span)
+        } else {
+            Ok(facts)
+        }
     }
 
     /// Where a path of the installation belongs in the tree; `None` for one outside of the prefix.
@@ -196,25 +201,6 @@ impl Facts {
     }
 }
 
-/// The last lines of what a program said.
-fn said(stderr: &[u8]) -> String {
-    let text = String::from_utf8_lossy(stderr);
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    lines[lines.len().saturating_sub(12)..].join("\n")
-}
-
-/// A program that is there and was meant by `program`.
-fn near_program(program: &Path) -> Option<String> {
-    let (folder, name) = (program.parent()?, program.file_name()?.to_str()?);
-    let names: Vec<String> = fs::read_dir(folder)
-        .ok()?
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect();
-    let near = near_miss(name, names.iter().map(String::as_str))?;
-    Some(folder.join(near).display().to_string())
-}
-
 /// Finds the interpreter and the packages, which are installed if need be.
 ///
 /// Fails where one of them is not there or does not fit, and where pip cannot install.
@@ -224,45 +210,25 @@ pub fn expand(python: &Python, dir: &Path, name: &str, quiet: bool) -> Result<Ex
     let mut expansion = Expansion {
         what: format!("CPython {} of {}", facts.release, facts.executable.display()),
         env: env(),
+        kind: "python",
         examples: ("module:function", "[\"bin/python3\", \"-m\", \"module\"]"),
         ..Expansion::default()
     };
     bring_interpreter(python, &facts, &mut expansion)?;
-    let site = facts.site();
-    let mut roots = Vec::new();
-    if let Some(venv) = &venv {
-        roots.push(venv.packages(&facts, python.interpreter.as_ref())?);
-    }
-    if let Some(requirements) = &python.requirements {
-        roots.push(packages::install(requirements, dir, &facts, quiet)?);
-    }
-    let mut paths = Vec::new();
     let project = bring_project(python, dir, &mut expansion)?;
-    let project = std::path::absolute(&project).unwrap_or(project);
-    for root in &roots {
-        let (linked, mut left_out) = packages::linked(root, &project, &mut expansion.warnings);
-        paths.extend(linked);
-        left_out.extend(PACKAGES_LEFT_OUT.iter().map(ToString::to_string));
-        let left_out: Vec<&str> = left_out.iter().map(String::as_str).collect();
-        let span = python.packages();
-        expansion.include(&span, root, &site, &left_out);
-        expansion.count("packages");
-        let programs = venv.as_ref().map_or_else(|| root.join("bin"), |venv| venv.path.join("bin"));
-        if programs.is_dir() {
-            expansion.include(&span, &programs, "bin", PROGRAMS_LEFT_OUT);
-        }
+    // Where modules are looked for, beside the project.
+    let mut roots = Vec::new();
+    let mut linked = Vec::new();
+    if let Some(packages) = packages(python, dir, &facts, venv.as_ref(), quiet)? {
+        linked = bring_packages(&facts, &packages, &project, &mut expansion);
+        roots.push(packages.modules);
     }
-    if python.system_packages || venv.as_ref().is_some_and(|venv| venv.has_system_packages) {
-        for (system, place) in facts.sites.iter().filter_map(|site| Some((site, facts.place(site)?))) {
-            if system.is_dir() {
-                expansion.include(&python.span, system, &place, PACKAGES_LEFT_OUT);
-                roots.push(system.clone());
-            }
-        }
+    if python.system_packages || venv.is_some_and(|venv| venv.has_system_packages) {
+        roots.extend(bring_system_packages(python, &facts, &mut expansion));
     }
-    bring_paths(python, &site, &paths, &mut expansion)?;
+    bring_paths(python, &facts, &linked, &mut expansion)?;
     if let Some(written) = &python.entry {
-        roots.extend(paths.iter().map(|path| project.join(path)));
+        roots.extend(linked.iter().map(|path| project.join(path)));
         roots.push(facts.stdlib.clone());
         expansion.command = Some(bring_entry(written, &project, &roots, name, &facts, &mut expansion)?);
     }
@@ -270,12 +236,59 @@ pub fn expand(python: &Python, dir: &Path, name: &str, quiet: bool) -> Result<Ex
     Ok(expansion)
 }
 
-impl Python {
-    /// Where it says which packages.
-    fn packages(&self) -> Range<usize> {
-        let written = self.venv.as_ref().or(self.requirements.as_ref());
-        written.map_or_else(|| self.span.clone(), Spanned::span)
+/// The app's packages on this machine.
+struct Packages {
+    modules: PathBuf,
+    programs: PathBuf,
+    /// Where the manifest says which.
+    span: Range<usize>,
+}
+
+/// Finds or installs the packages; `None` where the app has none.
+fn packages(
+    python: &Python,
+    dir: &Path,
+    facts: &Facts,
+    venv: Option<&packages::Venv>,
+    quiet: bool,
+) -> Result<Option<Packages>, Diagnostic> {
+    if let (Some(venv), Some(written)) = (venv, &python.venv) {
+        let modules = venv.packages(facts, python.interpreter.as_ref())?;
+        return Ok(Some(Packages { modules, programs: venv.path.join("bin"), span: written.span() }));
     }
+    let Some(written) = &python.requirements else { return Ok(None) };
+    let modules = packages::install(written, dir, facts, quiet)?;
+    Ok(Some(Packages { programs: modules.join("bin"), modules, span: written.span() }))
+}
+
+/// Modules and programs. Returns the project's folders that some are only linked to.
+fn bring_packages(
+    facts: &Facts,
+    packages: &Packages,
+    project: &Path,
+    expansion: &mut Expansion,
+) -> Vec<String> {
+    let (linked, links) = packages::linked(&packages.modules, project, &mut expansion.warnings);
+    let left_out: Vec<&str> =
+        links.iter().map(String::as_str).chain(PACKAGES_LEFT_OUT.iter().copied()).collect();
+    expansion.include(&packages.span, &packages.modules, &facts.site(), &left_out);
+    expansion.count("packages");
+    if packages.programs.is_dir() {
+        expansion.include(&packages.span, &packages.programs, "bin", PROGRAMS_LEFT_OUT);
+    }
+    linked
+}
+
+/// The interpreter's own packages. Returns their folders.
+fn bring_system_packages(python: &Python, facts: &Facts, expansion: &mut Expansion) -> Vec<PathBuf> {
+    let mut brought = Vec::new();
+    for (folder, place) in facts.sites.iter().filter_map(|site| Some((site, facts.place(site)?))) {
+        if folder.is_dir() {
+            expansion.include(&python.span, folder, &place, PACKAGES_LEFT_OUT);
+            brought.push(folder.clone());
+        }
+    }
+    brought
 }
 
 /// Nothing of the host's Python: its variables, its user's packages. Bytecode is there; the tree is read-only.
@@ -289,11 +302,11 @@ fn interpreter(python: &Python, dir: &Path, venv: Option<&packages::Venv>) -> Re
     match (&python.interpreter, venv) {
         (Some(written), _) if written.get_ref().contains('/') => {
             let path = tree::join(dir, written.get_ref());
-            Facts::ask(&std::path::absolute(&path).unwrap_or(path), &written.span())
+            Facts::ask(&folder_of(&path, written.get_ref()), written.get_ref(), &written.span())
         }
-        (Some(written), _) => Facts::ask(Path::new(written.get_ref()), &written.span()),
+        (Some(written), _) => Facts::ask(Path::new(written.get_ref()), written.get_ref(), &written.span()),
         (None, Some(venv)) => venv.interpreter(),
-        (None, None) => Facts::ask(Path::new("python3"), &python.span),
+        (None, None) => Facts::ask(Path::new("python3"), "python3", &python.span),
     }
 }
 
@@ -325,7 +338,7 @@ fn bring_project(python: &Python, dir: &Path, expansion: &mut Expansion) -> Resu
     let project = tree::join(dir, written);
     let project = if project.as_os_str().is_empty() { PathBuf::from(".") } else { project };
     if !project.is_dir() {
-        let near = near_program(&project);
+        let near = near_file(&project, written);
         let error = Diagnostic::new(format!("there is no folder `{written}` of the project"));
         return Err(error.at(span, "").near(near.as_deref()));
     }
@@ -340,16 +353,17 @@ fn bring_project(python: &Python, dir: &Path, expansion: &mut Expansion) -> Resu
     expansion.include(&span, Path::new(written), PROJECT, &left_out);
     expansion.count(format!("project `{written}`"));
     expansion.cwd = Some(format!("${{tree}}/{PROJECT}"));
-    Ok(project)
+    Ok(std::path::absolute(&project).unwrap_or(project))
 }
 
 /// Puts the project on the module path.
 fn bring_paths(
     python: &Python,
-    site: &str,
+    facts: &Facts,
     more: &[String],
     expansion: &mut Expansion,
 ) -> Result<(), Diagnostic> {
+    let site = facts.site();
     let up = "../".repeat(site.split('/').count());
     let lines = std::iter::once(String::new()).chain(more.iter().map(|path| format!("/{path}")));
     let text: String = lines.map(|below| format!("{up}{PROJECT}{below}\n")).collect();
@@ -379,7 +393,7 @@ fn bring_entry(
         // A script's own folder is where it finds its modules.
         Entry::Script(script) => add(&["-E", "-s", "-B", &format!("${{tree}}/{PROJECT}/{script}")]),
         Entry::Function(..) => {
-            let place = format!(".kitbag/python/{name}");
+            let place = format!("{OWN}/{name}");
             let file = keep_text(&entry.launcher(), &span)?;
             expansion.include(&span, &file, &place, &[]);
             add(&["-I", "-B", &format!("${{tree}}/{place}")]);

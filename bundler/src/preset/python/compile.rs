@@ -16,9 +16,10 @@ use std::time::Duration;
 use kitbag_format::Digest;
 use rayon::prelude::*;
 
-use super::{Facts, said};
+use super::Facts;
 use crate::cache;
 use crate::diagnostic::Diagnostic;
+use crate::preset::said;
 use crate::scan::Seen;
 use crate::tree::{Kind, Tree};
 

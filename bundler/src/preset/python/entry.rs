@@ -30,6 +30,10 @@ impl Fault {
         Self { title, near, help: None }
     }
 
+    fn near(self, whole: impl Fn(String) -> String) -> Self {
+        Self { near: self.near.map(whole), ..self }
+    }
+
     /// The message, which points at the entry.
     pub fn at(&self, span: &Range<usize>) -> Diagnostic {
         let error = Diagnostic::new(self.title.as_str()).at(span.clone(), "").near(self.near.as_deref());
@@ -71,7 +75,8 @@ impl Entry {
                 Err(Fault::new(format!("there is no script `{script}` in the project"), near))
             }
             Self::Module(module) => {
-                let found = find(&folders, module)?;
+                let found =
+                    find(&folders, module).map_err(|fault| fault.near(|near| format!("-m {near}")))?;
                 if found.is_dir() && !found.join("__main__.py").is_file() {
                     let title = format!("`{module}` is a package without `__main__.py`");
                     return Err(Fault {
@@ -82,7 +87,8 @@ impl Entry {
                 Ok(())
             }
             Self::Function(module, function) => {
-                let found = find(&folders, module)?;
+                let found = find(&folders, module)
+                    .map_err(|fault| fault.near(|near| format!("{near}:{function}")))?;
                 let file = if found.is_dir() { found.join("__init__.py") } else { found };
                 // What is no text cannot be looked into.
                 let Ok(text) = fs::read_to_string(file) else { return Ok(()) };

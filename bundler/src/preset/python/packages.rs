@@ -11,9 +11,10 @@ use std::time::Duration;
 use kitbag_format::Digest;
 use toml::de::{DeTable, DeValue};
 
-use super::{Facts, said};
+use super::Facts;
 use crate::cache;
 use crate::diagnostic::Diagnostic;
+use crate::preset::{near_file, said};
 use crate::read::Text;
 use crate::tree;
 
@@ -40,7 +41,7 @@ impl Venv {
             let why = if path.is_dir() { "it has no `pyvenv.cfg`" } else { "there is no such folder" };
             Diagnostic::new(format!("`{}` is no virtual environment", written.get_ref()))
                 .at(written.span(), why)
-                .near(super::near_program(&path).filter(|_| !path.exists()).as_deref())
+                .near(near_file(&path, written.get_ref()).filter(|_| !path.exists()).as_deref())
                 .help(format!("make one: `python3 -m venv {}`, and install into it", written.get_ref()))
         })?;
         let value = |key: &str| {
@@ -55,15 +56,17 @@ impl Venv {
     /// Asks the interpreter that it was made for.
     pub fn interpreter(&self) -> Result<Facts, Diagnostic> {
         let own = self.path.join("bin/python");
-        Facts::ask(&own, &self.written.span()).map_err(|error| {
-            if own.exists() {
-                return error;
-            }
-            let name = self.written.get_ref();
-            Diagnostic::new(format!("the interpreter of `{name}` is gone"))
-                .at(self.written.span(), format!("it was in {}", self.home.display()))
-                .help(format!("make it anew: `python3 -m venv --clear {name}`, and install into it"))
-        })
+        Facts::ask(&own, &format!("{}/bin/python", self.written.get_ref()), &self.written.span()).map_err(
+            |error| {
+                if own.exists() {
+                    return error;
+                }
+                let name = self.written.get_ref();
+                Diagnostic::new(format!("the interpreter of `{name}` is gone"))
+                    .at(self.written.span(), format!("it was in {}", self.home.display()))
+                    .help(format!("make it anew: `python3 -m venv --clear {name}`, and install into it"))
+            },
+        )
     }
 
     /// Its folder of packages. Fails where it has none for this interpreter.
@@ -208,7 +211,7 @@ fn read(written: &Text, dir: &Path) -> Result<Requirements, Diagnostic> {
     let text = fs::read_to_string(&file).map_err(|error| {
         Diagnostic::new(format!("cannot read `{}`", written.get_ref()))
             .at(written.span(), error.to_string())
-            .near(super::near_program(&file).as_deref())
+            .near(near_file(&file, written.get_ref()).as_deref())
     })?;
     if file.extension().is_some_and(|extension| extension == "toml") {
         let text = dependencies(&text, &written.span(), written.get_ref())?;
