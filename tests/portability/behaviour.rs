@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use kitbag_tests::{App, Bundle, Cmd, Place, tools};
+use kitbag_tests::{App, Bundle, Cmd, Place, tools, workspace};
 
 use crate::apps::{cpp_app, git_app, musl_program, python_app, redis_tool};
 
@@ -75,6 +75,32 @@ fn a_systems_preload_file_is_not_read() {
     fs::create_dir(&etc).unwrap();
     fs::write(etc.join("ld.so.preload"), "/etc/ld.so.preload\n").unwrap();
     site.command([""; 0]).run().succeeds().is_quiet().prints("caught from a plug-in: by name\n");
+}
+
+#[test]
+fn glibc_loads_modules_of_the_bundle_alone() {
+    if !tools(&["gcc"]) {
+        return;
+    }
+    for (sets, encoding) in [("", "unknown"), ("\"gconv\"", "known")] {
+        let app = App::new(&format!("command = [\"bin/modules\"]\n[closure]\nsets = [{sets}]"));
+        fs::create_dir(app.tree("bin")).unwrap();
+        let source = workspace().join("tests/portability/modules.c");
+        Cmd::new("gcc").arg("-o").arg(app.tree("bin/modules")).arg(source).run().succeeds();
+        let bundle = app.pack();
+        // Both have modules for encodings and one for names, the older ones such as this libc would take.
+        for place in [Place::Debian11, Place::DebianTesting, Place::EmptyRoot] {
+            let Some(site) = place.site(&bundle.file) else { return };
+            let mut running = site.command([""; 0]).start();
+            let text = running.wait_print("waiting\n");
+            site.maps_its_own_files_alone(running.id());
+            assert!(text.contains(&format!("ISO-8859-2 {encoding}\n")), "{text}");
+            let user = if place == Place::EmptyRoot { "unknown" } else { "root" };
+            assert!(text.contains(&format!("user {user}\n")), "{text}");
+            running.close();
+            running.ended().exits(0);
+        }
+    }
 }
 
 #[test]
