@@ -5,7 +5,6 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use kitbag_tests::{App, Bundle, Cmd, Folder, Running, copy, is_root, tools, unmet};
@@ -93,34 +92,25 @@ def index():
     return render_template("index.html", tree=sys.prefix, xml=lxml.etree.__file__, host=host.stdout, ssl=ssl.OPENSSL_VERSION)
 "#;
 
-/// A Flask project with its virtual environment, made once a test process.
-fn flask() -> Option<&'static Folder> {
-    static FLASK: OnceLock<Option<Folder>> = OnceLock::new();
-    let made = FLASK.get_or_init(|| {
-        let folder = project(&[
-            ("requirements.txt", "flask\ngunicorn\nlxml\n"),
-            ("shop/__init__.py", ""),
-            ("shop/web.py", WEB),
-            ("shop/templates/index.html", "<p>tree {{ tree }}</p><p>xml {{ xml }}</p><p>host {{ host }}</p>"),
-            (".env", "SECRET=1"),
-        ]);
-        let made = prepared(python(), &["-m", "venv", ".venv"], folder.path())
-            && prepared(
-                ".venv/bin/python",
-                &["-m", "pip", "install", "-q", "-r", "requirements.txt"],
-                folder.path(),
-            );
-        made.then_some(folder)
-    });
-    if made.is_none() {
-        unmet("needs a virtual environment with flask, gunicorn and lxml from PyPI");
-    }
-    made.as_ref()
+/// A folder with these files and a virtual environment that has these packages.
+fn project_with(packages: &[&str], files: &[(&str, &str)]) -> Option<Folder> {
+    let folder = project(files);
+    let install = [&["-m", "pip", "install", "-q"], packages].concat();
+    let made = prepared(python(), &["-m", "venv", ".venv"], folder.path())
+        && prepared(&folder.join(".venv/bin/python").display().to_string(), &install, folder.path());
+    made.then_some(folder)
 }
 
 #[test]
 fn a_flask_app_that_init_found_serves_from_its_tree_and_the_hosts_python_still_works() {
-    let Some(folder) = flask() else { return };
+    let files = [
+        ("requirements.txt", "flask\ngunicorn\nlxml\n"),
+        ("shop/__init__.py", ""),
+        ("shop/web.py", WEB),
+        ("shop/templates/index.html", "<p>tree {{ tree }}</p><p>xml {{ xml }}</p><p>host {{ host }}</p>"),
+        (".env", "SECRET=1"),
+    ];
+    let Some(folder) = project_with(&["flask", "gunicorn", "lxml"], &files) else { return };
     let init = Cmd::kitbag(["init", "--force"]).cwd(folder.path()).run().succeeds();
     init.prints("Flask in `shop.web`").prints("gunicorn serves `shop.web:app`").prints("kitbag run");
     let bundle = App::at(folder.path()).pack();
@@ -142,12 +132,9 @@ fn a_flask_app_that_init_found_serves_from_its_tree_and_the_hosts_python_still_w
 
 #[test]
 fn programs_of_a_virtual_environment_start_with_the_bundles_interpreter() {
-    let Some(folder) = flask() else { return };
-    let text = "name = \"shop\"\nversion = \"1\"\ncommand = [\"bin/gunicorn\", \"--version\"]\n[app.python]\nvenv = \"VENV\"\nproject = \"shop\"\n";
-    let other = project(&[("shop/x.py", "")]);
-    fs::write(other.join("kitbag.toml"), text.replace("VENV", &folder.join(".venv").display().to_string()))
-        .unwrap();
-    let bundle = App::at(other.path()).pack();
+    let manifest = "name = \"shop\"\nversion = \"1\"\ncommand = [\"bin/gunicorn\", \"--version\"]\n[app.python]\nvenv = \".venv\"\n";
+    let Some(folder) = project_with(&["gunicorn"], &[("kitbag.toml", manifest)]) else { return };
+    let bundle = App::at(folder.path()).pack();
     let root = Folder::new();
     alone(&bundle, &root, &[]).run().succeeds().prints("gunicorn");
 }
@@ -280,7 +267,7 @@ fn an_express_app_that_init_found_serves_with_the_node_of_its_tree() {
     let folder = project(&[("package.json", package), ("server.js", SERVER)]);
     let install = ["install", "--no-audit", "--no-fund", "--no-save", "node@20", "express@4"];
     if !prepared("npm", &install, folder.path())
-        || !prepared("node_modules/node/bin/node", &["-v"], folder.path())
+        || !prepared(&folder.join("node_modules/node/bin/node").display().to_string(), &["-v"], folder.path())
     {
         return;
     }

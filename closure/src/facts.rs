@@ -290,6 +290,17 @@ fn segments(
     ProgramHeader::parse(table, 0, count, context).map_err(|_| ElfError::Header("program headers"))
 }
 
+/// What is known to be opened by dlopen without a note: glibc opens the unwinder when a thread is cancelled or exits
+/// early, and aborts where there is none (its misc/unwind-link.c).
+fn unnoted(facts: &Facts) -> Option<Dlopen> {
+    let is_glibc = facts.soname.as_deref() == Some(b"libc.so.6");
+    is_glibc.then(|| Dlopen {
+        feature: Some("threads that are cancelled".to_owned()),
+        priority: Priority::Recommended,
+        sonames: vec!["libgcc_s.so.1".to_owned()],
+    })
+}
+
 /// A file whose segments are known.
 struct Image<'a> {
     reader: Reader<'a>,
@@ -313,6 +324,7 @@ impl Image<'_> {
                 _ => {}
             }
         }
+        facts.dlopen.extend(unnoted(facts));
         Ok(())
     }
 

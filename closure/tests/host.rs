@@ -44,12 +44,20 @@ fn said_by_loader(program: &Path, interpreter: &Path) -> Option<(BTreeSet<PathBu
     Some((paths.collect(), !text.contains("not found")))
 }
 
+/// What comes along. A loader does not list what libc opens by itself later, unless something else needs it too.
 fn added(closure: &Closure) -> BTreeSet<PathBuf> {
+    let loaded: BTreeSet<&Vec<u8>> = closure.loads.values().flatten().collect();
+    let listed = |path: &Vec<u8>| !path.ends_with(b"/libgcc_s.so.1") || loaded.contains(path);
     let file = |addition: &Addition| match addition {
         Addition::File { origin, .. } => Some(PathBuf::from(OsStr::from_bytes(origin))),
         Addition::Link(_) | Addition::Empty => None,
     };
-    closure.additions.values().filter_map(file).collect()
+    closure
+        .additions
+        .iter()
+        .filter(|(path, _)| listed(path))
+        .filter_map(|(_, addition)| file(addition))
+        .collect()
 }
 
 #[test]

@@ -94,9 +94,12 @@ fn rpath(closure: &Closure, path: &str) -> Vec<String> {
     request(closure, path).rpath.iter().map(|entry| text(entry)).collect()
 }
 
+/// What comes along, without what glibc opens by itself.
 fn additions(closure: &Closure) -> Vec<String> {
-    closure.additions.keys().map(|path| text(path)).collect()
+    closure.additions.keys().map(|path| text(path)).filter(|path| path != UNWINDER).collect()
 }
+
+const UNWINDER: &str = ".kitbag/lib/libgcc_s.so.1";
 
 /// The file on the root that an addition is.
 fn origin(closure: &Closure, path: &str) -> String {
@@ -121,6 +124,18 @@ fn complete(closure: &Closure) {
 }
 
 const LIBC: [&str; 2] = [".kitbag/lib/ld-linux-x86-64.so.2", ".kitbag/lib/libc.so.6"];
+
+/// A thread that is cancelled aborts the whole program where glibc does not find the unwinder.
+#[test]
+fn what_glibc_opens_by_itself_comes_along_and_is_not_loaded_at_the_start() {
+    let mut world = World::new();
+    world.program("app", &[]);
+    world.include("bin/app", "app");
+    let closure = world.resolve();
+    complete(&closure);
+    assert!(closure.additions.contains_key(UNWINDER.as_bytes()), "{:?}", closure.additions.keys());
+    assert_eq!(loads(&closure, "bin/app"), LIBC);
+}
 
 #[test]
 fn rpath_is_inherited() {
@@ -632,7 +647,7 @@ fn a_thousand_libraries_are_quick() {
     let closure = world.resolve();
     let took = spent() - start;
     complete(&closure);
-    assert_eq!(closure.additions.len(), 1002);
+    assert_eq!(additions(&closure).len(), 1002);
     assert_eq!(closure.why(b".kitbag/lib/libn0999.so").len(), 1000);
     println!("{took:?}");
     let most = if cfg!(debug_assertions) { 2000 } else { 100 };
