@@ -319,6 +319,29 @@ fn a_library_that_is_optional_may_be_missing() {
 }
 
 #[test]
+fn a_folder_that_no_search_path_can_name_is_said_or_got_around() {
+    if !tools(&["gcc"]) {
+        return;
+    }
+    // By the program's own word the library is there, and nowhere else.
+    let script = "mkdir \"$TREE/we:ird\"
+        gcc -shared -fPIC -DF=1 -Wl,-soname,libf.so.1 -o \"$TREE/we:ird/libf.so.1\" f.c
+        gcc -o \"$TREE/we:ird/program\" main.c \"$TREE/we:ird/libf.so.1\" -Wl,-rpath,'$ORIGIN'
+        ln -s ../we:ird/program \"$TREE/bin/program\"";
+    let refused = built(script).refused(WRONG).says("would find nothing for `libf.so.1` in the bundle");
+    refused.says("no search path can name a folder with `:` or `$` in it; rename that one");
+    // The library is included there, and on the build machine as well.
+    let app = built(WITH_LIBRARY);
+    let needed =
+        Cmd::new("sh").args(["-c", "readelf -d bin/program | sed -n 's/.*runpath: \\[\\(.*\\)\\]/\\1/p'"]);
+    let folder = needed.cwd(app.tree("")).run().succeeds().text();
+    let include = format!("[[include]]\nfrom = \"{}\"\nto = \"we:ird\"\n", folder.trim());
+    let manifest = fs::read_to_string(app.dir().join("kitbag.toml")).unwrap();
+    fs::write(app.dir().join("kitbag.toml"), manifest + &include).unwrap();
+    app.pack().run([""; 0]).succeeds().prints("f is 1\n");
+}
+
+#[test]
 fn the_bad_cases_in_the_docs_are_these_tests() {
     let docs = fs::read_to_string(workspace().join("docs/portability.md")).unwrap();
     let table = docs.split("| bad case |").nth(1).unwrap();

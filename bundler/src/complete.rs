@@ -492,11 +492,14 @@ fn conflict_error(conflict: &Conflict) -> Diagnostic {
             error.help("no process can load both; include or exclude one of them")
         }
         Conflict::Different { program, name, wanted, found } => {
-            let found = found.as_ref().map_or("nothing".to_owned(), |found| format!("`{}`", shown(found)));
+            let instead = found.as_ref().map_or("nothing".to_owned(), |found| format!("`{}`", shown(found)));
             let title =
-                format!("`{}` would find {found} for `{}` in the bundle", shown(program), shown(name));
-            Diagnostic::new(title)
-                .help(format!("on this machine it finds `{}`; exclude what stands in its way", shown(wanted)))
+                format!("`{}` would find {instead} for `{}` in the bundle", shown(program), shown(name));
+            let help = match (found, wanted.iter().any(|byte| b":$\n".contains(byte))) {
+                (None, true) => "no search path can name a folder with `:` or `$` in it; rename that one",
+                _ => "exclude what stands in its way",
+            };
+            Diagnostic::new(title).help(format!("on this machine it finds `{}`; {help}", shown(wanted)))
         }
         Conflict::NeededByPath { needed_by, name } => {
             let title = format!("`{}` needs a library by its path `{}`", shown(needed_by), shown(name));

@@ -152,11 +152,13 @@ impl<'a> Lookup<'a> {
         Ok(Some(Hit { object, tree_origin: None, root_origin, found: path.to_vec(), by }))
     }
 
-    /// The member that is this file of the root, if the tree has it under the wanted name.
+    /// The member that is this file of the root, if the tree has it under the wanted name where it can be searched.
     fn included_as(&self, real: &[u8], name: &[u8], by: By) -> Option<Hit> {
         let path_of = |object: &Id| join(parent(self.objects[*object].path()), name);
         let has_name = |object: &&Id| {
-            self.input.tree.find(&path_of(object)).as_deref() == Some(self.objects[**object].path())
+            let path = path_of(object);
+            can_be_searched(parent(&path))
+                && self.input.tree.find(&path).as_deref() == Some(self.objects[**object].path())
         };
         let object = self.included.get(real)?.iter().find(has_name)?;
         Some(Hit { found: path_of(object), by, ..self.main(*object) })
@@ -275,6 +277,12 @@ impl<'a> Lookup<'a> {
         let steps = self.nearest(process, 0, rules).into_iter();
         steps.map(|step| (step.tree.and_then(existing), step.root)).collect()
     }
+}
+
+/// False for a folder that a search path cannot name: `:` ends it there, `$` begins a name that loaders replace
+/// (ld.so(8)), and musl's loader ends it at a newline too (`path_open` in ldso/dynlink.c).
+pub(crate) fn can_be_searched(folder: &[u8]) -> bool {
+    !folder.iter().any(|byte| b":$\n".contains(byte))
 }
 
 /// Whether a loader takes the file into a process.

@@ -13,7 +13,7 @@ use std::rc::Rc;
 pub use crate::closure::*;
 
 use crate::facts::{Facts, Kind, Priority, Target};
-use crate::lookup::{Folders, Home, Loader, Lookup};
+use crate::lookup::{Folders, Home, Loader, Lookup, can_be_searched};
 use crate::placing::{FOLDER, Unit, folder, place};
 use crate::process::{Hit, Id, Mark, Process, Unmet};
 use crate::replay::{Bundle, Folder};
@@ -479,7 +479,9 @@ impl<'a> Walk<'a> {
         let added = layer.map(folder).into_iter().chain(is_program.then(|| FOLDER.to_vec()));
         let mut list = Vec::new();
         for folder in own.chain(pointed.chain(added).map(spelled)) {
-            if !list.contains(&folder) {
+            let (Folder::Tree(text) | Folder::Origin(text)) = &folder;
+            // What has to be found in another one is missed when processes are filled anew.
+            if can_be_searched(text) && !list.contains(&folder) {
                 list.push(folder);
             }
         }

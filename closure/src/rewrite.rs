@@ -142,7 +142,8 @@ impl Edits {
 ///
 /// `bytes` is the file; of a large one only headers, the dynamic section and strings are touched. Whatever has neither
 /// `PT_INTERP` nor needs nor a name (a static program, also a position-independent one) stays as it is, and so does
-/// what has no segments. Every other file gets `DF_1_NODEFLIB`. A file that came out of here can go in again.
+/// what has no segments. Every other file gets `DF_1_NODEFLIB`. glibc's C library forgets where the host has `iconv`'s
+/// modules. A file that came out of here can go in again.
 ///
 /// # Errors
 /// See [`RewriteError`].
@@ -160,8 +161,10 @@ pub fn rewrite(bytes: &[u8], request: &Request) -> Result<Edits, RewriteError> {
         return Err(RewriteError::NoDynamicSection);
     }
     let changes_dynamic = !dynamic.is_empty() && !dynamic.is_static(&image);
+    let modules = if dynamic.is_libc(&image) { loader::without_modules(bytes) } else { Vec::new() };
     let rpath = request.rpath.join(&b':');
     let mut job = Job { source: bytes, image, tail: None, edits: Draft::default() };
+    job.edits.writes.extend(modules);
     job.change(interpreter, changes_dynamic.then_some((dynamic, rpath)))?;
     job.finish()
 }

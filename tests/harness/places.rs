@@ -236,6 +236,9 @@ impl Drop for Site {
 /// A tree of Debian's packages of another release.
 fn debian(suite: &str) -> Option<PathBuf> {
     system(suite, SYSTEM, |tree| {
+        // Modules are asked first, as in many systems; one is there.
+        fs::write(tree.join("etc/nsswitch.conf"), "passwd: compat systemd files\n").expect("nsswitch.conf");
+        fs::write(tree.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n").expect("passwd");
         // What the package's script would do: the loader's cache, so that there is one to be led astray by.
         let made = Command::new("chroot").arg(tree).args(["/sbin/ldconfig"]).status();
         assert!(made.is_ok_and(|status| status.success()), "ldconfig in {}", tree.display());
@@ -277,7 +280,8 @@ fn system(suite: &str, packages: &[&str], finish: impl Fn(&Path)) -> Option<Path
     })
 }
 
-/// A folder that is made once for all test processes and kept beside the test programs. None if it could not be made:
+/// A folder that is made once for all test processes and kept beside the test programs; under another name when what
+/// makes it changes. None if it could not be made:
 /// the test is [`unmet`] and has to return.
 pub fn kept(name: &str, make: impl FnOnce(&Path) -> Result<(), String>) -> Option<PathBuf> {
     let _lock = lock();
@@ -299,18 +303,22 @@ pub fn kept(name: &str, make: impl FnOnce(&Path) -> Result<(), String>) -> Optio
 fn unpack(suite: &str, packages: &[&str], tree: &Path) -> Result<(), String> {
     let work = Folder::new();
     let (at, tree) = (work.path().display(), tree.display());
-    let archive = "http://deb.debian.org/debian";
     let script = format!(
         "set -eu
          mkdir -p '{at}/state/lists/partial' '{at}/cache/archives/partial'
          : >'{at}/status'
-         echo 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {archive} {suite} main' >'{at}/list'
          apt() {{
              apt-get -qq -o Dir::State='{at}/state' -o Dir::State::status='{at}/status' -o Dir::Cache='{at}/cache' \\
                  -o Dir::Etc::sourcelist='{at}/list' -o Dir::Etc::sourceparts=- -o APT::Sandbox::User=root \\
-                 -o Acquire::Languages=none -o APT::Install-Recommends=0 -o Acquire::Retries=3 \"$@\"
+                 -o Acquire::Languages=none -o APT::Install-Recommends=0 -o Acquire::Retries=3 \\
+                 -o Acquire::Check-Valid-Until=false \"$@\"
          }}
-         apt update
+         # Old releases move to the second one.
+         for archive in deb archive; do
+             echo 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]' \\
+                 \"http://$archive.debian.org/debian {suite} main\" >'{at}/list'
+             if apt update; then break; fi
+         done
          cd '{at}/cache/archives'
          {fetch}
          for package in *.deb; do

@@ -6,11 +6,13 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use kitbag_tests::{App, Bundle, Cmd, Folder, Outcome, Place, Running, Site, tools, unmet, workspace};
+use kitbag_tests::{
+    App, Bundle, Cmd, Folder, Outcome, Place, Running, Site, built, copy, tools, unmet, workspace,
+};
 
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -24,26 +26,33 @@ pub struct Program {
     needs: &'static [&'static str],
     /// Packs it.
     pack: fn() -> Option<Bundle>,
-    bundle: OnceLock<Option<Bundle>>,
+    /// The packed file, made once a test process, among what the suite keeps.
+    file: OnceLock<Option<PathBuf>>,
     /// Uses it in a place, and asserts what comes of it.
     pub check: fn(&Site),
 }
 
 impl Program {
     const fn new(needs: &'static [&'static str], pack: fn() -> Option<Bundle>, check: fn(&Site)) -> Self {
-        Self { needs, pack, bundle: OnceLock::new(), check }
+        Self { needs, pack, file: OnceLock::new(), check }
     }
 
-    /// The packed file, made once a test process. None if the machine lacks something: the test is unmet.
-    pub fn packed(&self) -> Option<&Path> {
+    /// The packed file. None if the machine lacks something: the test is unmet.
+    pub fn packed(&self, name: &str) -> Option<&Path> {
         if !tools(self.needs) {
             return None;
         }
-        let bundle = self.bundle.get_or_init(self.pack).as_ref();
-        if bundle.is_none() {
+        let file = self.file.get_or_init(|| {
+            // Another test process may be using its own just now: that one keeps its file, under no name.
+            let (bundle, folder, file) = ((self.pack)()?, Folder::within(&built()), built().join(name));
+            copy(&bundle.file, &folder.join(name));
+            fs::rename(folder.join(name), &file).unwrap();
+            Some(file)
+        });
+        if file.is_none() {
             unmet("the program could not be built, as the first test of it says");
         }
-        bundle.map(|bundle| bundle.file.as_path())
+        file.as_deref()
     }
 }
 

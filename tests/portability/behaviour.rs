@@ -1,9 +1,10 @@
 //! What a packed program finds out about itself, and what of its surroundings does not matter to it.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 
-use kitbag_tests::{Bundle, Cmd, Place, tools};
+use kitbag_tests::{App, Bundle, Cmd, Place, Sandbox, tools, workspace};
 
 use crate::apps::{cpp_app, git_app, musl_program, python_app, redis_tool};
 
@@ -78,6 +79,48 @@ fn a_systems_preload_file_is_not_read() {
 }
 
 #[test]
+fn glibc_loads_modules_of_the_bundle_alone() {
+    if !tools(&["gcc"]) {
+        return;
+    }
+    for (sets, encoding) in [("", "unknown"), ("\"gconv\"", "known")] {
+        let app = App::new(&format!("command = [\"bin/modules\"]\n[closure]\nsets = [{sets}]"));
+        fs::create_dir(app.tree("bin")).unwrap();
+        let source = workspace().join("tests/portability/modules.c");
+        Cmd::new("gcc").arg("-o").arg(app.tree("bin/modules")).arg(source).run().succeeds();
+        let bundle = app.pack();
+        // Both have modules for encodings and one for names, the older ones such as this libc would take.
+        for place in [Place::Debian11, Place::DebianTesting, Place::EmptyRoot] {
+            let Some(site) = place.site(&bundle.file) else { return };
+            let mut running = site.command([""; 0]).start();
+            let text = running.wait_print("waiting\n");
+            site.maps_its_own_files_alone(running.id());
+            assert!(text.contains(&format!("ISO-8859-2 {encoding}\n")), "{text}");
+            let user = if place == Place::EmptyRoot { "unknown" } else { "root" };
+            assert!(text.contains(&format!("user {user}\n")), "{text}");
+            running.close();
+            running.ended().exits(0);
+        }
+    }
+}
+
+#[test]
+fn programs_of_older_and_newer_systems_are_packed_from_their_trees_and_run_here() {
+    let Some(bundle) = plugins() else { return };
+    for (place, version) in [(Place::Debian11, "glibc 2.31\n"), (Place::DebianTesting, "glibc 2.4")] {
+        let Some(site) = place.site(&bundle.file) else { return };
+        let root = site.outside(Path::new("/"));
+        let app = App::new("command = [\"bin/getconf\", \"GNU_LIBC_VERSION\"]");
+        let app = app.program("bin/getconf", &root.join("usr/bin/getconf"));
+        let sandbox = Sandbox::new();
+        let file = sandbox.path().join("bundle");
+        let packed = app.pack_to(&file, [OsStr::new("--root"), root.as_os_str()]).run().succeeds();
+        packed.is_quiet();
+        sandbox.command(&file).run().succeeds().is_quiet().prints(version);
+    }
+}
+
+#[test]
 fn musls_loader_reads_no_path_file_of_the_system() {
     if !tools(&["musl-gcc"]) {
         return;
@@ -131,6 +174,41 @@ fn where_nothing_may_be_executed_that_is_said() {
 }
 
 #[test]
+fn a_store_that_was_moved_is_filled_in_anew() {
+    let Some(bundle) = plugins() else { return };
+    bundle.run([""; 0]).succeeds();
+    let moved = bundle.sandbox.path().join("another store");
+    fs::rename(bundle.sandbox.store(), &moved).unwrap();
+    for _ in ["first start", "later start"] {
+        let mut running = bundle.command([""; 0]).env("KITBAG_STORE", &moved).start();
+        let text = running.wait_print("started, waiting\n");
+        assert!(text.starts_with(&format!("argv[0] {}/", moved.display())), "{text}");
+        let maps = fs::read_to_string(format!("/proc/{}/maps", running.id())).unwrap();
+        let own = format!("{}/v1/trees/", moved.display());
+        assert!(maps.lines().all(|line| !line.contains(".so") || line.contains(&own)), "{maps}");
+        running.close();
+        running.ended().exits(0);
+    }
+}
+
+/// The check that most tests of the table rely on.
+#[test]
+fn code_of_the_place_would_be_noticed() {
+    for (enabled, is_noticed) in [(true, false), (false, true)] {
+        let app = App::new(&format!("command = [\"bin/cat\"]\n[closure]\nenabled = {enabled}"));
+        let bundle = app.program("bin/cat", Path::new("/bin/cat")).pack();
+        let Some(site) = Place::DebianTesting.site(&bundle.file) else { return };
+        let mut running = site.command([""; 0]).start();
+        running.feed(b"it runs\n");
+        running.wait_print("it runs\n");
+        let look = std::panic::AssertUnwindSafe(|| site.maps_its_own_files_alone(running.id()));
+        assert_eq!(std::panic::catch_unwind(look).is_err(), is_noticed);
+        running.close();
+        running.ended().exits(0);
+    }
+}
+
+#[test]
 fn a_script_in_the_tree_starts_with_the_bundles_interpreter() {
     if !tools(&["python3.11"]) {
         return;
@@ -156,14 +234,12 @@ fn a_shell_of_the_place_runs_the_bundles_git_and_git_runs_the_shell() {
 
 #[test]
 fn a_server_uses_no_library_of_a_system_that_has_newer_ones_of_the_same_names() {
-    // That tree has libssl.so.3 and libsystemd.so.0, newer ones, in its loader's cache.
-    let Some(file) = redis_tool.packed() else { return };
+    let Some(file) = redis_tool.packed("portable-redis_tool") else { return };
     let Some(site) = Place::DebianTesting.site(file) else { return };
-    for name in ["libssl.so.3", "libsystemd.so.0"] {
-        let path = site.outside(&Path::new("/usr/lib/x86_64-linux-gnu").join(name));
-        assert!(path.exists(), "{}", path.display());
-    }
+    // Its loader's cache has them.
     let cache = fs::read(site.outside(Path::new("/etc/ld.so.cache"))).unwrap();
-    assert!(String::from_utf8_lossy(&cache).contains("libssl.so.3"));
+    for name in ["libc.so.6", "libsystemd.so.0"] {
+        assert!(String::from_utf8_lossy(&cache).contains(name), "{name}");
+    }
     (redis_tool.check)(&site);
 }

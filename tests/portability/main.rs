@@ -11,8 +11,8 @@ use apps::Program;
 use kitbag_tests::{Place, workspace};
 
 /// One program in one place: it is packed once, and used there twice, a first and a later start.
-fn cell(program: &Program, place: Place) {
-    let Some(file) = program.packed() else { return };
+fn cell(name: &str, program: &Program, place: Place) {
+    let Some(file) = program.packed(name) else { return };
     let Some(mut site) = place.site(file) else { return };
     (program.check)(&site);
     if place == Place::Moved {
@@ -33,7 +33,7 @@ macro_rules! table {
         mod $program {
             $(#[test]
             fn $name() {
-                super::cell(&super::apps::$program, kitbag_tests::Place::$place);
+                super::cell(concat!("portable-", stringify!($program)), &super::apps::$program, kitbag_tests::Place::$place);
             })*
         }
     };

@@ -73,6 +73,13 @@ impl Dynamic {
         image.segment(PT_INTERP).is_none() && is_alone && is_program
     }
 
+    /// True for glibc's C library.
+    pub fn is_libc(&self, image: &Image) -> bool {
+        let at = self.value(DT_SONAME).and_then(|at| usize::try_from(at).ok());
+        let soname = at.and_then(|at| self.strings(image)?.get(at..));
+        soname.is_some_and(|soname| soname.starts_with(b"libc.so.6\0"))
+    }
+
     /// Where the present search path stands in the file, and its text. `DT_RUNPATH` hides `DT_RPATH`.
     pub fn rpath<'a>(&self, image: &Image<'a>) -> Option<(u64, &'a [u8])> {
         let value = self.value(DT_RUNPATH).or_else(|| self.value(DT_RPATH))?;

@@ -1,4 +1,4 @@
-//! glibc's loader: two paths of the host that no flag of a program keeps it from.
+//! glibc's own paths of the host, that no flag of a program keeps it from: two of its loader, two of its C library.
 //!
 //! With `DF_1_NODEFLIB` it still takes from ld.so.cache what lies in folders of ld.so.conf, and it loads what
 //! ld.so.preload names, in every program (elf/dl-cache.c, elf/rtld.c).
@@ -37,6 +37,25 @@ pub(super) fn patch(image: &Image) -> Edits {
     }
     edits.writes.sort_unstable();
     edits
+}
+
+/// How the paths end where glibc's `iconv` finds modules, which it loads by these paths, whatever libc they were made
+/// for (iconv/gconv_conf.c, iconv/gconv_cache.c). GCONV_PATH still leads to others.
+const MODULES: [&str; 2] = ["/gconv", "/gconv/gconv-modules.cache"];
+
+/// A device, below which there can be no file, with a name as long as `/usr/lib`.
+const DEVICE: &[u8] = b"/dev/tty";
+
+/// Writes that lead these paths of a C library to nowhere. Length and end stay, as other strings may share them.
+pub(super) fn without_modules(bytes: &[u8]) -> Vec<(u64, Vec<u8>)> {
+    let found =
+        MODULES.iter().flat_map(|end| strings_with_end(bytes, end).into_iter().map(move |at| (end, at)));
+    let replaced = found.filter_map(|(end, (at, old))| {
+        let slashes = (old.len() - end.len()).checked_sub(DEVICE.len())?;
+        let new = [DEVICE, &vec![b'/'; slashes], end.as_bytes()].concat();
+        (new != old).then_some((at as u64, new))
+    });
+    replaced.collect()
 }
 
 fn is_string(window: &[u8], text: &str) -> bool {

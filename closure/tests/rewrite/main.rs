@@ -465,6 +465,21 @@ fn a_loader_that_is_not_known_is_told_about() {
 }
 
 #[test]
+fn the_c_library_forgets_where_the_host_has_modules_for_encodings() {
+    let libc = fs::read("/lib/x86_64-linux-gnu/libc.so.6").unwrap();
+    let edits = rewrite(&libc, &Request::default()).unwrap();
+    let changed = edits.apply(&libc);
+    let count =
+        |bytes: &[u8], text: &[u8]| bytes.windows(text.len()).filter(|window| *window == text).count();
+    assert_eq!(count(&libc, b"/usr/lib/x86_64-linux-gnu/gconv"), 2);
+    assert_eq!(count(&changed, b"/usr/lib/x86_64-linux-gnu/gconv"), 0);
+    // As long as it was: glibc has the length of this one from its compiler.
+    assert_eq!(count(&changed, b"\0/dev/tty//////////////////gconv\0"), 1);
+    assert_eq!(count(&changed, b"/dev/tty//////////////////gconv/gconv-modules.cache\0"), 1);
+    assert!(rewrite(&changed, &Request::default()).unwrap().is_empty());
+}
+
+#[test]
 fn texts_that_are_too_long_are_errors() {
     let bytes = fs::read("/proc/self/exe").unwrap();
     let long = "/kitbag-tree/".to_string() + &"x".repeat(9000);
