@@ -24,7 +24,7 @@ use crate::diagnostic::{Diagnostic, Failure};
 use crate::origin::{Need, Origin};
 use crate::plan::{Change, Plan, PlanEntry, PlanKind};
 use crate::preset;
-use crate::scan::{self, Changed, Look, Memory, Scanned, Seen, Unreadable};
+use crate::scan::{self, Changed, Elf, Look, Memory, Scanned, Seen, Unreadable};
 use crate::script::{self, Interpreter};
 use crate::sets;
 use crate::tree::shown;
@@ -61,7 +61,8 @@ impl Scan {
 
 /// Completes `plan`. What cannot be completed is a [`Failure`] with exit code `MANIFEST`.
 pub fn complete(plan: &mut Plan, memory: &Memory) -> Result<Scan, Failure> {
-    let packed = scan::scan(&plan.entries, memory).map_err(unreadable)?;
+    let elf = if plan.closure.enabled { Elf::Needs } else { Elf::Whole };
+    let packed = scan::scan(&plan.entries, elf, memory).map_err(unreadable)?;
     reserved(plan)?;
     let mut draft =
         Draft { plan, memory, packed, changed: Vec::new(), changes: Vec::new(), loads: HashMap::new() };
@@ -71,6 +72,7 @@ pub fn complete(plan: &mut Plan, memory: &Memory) -> Result<Scan, Failure> {
         draft.note_loads(&scripts);
         draft.sort();
     }
+    scan::read_rest(&draft.plan.entries, &mut draft.packed).map_err(unreadable)?;
     Ok(Scan { packed: draft.packed, changed: draft.changed, changes: draft.changes })
 }
 
@@ -253,7 +255,7 @@ impl Draft<'_> {
             };
             entries.push(PlanEntry { path: path.clone(), kind });
         }
-        let scanned = scan::scan(&entries, self.memory).map_err(unreadable)?;
+        let scanned = scan::scan(&entries, Elf::Needs, self.memory).map_err(unreadable)?;
         self.plan.entries.extend(entries);
         self.packed.extend(scanned);
         Ok(())

@@ -27,7 +27,7 @@ use crate::plan::{PlanEntry, PlanKind};
 /// Files up to this size are read whole.
 const IN_MEMORY: u64 = 8 << 20;
 /// What an ELF file begins with (elf(5)).
-const ELF_MAGIC: &[u8] = b"\x7fELF";
+const ELF_MAGIC: &[u8; 4] = b"\x7fELF";
 /// More of a script's first line no kernel reads (BINPRM_BUF_SIZE is 256).
 const LONGEST_LINE: usize = 4096;
 /// Why a file that is written to cannot be packed.
@@ -61,9 +61,14 @@ pub struct Scanned {
 }
 
 impl Scanned {
-    /// Bytes.
+    /// Bytes; 0 while it is unread.
     pub fn size(&self) -> u64 {
         self.cuts.iter().sum()
+    }
+
+    /// True if only what it needs was read.
+    const fn is_unread(&self) -> bool {
+        self.cuts.is_empty()
     }
 }
 
@@ -117,31 +122,54 @@ impl From<&Metadata> for Seen {
     }
 }
 
+/// How much is read of ELF files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Elf {
+    /// What they need: most are packed otherwise than they stand there, and read then.
+    Needs,
+    /// All of them, as of any file.
+    Whole,
+}
+
 /// Scans every file of the plan. `None` for what is no file.
-pub fn scan(entries: &[PlanEntry], memory: &Memory) -> Result<Vec<Option<Scanned>>, Unreadable> {
-    entries.par_iter().map(|entry| scan_entry(entry, memory)).collect()
+pub fn scan(entries: &[PlanEntry], elf: Elf, memory: &Memory) -> Result<Vec<Option<Scanned>>, Unreadable> {
+    let scan = |entry: &PlanEntry| match &entry.kind {
+        PlanKind::File { source, seen, .. } => match memory.recall(source, seen) {
+            Some(scanned) => Ok(Some(scanned.clone())),
+            None => scan_file(source, *seen, elf).map(Some),
+        },
+        _ => Ok(None),
+    };
+    entries.par_iter().map(scan).collect()
 }
 
-/// Scans one entry that is packed as it stands in its source.
-fn scan_entry(entry: &PlanEntry, memory: &Memory) -> Result<Option<Scanned>, Unreadable> {
-    let PlanKind::File { source, seen, change, .. } = &entry.kind else { return Ok(None) };
-    if change.is_some() {
-        return Ok(None);
-    }
-    match memory.recall(source, seen) {
-        Some(scanned) => Ok(Some(scanned.clone())),
-        None => scan_file(source, *seen).map(Some),
-    }
+/// Reads what [`Elf::Needs`] left unread.
+pub fn read_rest(entries: &[PlanEntry], scanned: &mut [Option<Scanned>]) -> Result<(), Unreadable> {
+    entries.par_iter().zip(scanned).try_for_each(|(entry, scanned)| match (&entry.kind, scanned) {
+        (PlanKind::File { source, seen, .. }, Some(scanned)) if scanned.is_unread() => {
+            *scanned = scan_file(source, *seen, Elf::Whole)?;
+            Ok(())
+        }
+        _ => Ok(()),
+    })
 }
 
-fn scan_file(path: &Path, planned: Seen) -> Result<Scanned, Unreadable> {
+fn scan_file(path: &Path, planned: Seen, elf: Elf) -> Result<Scanned, Unreadable> {
     let unreadable = |why: String| Unreadable { path: path.to_owned(), why };
     let failed = |error: io::Error| unreadable(error.to_string());
     let mut file = File::open(path).map_err(failed)?;
     let seen = Seen::from(&file.metadata().map_err(failed)?);
+    if seen != planned {
+        return Err(unreadable(CHANGED.to_owned()));
+    }
+    let mut magic = [0; 4];
+    if elf == Elf::Needs && file.read_at(&mut magic, 0).map_err(failed)? == 4 && magic == *ELF_MAGIC {
+        let look = Look::at(&magic, || Facts::of_file(&file));
+        return Ok(Scanned { digest: Digest::default(), cuts: Vec::new(), seen, look });
+    }
     let found = if seen.size > IN_MEMORY { stream(&mut file) } else { in_memory(&file, seen.size) };
     let (digest, cuts, look) = found.map_err(failed)?;
-    if seen != planned || cuts.iter().sum::<u64>() != seen.size {
+    if cuts.iter().sum::<u64>() != seen.size {
         return Err(unreadable(CHANGED.to_owned()));
     }
     Ok(Scanned { digest, cuts, seen, look })
@@ -382,7 +410,7 @@ mod tests {
         let source = folder.path().join("file");
         fs::write(&source, "one").unwrap();
         let entries = [entry(&source)];
-        let scanned = scan(&entries, &memory(folder.path())).unwrap();
+        let scanned = scan(&entries, Elf::Whole, &memory(folder.path())).unwrap();
         memory(folder.path()).keep(|| std::iter::once((source.as_path(), scanned[0].as_ref().unwrap())), &[]);
         assert!(memory(folder.path()).files.is_empty());
     }
@@ -394,7 +422,7 @@ mod tests {
         fs::write(&source, "one").unwrap();
         set_age(&source, 3600);
         let entries = [entry(&source)];
-        let found = scan(&entries, &Memory::default()).unwrap();
+        let found = scan(&entries, Elf::Whole, &Memory::default()).unwrap();
         // As if it had been read an hour later.
         write(
             &folder.path().join("memory"),

@@ -265,3 +265,20 @@ fn build_program(dir: &Path, version: &str) -> Result<PathBuf, String> {
     let made = walk(&dir.join("target")).into_iter().find(|path| path.ends_with("release/program"));
     made.ok_or("cargo made no program".to_owned())
 }
+
+/// The virtual environment at `dir` with these packages of PyPI: made once.
+pub fn venv(dir: &Path, interpreter: &str, packages: &[&str]) -> Result<PathBuf, String> {
+    let made = dir.join("made");
+    if fs::read_to_string(&made).is_ok_and(|found| found == packages.join("\n")) {
+        return Ok(dir.to_owned());
+    }
+    eprintln!("installing {}", packages.join(", "));
+    let shown = dir.display().to_string();
+    tool(&[interpreter, "-m", "venv", "--clear", &shown])
+        .map_err(|why| format!("{why} (Debian: apt-get install python3-venv)"))?;
+    let pip = format!("{shown}/bin/pip");
+    let install = ["install", "-q", "--disable-pip-version-check", "--only-binary=:all:"];
+    tool(&[&[pip.as_str()], &install[..], packages].concat())?;
+    fs::write(&made, packages.join("\n")).map_err(|error| error.to_string())?;
+    Ok(dir.to_owned())
+}

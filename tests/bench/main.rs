@@ -3,11 +3,13 @@
 //! `cargo bench -p kitbag-tests -- [--only size,warm,…] [--input tiny,medium,large] [--quick] [--kills N] [--work DIR]
 //! [--json FILE] [--update-docs]`. Exit status 1 if a bar is missed or a figure could not be taken.
 
+mod closure;
 mod disk;
 mod faults;
 mod inputs;
 mod measure;
 mod peers;
+mod python;
 mod report;
 mod size;
 mod start;
@@ -21,7 +23,7 @@ use peers::Packer;
 use report::Row;
 
 /// What is measured, in this order.
-const SECTIONS: [(&str, Section); 9] = [
+const SECTIONS: [(&str, Section); 11] = [
     ("size", size::size),
     ("pack", size::pack),
     ("warm", start::warm),
@@ -31,6 +33,8 @@ const SECTIONS: [(&str, Section); 9] = [
     ("delta", disk::delta),
     ("faults", faults::faults),
     ("compare", start::compare),
+    ("closure", closure::closure),
+    ("python", python::python),
 ];
 
 type Section = fn(&mut Bench) -> Result<(), String>;
@@ -206,7 +210,9 @@ fn options() -> Result<Options, String> {
             "--only" => options.only = list(value()?),
             "--input" => options.inputs = list(value()?),
             "--kills" => options.kills = value()?.parse().map_err(|error| format!("--kills: {error}"))?,
-            "--work" => options.work = value()?.into(),
+            "--work" => {
+                options.work = std::path::absolute(value()?).map_err(|error| format!("--work: {error}"))?;
+            }
             "--json" => options.json = Some(value()?.into()),
             _ => return Err(format!("`{arg}` is no option; see tests/bench/main.rs")),
         }

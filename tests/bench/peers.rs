@@ -3,11 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::inputs::Input;
+use crate::inputs::{Input, venv};
 use crate::measure::{Start, on_path, shell, tool};
 
 /// A reproducible tar of `$1` to standard output.
 const TAR: &str = "tar --sort=name --owner=0 --group=0 --numeric-owner -C \"$1\" -cf - .";
+
+/// The interpreter that packages of PyPI are installed for.
+pub const PYTHON: &str = "/usr/bin/python3";
 
 /// Something that makes one file of a tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,6 +129,13 @@ pub fn all(kitbag: &Path) -> (Vec<Packer>, Vec<String>) {
     }
     notes.push("AppImage: not measured; it mounts instead of unpacking".to_owned());
     (found, notes)
+}
+
+/// The program `name` of the package of that name on PyPI, in a virtual environment below `work`. One on PATH may be
+/// another Python's, and PyInstaller packs the Python that it runs on.
+pub fn of_pypi(work: &Path, name: &str) -> Result<PathBuf, String> {
+    let made = venv(&work.join("peers").join(name), PYTHON, &[name])?;
+    Ok(made.join("bin").join(name))
 }
 
 fn path(path: &Path) -> String {

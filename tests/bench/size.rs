@@ -33,7 +33,7 @@ pub fn size(bench: &mut Bench) -> Result<(), String> {
 }
 
 /// The section `.kitbag.payload`, as binutils see it.
-fn payload(file: &Path) -> Result<f64, String> {
+pub fn payload(file: &Path) -> Result<f64, String> {
     let said = shell(
         "readelf -SW \"$1\" | sed -n 's/^.*\\.kitbag\\.payload *[A-Z0-9]* *[0-9a-f]* [0-9a-f]* \\([0-9a-f]*\\) .*$/\\1/p'",
         &[file],
@@ -43,7 +43,8 @@ fn payload(file: &Path) -> Result<f64, String> {
     Ok(size as f64)
 }
 
-fn bytes(file: &Path) -> Result<f64, String> {
+/// Bytes of a file.
+pub fn bytes(file: &Path) -> Result<f64, String> {
     fs::metadata(file).map(|meta| meta.len() as f64).map_err(|error| format!("{}: {error}", file.display()))
 }
 
@@ -80,7 +81,7 @@ pub fn pack(bench: &mut Bench) -> Result<(), String> {
 }
 
 /// A file in memory: kitbag synchronises what it writes and the peers do not, which would measure the disk.
-fn memory(name: &str) -> PathBuf {
+pub fn memory(name: &str) -> PathBuf {
     PathBuf::from(format!("/dev/shm/kitbag-bench-{}-{name}", std::process::id()))
 }
 

@@ -226,7 +226,7 @@ fn show(bench: &mut Bench, input: &Input, kind: &str, all: &[Contender]) {
 }
 
 /// Milliseconds of CPU that all ended children have taken.
-fn children_ms() -> f64 {
+pub fn children_ms() -> f64 {
     let ms = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 * 1e3 + time.tv_usec() as f64 / 1e3;
     getrusage(UsageWho::RUSAGE_CHILDREN)
         .map_or(f64::NAN, |usage| ms(usage.user_time()) + ms(usage.system_time()))
