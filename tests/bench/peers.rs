@@ -102,8 +102,10 @@ fn project(input: &Input, service: bool, out: &Path) -> Result<PathBuf, String> 
     let command = if service { "" } else { "command = [\"bin/hello\"]\n" };
     // One name for both versions of a pair.
     let name = input.name.split('-').next().unwrap_or("input");
+    // The same files as everybody packs; what the closure costs is measured apart.
     let text = format!(
-        "name = \"bench-{name}\"\nversion = \"1.0.0\"\n{command}\n[[include]]\nfrom = {:?}\nto = \".\"\n\n{what}",
+        "name = \"bench-{name}\"\nversion = \"1.0.0\"\n{command}\n[[include]]\nfrom = {:?}\nto = \".\"\n\n\
+         [closure]\nenabled = false\n\n{what}",
         path(&input.dir)
     );
     fs::create_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
