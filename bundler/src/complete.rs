@@ -16,7 +16,7 @@ use kitbag_closure::rewrite::{self, Edits};
 use kitbag_closure::root::Root;
 use kitbag_closure::tree::{Listing, Node, Tree};
 use kitbag_format::Digest;
-use kitbag_format::manifest::{Command, Run};
+use kitbag_format::manifest::Command;
 use kitbag_format::slots::Pad;
 use rayon::prelude::*;
 
@@ -210,6 +210,7 @@ impl Draft<'_> {
         self.plan.origins = origins(&closure);
         self.add(&closure)?;
         self.rewrite(&closure)?;
+        self.rename_variables();
         self.loads = closure.loads.into_iter().collect();
         Ok(())
     }
@@ -275,6 +276,23 @@ impl Draft<'_> {
         self.change(&wanted)
     }
 
+    /// What leads the bundle's C library into the tree gets the name that it reads there, which means nothing to the
+    /// host's programs. Other values keep their name too.
+    fn rename_variables(&mut self) {
+        let writes = self.changes.iter().flat_map(|(_, changed)| &changed.edits.writes);
+        let is_written = |own: &str| writes.clone().any(|(_, bytes)| bytes == own.as_bytes());
+        let renamed: Vec<_> = rewrite::VARIABLES.iter().filter(|(_, own)| is_written(own)).collect();
+        for command in self.plan.manifest.run.commands_mut() {
+            for (name, own) in &renamed {
+                let Some(value) = command.env.get(*name).cloned() else { continue };
+                if value.starts_with("${tree}/") {
+                    command.env.remove(*name);
+                }
+                command.env.entry((*own).to_owned()).or_insert(value);
+            }
+        }
+    }
+
     /// Notes for each command what is executed together with its program.
     fn note_loads(&mut self, scripts: &Scripts) {
         let (listing, loads) = (self.listing(), &self.loads);
@@ -288,10 +306,7 @@ impl Draft<'_> {
             let paths = interpreter.into_iter().chain(loaded);
             command.loads = paths.filter_map(|path| String::from_utf8(path.clone()).ok()).collect();
         };
-        match &mut self.plan.manifest.run {
-            Run::Command(command) => note(command),
-            Run::Services(services) => services.values_mut().for_each(|service| note(&mut service.command)),
-        }
+        self.plan.manifest.run.commands_mut().into_iter().for_each(note);
     }
 
     /// By path again.

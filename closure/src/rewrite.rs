@@ -20,6 +20,8 @@ mod image;
 mod loader;
 mod tail;
 
+pub use loader::VARIABLES;
+
 use dynamic::Dynamic;
 use image::Image;
 use tail::Tail;
@@ -161,10 +163,13 @@ pub fn rewrite(bytes: &[u8], request: &Request) -> Result<Edits, RewriteError> {
         return Err(RewriteError::NoDynamicSection);
     }
     let changes_dynamic = !dynamic.is_empty() && !dynamic.is_static(&image);
-    let modules = if dynamic.is_libc(&image) { loader::without_modules(bytes) } else { Vec::new() };
+    let is_libc = dynamic.is_libc(&image);
     let rpath = request.rpath.join(&b':');
     let mut job = Job { source: bytes, image, tail: None, edits: Draft::default() };
-    job.edits.writes.extend(modules);
+    if is_libc {
+        job.edits.writes.extend(loader::without_modules(bytes));
+        job.edits.writes.extend(loader::own_variables(bytes));
+    }
     job.change(interpreter, changes_dynamic.then_some((dynamic, rpath)))?;
     job.finish()
 }

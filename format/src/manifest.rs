@@ -106,6 +106,16 @@ pub const fn default_stop_timeout_ms() -> u64 {
     10_000
 }
 
+impl Run {
+    /// Every command.
+    pub fn commands_mut(&mut self) -> Vec<&mut Command> {
+        match self {
+            Self::Command(command) => vec![command],
+            Self::Services(services) => services.values_mut().map(|service| &mut service.command).collect(),
+        }
+    }
+}
+
 impl Manifest {
     /// The manifest as it stands in a bundle: indented JSON with a newline at its end.
     pub fn to_text(&self) -> String {

@@ -104,6 +104,23 @@ fn glibc_loads_modules_of_the_bundle_alone() {
     }
 }
 
+/// The host's programs have another libc: what leads the bundle's to its modules and locales is not for them.
+#[test]
+fn what_leads_the_bundles_libc_means_nothing_to_the_hosts_programs() {
+    if !tools(&["gcc", "env"]) {
+        return;
+    }
+    let app = App::new("command = [\"bin/asks\"]\n[closure]\nsets = [\"gconv\", \"locales\"]");
+    fs::create_dir(app.tree("bin")).unwrap();
+    let source = workspace().join("tests/portability/asks.c");
+    Cmd::new("gcc").arg("-o").arg(app.tree("bin/asks")).arg(source).run().succeeds();
+    let bundle = app.pack();
+    let said = bundle.run([""; 0]).succeeds().prints("locale C.UTF-8\nISO-8859-2 known\n").prints("PATH=");
+    said.prints_no("GCONV_PATH=").prints_no("LOCPATH=");
+    let Some(site) = Place::EmptyRoot.site(&bundle.file) else { return };
+    site.command(["alone"]).run().succeeds().prints("locale C.UTF-8\nISO-8859-2 known\n");
+}
+
 #[test]
 fn programs_of_older_and_newer_systems_are_packed_from_their_trees_and_run_here() {
     let Some(bundle) = plugins() else { return };

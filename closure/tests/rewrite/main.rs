@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use kitbag_closure::rewrite::{Request, RewriteError, TREE, rewrite};
+use kitbag_closure::rewrite::{Request, RewriteError, TREE, VARIABLES, rewrite};
 
 mod structure;
 mod tree;
@@ -477,6 +477,12 @@ fn the_c_library_forgets_where_the_host_has_modules_for_encodings() {
     // As long as it was: glibc has the length of this one from its compiler.
     assert_eq!(count(&changed, b"\0/dev/tty//////////////////gconv\0"), 1);
     assert_eq!(count(&changed, b"/dev/tty//////////////////gconv/gconv-modules.cache\0"), 1);
+    for (name, own) in VARIABLES {
+        let [name, own] = [name, own].map(|text| format!("\0{text}\0"));
+        assert_eq!(name.len(), own.len());
+        assert_eq!([&libc, &changed].map(|bytes| count(bytes, name.as_bytes())), [1, 0], "{name:?}");
+        assert_eq!(count(&changed, own.as_bytes()), 1, "{own:?}");
+    }
     assert!(rewrite(&changed, &Request::default()).unwrap().is_empty());
 }
 
