@@ -1,6 +1,6 @@
 //! `kitbag audit` says what a bundle needs of hosts, and its exit status is a gate.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kitbag_tests::{App, Bundle, Cmd, Folder, Outcome, hello, tools};
 use serde_json::Value;
@@ -22,7 +22,7 @@ fn json<S: AsRef<std::ffi::OsStr>>(bundle: &Bundle, args: impl IntoIterator<Item
 }
 
 /// A program made of this C source.
-fn compiled(folder: &Folder, source: &str, args: &[&str]) -> std::path::PathBuf {
+fn compiled(folder: &Folder, source: &str, args: &[&str]) -> PathBuf {
     let (code, program) = (folder.join("app.c"), folder.join("app"));
     std::fs::write(&code, source).unwrap();
     Cmd::new("gcc").arg(&code).arg("-o").arg(&program).args(args).run().succeeds();
@@ -144,18 +144,24 @@ fn without_its_closure_a_program_asks_for_the_least_glibc_that_it_needs() {
     audit(&bundle, ["--allow", "ld-linux*"]).succeeds();
 }
 
+/// A program, and the library `libgreet.so.1` that it needs.
+fn greeter(folder: &Folder, args: &[&str]) -> (PathBuf, PathBuf) {
+    let library = folder.join("libgreet.so");
+    std::fs::write(folder.join("greet.c"), "int greet(void) { return 0; }").unwrap();
+    let gcc = Cmd::new("gcc").args(["-shared", "-Wl,-soname,libgreet.so.1", "-o"]).arg(&library);
+    gcc.arg(folder.join("greet.c")).run().succeeds();
+    let source = "int greet(void);\nint main(void) { return greet(); }";
+    let program = compiled(folder, source, &[&[library.to_str().unwrap()], args].concat());
+    (program, library)
+}
+
 #[test]
 fn a_library_of_the_host_is_a_finding_unless_it_is_granted() {
     if !tools(&["gcc"]) {
         return;
     }
     let folder = Folder::new();
-    let library = folder.join("libgreet.so");
-    std::fs::write(folder.join("greet.c"), "int greet(void) { return 0; }").unwrap();
-    let gcc = Cmd::new("gcc").args(["-shared", "-Wl,-soname,libgreet.so.1", "-o"]).arg(&library);
-    gcc.arg(folder.join("greet.c")).run().succeeds();
-    let source = "int greet(void);\nint main(void) { return greet(); }";
-    let program = compiled(&folder, source, &[library.to_str().unwrap(), "-Wl,-rpath,$ORIGIN/../lib"]);
+    let (program, library) = greeter(&folder, &["-Wl,-rpath,$ORIGIN/../lib"]);
 
     let bundle = tool(OPEN, &program);
     let outcome = audit(&bundle, ["--glibc", "2.99"]).exits(FOUND);
@@ -172,12 +178,7 @@ fn a_library_that_was_left_out_is_a_finding_as_no_host_can_help() {
         return;
     }
     let folder = Folder::new();
-    let library = folder.join("libgreet.so");
-    std::fs::write(folder.join("greet.c"), "int greet(void) { return 0; }").unwrap();
-    let gcc = Cmd::new("gcc").args(["-shared", "-Wl,-soname,libgreet.so.1", "-o"]).arg(&library);
-    gcc.arg(folder.join("greet.c")).run().succeeds();
-    let source = "int greet(void);\nint main(void) { return greet(); }";
-    let program = compiled(&folder, source, &[library.to_str().unwrap()]);
+    let (program, _) = greeter(&folder, &[]);
     let manifest = "command = [\"bin/app\"]\n[closure]\noptional = [\"libgreet.so.*\"]\n";
     let outcome = audit(&tool(manifest, &program), ["--glibc", "2.99"]).exits(FOUND);
     outcome.prints("finding: library: bin/app: libgreet.so.1, which is not in the bundle; ");

@@ -61,15 +61,16 @@ impl Scan {
 
 /// Completes `plan`. What cannot be completed is a [`Failure`] with exit code `MANIFEST`.
 pub fn complete(plan: &mut Plan, memory: &Memory) -> Result<Scan, Failure> {
+    reserved(plan)?;
     let elf = if plan.closure.enabled { Elf::Needs } else { Elf::Whole };
     let packed = scan::scan(&plan.entries, elf, memory).map_err(unreadable)?;
-    reserved(plan)?;
     let mut draft =
         Draft { plan, memory, packed, changed: Vec::new(), changes: Vec::new(), loads: HashMap::new() };
     if draft.plan.closure.enabled {
-        let scripts = draft.lead_scripts()?;
-        draft.close()?;
-        draft.note_loads(&scripts);
+        let listing = draft.listing();
+        let scripts = draft.lead_scripts(&listing)?;
+        draft.close(&listing)?;
+        draft.note_loads(&listing, &scripts);
         draft.sort();
     }
     scan::read_rest(&draft.plan.entries, &mut draft.packed).map_err(unreadable)?;
@@ -80,7 +81,7 @@ pub fn complete(plan: &mut Plan, memory: &Memory) -> Result<Scan, Failure> {
 fn reserved(plan: &Plan) -> Result<(), Failure> {
     let is_ours = |entry: &&PlanEntry| {
         let below = entry.path.strip_prefix(FOLDER);
-        below.is_some_and(|rest| !rest.is_empty() && rest.starts_with(b"/"))
+        below.is_some_and(|rest| rest.starts_with(b"/"))
             && !sets::is_in_place(&entry.path)
             && !preset::is_in_place(&entry.path)
     };
@@ -117,7 +118,7 @@ impl Draft<'_> {
         self.packed[number].as_ref().map(|scanned| &scanned.look)
     }
 
-    /// The tree for lookups.
+    /// The tree for lookups, as it was planned.
     fn listing(&self) -> Listing {
         let mut listing = Listing::default();
         for entry in &self.plan.entries {
@@ -132,7 +133,7 @@ impl Draft<'_> {
     }
 
     /// Executable scripts whose interpreter comes along start with that one; others are warned about.
-    fn lead_scripts(&mut self) -> Result<Scripts, Failure> {
+    fn lead_scripts(&mut self, listing: &Listing) -> Result<Scripts, Failure> {
         let is_script = |number: &usize| {
             matches!(self.plan.entries[*number].kind, PlanKind::File { executable: true, change: None, .. })
                 && matches!(self.look(*number), Some(Look::Script(_)))
@@ -141,7 +142,7 @@ impl Draft<'_> {
         if numbers.is_empty() {
             return Ok(Scripts::new());
         }
-        let interpreters = Interpreters::of(&self.plan.entries, self.listing());
+        let interpreters = Interpreters::of(&self.plan.entries, listing);
         let (mut scripts, mut changes, mut hosts) = (Scripts::new(), Vec::new(), Vec::new());
         for number in numbers {
             let Some(Look::Script(line)) = self.look(number) else { continue };
@@ -191,16 +192,16 @@ impl Draft<'_> {
     }
 
     /// Brings in what the ELF files need, and changes those that have to find it.
-    fn close(&mut self) -> Result<(), Failure> {
+    fn close(&mut self, listing: &Listing) -> Result<(), Failure> {
         let members = self.members();
         if members.is_empty() {
             return Ok(());
         }
-        let (listing, root) = (self.listing(), Root::new(&self.plan.closure.root));
-        let input = Input { members: &members, tree: &listing, root: &root, read: &resolve::facts_of };
+        let root = Root::new(&self.plan.closure.root);
+        let input = Input { members: &members, tree: listing, root: &root, read: &resolve::facts_of };
         let mut closure = resolve::resolve(&input);
         let optional = &self.plan.closure.optional;
-        closure.missing.retain(|missing| !optional.is_match(Path::new(OsStr::from_bytes(&missing.name))));
+        closure.missing.retain(|missing| !may_miss(optional, missing));
         let errors = errors(&closure);
         if !errors.is_empty() {
             return Err(Failure::manifest(self.plan.source.clone(), errors));
@@ -208,7 +209,7 @@ impl Draft<'_> {
         let said = closure.remarks.iter().filter_map(|remark| remark_text(remark, optional));
         self.plan.warnings.extend(said);
         self.plan.origins = origins(&closure);
-        self.add(&closure)?;
+        self.add(&closure, listing)?;
         self.rewrite(&closure)?;
         self.rename_variables();
         self.loads = closure.loads.into_iter().collect();
@@ -238,9 +239,8 @@ impl Draft<'_> {
         members
     }
 
-    fn add(&mut self, closure: &Closure) -> Result<(), Failure> {
+    fn add(&mut self, closure: &Closure, listing: &Listing) -> Result<(), Failure> {
         let mut entries: Vec<PlanEntry> = Vec::new();
-        let listing = self.listing();
         for (path, addition) in &closure.additions {
             for (end, _) in path.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
                 let folder = &path[..end];
@@ -294,8 +294,8 @@ impl Draft<'_> {
     }
 
     /// Notes for each command what is executed together with its program.
-    fn note_loads(&mut self, scripts: &Scripts) {
-        let (listing, loads) = (self.listing(), &self.loads);
+    fn note_loads(&mut self, listing: &Listing, scripts: &Scripts) {
+        let loads = &self.loads;
         let note = |command: &mut Command| {
             let Some(program) = command.argv.first().and_then(|program| listing.find(program.as_bytes()))
             else {
@@ -361,14 +361,14 @@ impl Ask {
 }
 
 /// Programs of the tree that scripts may ask for.
-struct Interpreters {
-    listing: Listing,
+struct Interpreters<'a> {
+    listing: &'a Listing,
     /// By the state of their source: the same file.
     by_source: HashMap<Seen, Vec<u8>>,
 }
 
-impl Interpreters {
-    fn of(entries: &[PlanEntry], listing: Listing) -> Self {
+impl<'a> Interpreters<'a> {
+    fn of(entries: &[PlanEntry], listing: &'a Listing) -> Self {
         let by_source = entries.iter().filter_map(|entry| match &entry.kind {
             PlanKind::File { executable: true, seen, .. } => Some((*seen, entry.path.clone())),
             _ => None,
@@ -392,6 +392,11 @@ impl Interpreters {
             folders.iter().find_map(|folder| self.listing.find(&[folder, interpreter.name()].concat()))
         })
     }
+}
+
+/// True for what the manifest allows to be missing.
+fn may_miss(optional: &GlobSet, missing: &Missing) -> bool {
+    optional.is_match(Path::new(OsStr::from_bytes(&missing.name)))
 }
 
 fn host_scripts(hosts: &[(String, String)]) -> Option<String> {
@@ -526,12 +531,21 @@ fn conflict_error(conflict: &Conflict) -> Diagnostic {
 
 fn remark_text(remark: &Remark, optional: &GlobSet) -> Option<String> {
     match remark {
-        Remark::NotThere(missing) if optional.is_match(Path::new(OsStr::from_bytes(&missing.name))) => None,
+        Remark::NotThere(missing) if may_miss(optional, missing) => None,
         Remark::NotThere(missing) => Some(format!(
             "`{}` may open `{}` while it runs, which nothing provides",
             shown(&missing.needed_by),
             shown(&missing.name)
         )),
         Remark::OtherCopy { .. } | Remark::LoadedBefore { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// What rewriting leaves in files, the runtime fills in.
+    #[test]
+    fn both_halves_spell_the_tree_alike() {
+        assert_eq!(kitbag_closure::rewrite::TREE, kitbag_format::slots::TREE);
     }
 }

@@ -158,7 +158,7 @@ impl Job<'_> {
             return Err(unreadable(scan::CHANGED.to_owned()).into());
         }
         if let Some(change) = change {
-            change.apply_at(start, &mut raw[at..]);
+            change.edits.apply_at(start, &mut raw[at..]);
         }
         Ok(())
     }

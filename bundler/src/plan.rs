@@ -107,18 +107,6 @@ impl Change {
         let slots = self.edits.slots.iter();
         slots.map(|slot| Slot { at: slot.at, length: slot.length, pad: self.pad }).collect()
     }
-
-    /// Puts what changes into `bytes`, which begin at `start` of the file.
-    pub fn apply_at(&self, start: u64, bytes: &mut [u8]) {
-        let end = start + bytes.len() as u64;
-        for (at, new) in &self.edits.writes {
-            let (from, to) = (start.max(*at), end.min(at + new.len() as u64));
-            if from < to {
-                let piece = &new[(from - at) as usize..(to - at) as usize];
-                bytes[(from - start) as usize..(to - start) as usize].copy_from_slice(piece);
-            }
-        }
-    }
 }
 
 /// What a plan depends on beside the folder.

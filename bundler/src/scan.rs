@@ -206,7 +206,8 @@ pub fn change(
     }
     let edits = make(&bytes).map_err(unreadable)?;
     if !edits.is_empty() {
-        bytes = edits.apply(&bytes);
+        bytes.resize(edits.length as usize, 0);
+        edits.apply_at(0, &mut bytes);
     }
     let scanned = Scanned { digest: Digest::of(&bytes), cuts: cut(&bytes), seen: planned, look: Look::Plain };
     Ok(Changed { request, edits, scanned })

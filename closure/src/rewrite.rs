@@ -124,13 +124,20 @@ impl Edits {
     pub fn apply(&self, bytes: &[u8]) -> Vec<u8> {
         let mut out = bytes.to_vec();
         out.resize(usize::try_from(self.length).unwrap_or(usize::MAX), 0);
+        self.apply_at(0, &mut out);
+        out
+    }
+
+    /// Puts what changes into `bytes`, which begin at `start` of the file that comes out.
+    pub fn apply_at(&self, start: u64, bytes: &mut [u8]) {
+        let end = start.saturating_add(bytes.len() as u64);
         for (at, new) in &self.writes {
-            let range = usize::try_from(*at).ok().and_then(|at| out.get_mut(at..at.checked_add(new.len())?));
-            if let Some(range) = range {
-                range.copy_from_slice(new);
+            let (from, to) = (start.max(*at), end.min(at.saturating_add(new.len() as u64)));
+            if from < to {
+                let piece = &new[(from - at) as usize..(to - at) as usize];
+                bytes[(from - start) as usize..(to - start) as usize].copy_from_slice(piece);
             }
         }
-        out
     }
 
     /// True if the file stays as it is.

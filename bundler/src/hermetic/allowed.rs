@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-/// What every program may use of /dev, and what is never reported. The descriptors are inherited.
-const DEVICES: &[&str] = &[
+/// What every program may use of the host and is never reported: devices without memory, and terminals.
+pub const DEVICES: &[&str] = &[
     "/dev/null",
     "/dev/zero",
     "/dev/full",
@@ -13,11 +13,9 @@ const DEVICES: &[&str] = &[
     "/dev/tty",
     "/dev/pts",
     "/dev/ptmx",
-    "/dev/fd",
-    "/dev/stdin",
-    "/dev/stdout",
-    "/dev/stderr",
 ];
+/// Names of what is inherited, which is never reported either.
+const DESCRIPTORS: &[&str] = &["/dev/fd", "/dev/stdin", "/dev/stdout", "/dev/stderr"];
 
 /// The files and folders that are the app's, or that its manifest names.
 #[derive(Debug, Default)]
@@ -69,9 +67,9 @@ impl Allowed {
     }
 }
 
-/// True for the devices that every program may use.
+/// True for the devices that every program may use, and for its descriptors.
 pub fn is_device(path: &Path) -> bool {
-    DEVICES.iter().any(|device| path.starts_with(device))
+    DEVICES.iter().chain(DESCRIPTORS).any(|device| path.starts_with(device))
 }
 
 /// An absolute path without `.`, `..` and doubled `/`, by its letters alone.

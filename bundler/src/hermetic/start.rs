@@ -15,25 +15,13 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, raise};
 use seccompiler::sock_filter;
 
+use super::allowed::DEVICES;
 use super::calls;
 use crate::cli::HermeticStartArgs;
 use crate::diagnostic::Failure;
 
 /// The newest Landlock that is known here; what the kernel has of it is used.
 const NEWEST: ABI = ABI::V9;
-
-/// What every program may use of the host: devices without memory, terminals, and what the kernel shows of itself.
-const DEVICES: &[&str] = &[
-    "/dev/null",
-    "/dev/zero",
-    "/dev/full",
-    "/dev/random",
-    "/dev/urandom",
-    "/dev/tty",
-    "/dev/pts",
-    "/dev/ptmx",
-    "/proc",
-];
 
 /// Becomes the bundle; returns only why it could not.
 pub fn start(args: &HermeticStartArgs) -> Result<(), Failure> {
@@ -76,6 +64,8 @@ fn restrict(args: &HermeticStartArgs) -> Result<RestrictionStatus, RulesetError>
         .add_rules(path_beneath_rules(&args.used, all))?
         .add_rules(path_beneath_rules(&args.read, AccessFs::from_read(NEWEST)))?
         .add_rules(path_beneath_rules(DEVICES, devices))?
+        // What the kernel shows of itself.
+        .add_rules(path_beneath_rules(["/proc"], devices))?
         .add_rules(path_beneath_rules(["/sys"], sys))?
         .add_rules(path_beneath_rules(inherited(), devices))?
         .restrict_self()
