@@ -77,6 +77,7 @@ impl Base {
     /// Puts the packed bytes of the frame with this key into `packed`. A damaged one counts as absent.
     pub fn read(&self, key: &Digest, packed: &mut Vec<u8>) -> Option<Frame> {
         let (number, place, frame) = self.frames.get(key)?;
+        packed.resize(packed.len().max(frame.packed as usize), 0);
         self.bundle.read_frame(*number, *place, frame, packed).ok()?;
         Some(*frame)
     }

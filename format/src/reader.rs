@@ -156,6 +156,7 @@ impl Bundle {
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 let Some((offset, frame)) = places.get(number) else { return Ok(()) };
+                packed.resize(packed.len().max(frame.packed as usize), 0);
                 self.read_frame(number, *offset, frame, &mut packed)?;
             }
         })
@@ -175,18 +176,16 @@ impl Bundle {
             .collect())
     }
 
-    /// Reads the packed bytes of one frame into `buffer`, which grows as needed, and compares their digest.
+    /// Reads the packed bytes of one frame into the beginning of `buffer`, which has room for them, and compares
+    /// their digest.
     pub fn read_frame<'a>(
         &self,
         number: usize,
         offset: u64,
         frame: &Frame,
-        buffer: &'a mut Vec<u8>,
+        buffer: &'a mut [u8],
     ) -> Result<&'a [u8], Error> {
         let length = frame.packed as usize;
-        if buffer.len() < length {
-            buffer.resize(length, 0);
-        }
         let packed = &mut buffer[..length];
         self.file.read_exact_at(packed, offset).map_err(Error::io("read the bundle"))?;
         if Digest::of(packed) != frame.digest {

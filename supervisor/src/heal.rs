@@ -355,6 +355,7 @@ impl Healing<'_> {
             index: &index,
             present: &|number| !needed(number),
             progress: &|_| {},
+            written: &|_, _| {},
             read_only: false,
             tree: self.path,
         };

@@ -34,7 +34,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
-use kitbag_format::index::Entry;
+use kitbag_format::index::{Entry, Kind};
 use kitbag_format::{Digest, Index};
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{FileStat, fstatat};
@@ -200,8 +200,14 @@ impl Record {
     }
 }
 
-/// Takes the stat of every entry and of the tree itself; `known` ones are taken as they are.
-pub fn stats(root: BorrowedFd, index: &Index, known: &[Option<Stat>]) -> io::Result<Vec<Stat>> {
+/// Takes the stat of every entry and of the tree itself. Those that are `known` are taken as they are, but for
+/// files with more than one name in the tree: each name that was made after moved the ctime.
+pub fn stats(root: BorrowedFd, index: &Index, mut known: Vec<Option<Stat>>) -> io::Result<Vec<Stat>> {
+    for entry in &index.entries {
+        if let Kind::Link(to) = entry.kind {
+            known[to] = None;
+        }
+    }
     let all = Mutex::new(vec![Stat::default(); index.entries.len() + 1]);
     let missing = AtomicBool::new(false);
     let batches = (index.entries.len() + 1).div_ceil(BATCH);

@@ -14,7 +14,7 @@ use kitbag_format::layout::PartKind;
 use kitbag_format::{Bundle, Index, Manifest};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use nix::sys::stat::{Mode, fchmod, umask};
+use nix::sys::stat::{Mode, fchmod, fstat, umask};
 
 use crate::collect;
 use crate::heal::Healing;
@@ -250,11 +250,19 @@ impl Opening<'_> {
         let tree = store.tree_dir(&digest).join("tree");
         let present = share::link(store, &digest, root.as_fd(), &index);
         let progress = Progress::new(&self.manifest.name, &index, &present);
+        let seen = Mutex::new(vec![None; present.len()]);
+        let written = |number: usize, file: &File| {
+            let stat = fstat(file).as_ref().map(Stat::from).ok();
+            if let Ok(mut seen) = seen.lock() {
+                seen[number] = stat;
+            }
+        };
         let extraction = Extraction {
             bundle: self.bundle,
             index: &index,
             present: &|number| present[number].is_some(),
             progress: &|bytes| progress.add(bytes),
+            written: &written,
             read_only: true,
             tree: &tree,
         };
@@ -264,8 +272,9 @@ impl Opening<'_> {
         fchmod(&root, Mode::from_bits_truncate(0o555))
             .map_err(StoreError::sys("set the permissions of", &path))?;
         let mut record = self.record(index, &tree)?;
-        record.stats =
-            stats(root.as_fd(), &record.index, &present).map_err(StoreError::io("examine", &path))?;
+        let seen = seen.into_inner().unwrap_or_default();
+        let known: Vec<_> = present.into_iter().zip(seen).map(|(present, seen)| present.or(seen)).collect();
+        record.stats = stats(root.as_fd(), &record.index, known).map_err(StoreError::io("examine", &path))?;
         record.write(work).map_err(StoreError::io("write the record in", work))?;
         let dir = store.tree_dir(&digest);
         fs::rename(work, &dir).map_err(StoreError::io("make", &dir))
@@ -343,7 +352,7 @@ fn hold(folder: File, path: &Path) -> Result<Held, StoreError> {
 }
 
 fn same(a: BorrowedFd, b: BorrowedFd) -> bool {
-    let key = |fd| nix::sys::stat::fstat(fd).map(|found| (found.st_dev, found.st_ino));
+    let key = |fd| fstat(fd).map(|found| (found.st_dev, found.st_ino));
     key(a).is_ok_and(|a| key(b) == Ok(a))
 }
 

@@ -92,6 +92,7 @@ impl Files<'_> {
             else {
                 return Ok(());
             };
+            packed.resize(packed.len().max(frame.packed as usize), 0);
             let packed = self.bundle.read_frame(stretch.next, held.at, frame, &mut packed)?;
             let (before, length) = (stretch.bytes.len(), frame.raw as usize);
             stretch.bytes.resize(before + length, 0);

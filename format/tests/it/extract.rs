@@ -93,8 +93,15 @@ fn read_only_takes_every_write_permission() {
 fn run(path: &Path, to: &Path, read_only: bool, present: &(dyn Fn(usize) -> bool + Sync)) {
     let bundle = Bundle::open_path(path).expect("the sample");
     let index = bundle.index().expect("its index");
-    let extraction =
-        Extraction { bundle: &bundle, index: &index, present, progress: &|_| (), read_only, tree: to };
+    let extraction = Extraction {
+        bundle: &bundle,
+        index: &index,
+        present,
+        progress: &|_| (),
+        written: &|_, _| (),
+        read_only,
+        tree: to,
+    };
     extraction.run(open_dir(to).expect("the folder").as_fd()).expect("unpacked");
 }
 
@@ -184,6 +191,7 @@ fn nothing_is_written_through_a_link_in_a_files_place() {
         index: &index,
         present: &|_| false,
         progress: &|_| (),
+        written: &|_, _| (),
         read_only: true,
         tree: &to,
     };
@@ -290,6 +298,7 @@ fn slotted_files_that_are_present_are_left_alone() {
         index: &index,
         present: &|number| number == 2,
         progress: &|_| (),
+        written: &|_, _| (),
         read_only: true,
         tree: Path::new("/elsewhere"),
     };
