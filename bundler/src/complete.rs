@@ -282,7 +282,7 @@ impl Draft<'_> {
         let writes = self.changes.iter().flat_map(|(_, changed)| &changed.edits.writes);
         let is_written = |own: &str| writes.clone().any(|(_, bytes)| bytes == own.as_bytes());
         let renamed: Vec<_> = rewrite::VARIABLES.iter().filter(|(_, own)| is_written(own)).collect();
-        for command in self.plan.manifest.run.commands_mut() {
+        for command in self.plan.manifest.commands_mut() {
             for (name, own) in &renamed {
                 let Some(value) = command.env.get(*name).cloned() else { continue };
                 if value.starts_with("${tree}/") {
@@ -306,7 +306,7 @@ impl Draft<'_> {
             let paths = interpreter.into_iter().chain(loaded);
             command.loads = paths.filter_map(|path| String::from_utf8(path.clone()).ok()).collect();
         };
-        self.plan.manifest.run.commands_mut().into_iter().for_each(note);
+        self.plan.manifest.commands_mut().into_iter().for_each(note);
     }
 
     /// By path again.

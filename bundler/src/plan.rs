@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use globset::GlobSet;
 use kitbag_closure::rewrite::Edits;
 use kitbag_format::manifest::{Command, Manifest, Run, Seed, Service};
+use kitbag_format::service::{Logs, More};
 use kitbag_format::slots::{Pad, Slot};
 use kitbag_format::template::{Piece, Template};
 
@@ -210,7 +211,16 @@ impl<'a> Draft<'a> {
             description.map_or("", String::as_str).split_whitespace().collect::<Vec<_>>().join(" ");
         let closure = self.closure();
         Ok(Plan {
-            manifest: Manifest { name, version, description, requires: Vec::new(), run, seeds },
+            manifest: Manifest {
+                name,
+                version,
+                description,
+                requires: Vec::new(),
+                run,
+                seeds,
+                tasks: BTreeMap::new(),
+                logs: Logs::default(),
+            },
             compression: source.compression.unwrap_or(DEFAULT_LEVEL),
             entries: self.tree.nodes.into_iter().map(entry).collect(),
             output,
@@ -358,6 +368,7 @@ impl<'a> Draft<'a> {
                         restart: service.restart,
                         stop_signal: service.stop_signal.clone(),
                         stop_timeout_ms: service.stop_timeout_ms,
+                        more: More::default(),
                     };
                     run.insert(name.get_ref().clone(), service);
                 }

@@ -13,6 +13,7 @@ pub mod manifest;
 pub mod parallel;
 pub mod reader;
 pub mod report;
+pub mod service;
 pub mod slots;
 pub mod template;
 pub mod writer;

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::index::is_normal;
+use crate::service::{Logs, Task};
+pub use crate::service::{Restart, Service};
 
 /// Names in [`Manifest::requires`] that this version understands.
 pub const KNOWN_REQUIREMENTS: &[&str] = &[];
@@ -28,6 +30,10 @@ pub struct Manifest {
     pub run: Run,
     /// Files copied to the state folder where nothing is there yet.
     pub seeds: Vec<Seed>,
+    /// A service bundle's tasks, by names that no service has.
+    pub tasks: BTreeMap<String, Task>,
+    /// What becomes of what services and tasks print.
+    pub logs: Logs,
 }
 
 /// The two kinds of bundle.
@@ -60,33 +66,6 @@ pub struct Command {
 /// What the names of variables begin with that make a dynamic loader load something else (ld.so(8)).
 pub const LOADER_VARIABLES: &str = "LD_";
 
-/// A supervised program.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "text::Service", into = "text::Service")]
-pub struct Service {
-    /// What is started.
-    pub command: Command,
-    /// When it is started again.
-    pub restart: Restart,
-    /// Signal that asks it to stop, by name: `SIGTERM`.
-    pub stop_signal: String,
-    /// How long it may take to stop before `SIGKILL`, in milliseconds.
-    pub stop_timeout_ms: u64,
-}
-
-/// When an ended service is started again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Restart {
-    /// Whatever its exit status.
-    #[default]
-    Always,
-    /// Unless it exited with status 0.
-    OnFailure,
-    /// Never.
-    Never,
-}
-
 /// A file of the tree that becomes a file of the state folder at the first start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seed {
@@ -104,16 +83,6 @@ pub fn default_stop_signal() -> String {
 /// Ten seconds.
 pub const fn default_stop_timeout_ms() -> u64 {
     10_000
-}
-
-impl Run {
-    /// Every command.
-    pub fn commands_mut(&mut self) -> Vec<&mut Command> {
-        match self {
-            Self::Command(command) => vec![command],
-            Self::Services(services) => services.values_mut().map(|service| &mut service.command).collect(),
-        }
-    }
 }
 
 impl Manifest {
@@ -154,12 +123,28 @@ impl Manifest {
         matches!(self.run, Run::Command(_))
     }
 
-    /// Every command with the name of its service, or `None` for a tool's.
+    /// Every command, to change it.
+    pub fn commands_mut(&mut self) -> Vec<&mut Command> {
+        let of_tasks = self.tasks.values_mut().map(|task| &mut task.command);
+        match &mut self.run {
+            Run::Command(command) => vec![command],
+            Run::Services(services) => {
+                services.values_mut().flat_map(Service::commands_mut).chain(of_tasks).collect()
+            }
+        }
+    }
+
+    /// Every command with the name of its service or task, or `None` for a tool's; a service's probes are
+    /// commands of its.
     pub fn commands(&self) -> Vec<(Option<&str>, &Command)> {
         match &self.run {
             Run::Command(command) => vec![(None, command)],
             Run::Services(services) => {
-                services.iter().map(|(name, service)| (Some(name.as_str()), &service.command)).collect()
+                let of_services = services.iter().flat_map(|(name, service)| {
+                    service.commands().into_iter().map(move |it| (Some(name.as_str()), it))
+                });
+                let of_tasks = self.tasks.iter().map(|(name, task)| (Some(name.as_str()), &task.command));
+                of_services.chain(of_tasks).collect()
             }
         }
     }
@@ -184,8 +169,9 @@ fn is_version(version: &str) -> bool {
 
 /// The manifest as its text has it: what is optional, and what stands beside what. (Serde's `flatten` says the
 /// same in two lines, for 20 kB in every bundle.)
-mod text {
-    use super::{BTreeMap, Deserialize, Restart, Run, Seed, Serialize};
+pub(crate) mod text {
+    use super::{BTreeMap, Deserialize, Logs, Restart, Run, Seed, Serialize, Task};
+    use crate::service::{Backoff, GiveUp, Health, More, Process, Ready, Success};
 
     #[derive(Serialize, Deserialize)]
     pub struct Manifest {
@@ -201,6 +187,10 @@ mod text {
         services: Option<BTreeMap<String, super::Service>>,
         #[serde(default)]
         seeds: Vec<Seed>,
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        tasks: BTreeMap<String, Task>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        logs: Option<Logs>,
     }
 
     impl TryFrom<Manifest> for super::Manifest {
@@ -212,8 +202,9 @@ mod text {
                 (None, Some(services)) => Run::Services(services),
                 _ => return Err("it must have either `command` or `services`"),
             };
-            let Manifest { name, version, description, requires, seeds, .. } = text;
-            Ok(Self { name, version, description, requires, run, seeds })
+            let Manifest { name, version, description, requires, seeds, tasks, logs, .. } = text;
+            let logs = logs.unwrap_or_default();
+            Ok(Self { name, version, description, requires, run, seeds, tasks, logs })
         }
     }
 
@@ -223,8 +214,10 @@ mod text {
                 Run::Command(command) => (Some(command), None),
                 Run::Services(services) => (None, Some(services)),
             };
-            let super::Manifest { name, version, description, requires, seeds, .. } = manifest;
-            Self { name, version, description, requires, command, services, seeds }
+            let super::Manifest { name, version, description, requires, seeds, tasks, logs, .. } = manifest;
+            // A tool prints for itself.
+            let logs = services.is_some().then_some(logs);
+            Self { name, version, description, requires, command, services, seeds, tasks, logs }
         }
     }
 
@@ -243,20 +236,60 @@ mod text {
         stop_signal: String,
         #[serde(default = "super::default_stop_timeout_ms")]
         stop_timeout_ms: u64,
+        #[serde(default)]
+        success: Success,
+        #[serde(default)]
+        backoff: Backoff,
+        #[serde(default)]
+        give_up: Option<GiveUp>,
+        #[serde(default)]
+        ready: Ready,
+        #[serde(default)]
+        health: Option<Health>,
+        #[serde(default)]
+        needs: Vec<String>,
+        #[serde(default = "one")]
+        instances: u32,
+        #[serde(default)]
+        process: Process,
+    }
+
+    const fn one() -> u32 {
+        1
     }
 
     impl From<Service> for super::Service {
         fn from(text: Service) -> Self {
-            let Service { argv, env, cwd, loads, restart, stop_signal, stop_timeout_ms } = text;
-            Self { command: super::Command { argv, env, cwd, loads }, restart, stop_signal, stop_timeout_ms }
+            let Service { argv, env, cwd, loads, restart, stop_signal, stop_timeout_ms, .. } = text;
+            let Service { success, backoff, give_up, ready, health, needs, instances, process, .. } = text;
+            let command = super::Command { argv, env, cwd, loads };
+            let more = More { success, backoff, give_up, ready, health, needs, instances, process };
+            Self { command, restart, stop_signal, stop_timeout_ms, more }
         }
     }
 
     impl From<super::Service> for Service {
         fn from(service: super::Service) -> Self {
-            let super::Service { command, restart, stop_signal, stop_timeout_ms } = service;
+            let super::Service { command, restart, stop_signal, stop_timeout_ms, more } = service;
             let super::Command { argv, env, cwd, loads } = command;
-            Self { argv, env, cwd, loads, restart, stop_signal, stop_timeout_ms }
+            let More { success, backoff, give_up, ready, health, needs, instances, process } = more;
+            Self {
+                argv,
+                env,
+                cwd,
+                loads,
+                restart,
+                stop_signal,
+                stop_timeout_ms,
+                success,
+                backoff,
+                give_up,
+                ready,
+                health,
+                needs,
+                instances,
+                process,
+            }
         }
     }
 }

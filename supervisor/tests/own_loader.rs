@@ -232,6 +232,7 @@ fn a_service_gets_no_variables_for_loaders() {
         restart: Restart::Never,
         stop_signal: manifest::default_stop_signal(),
         stop_timeout_ms: manifest::default_stop_timeout_ms(),
+        more: Default::default(),
     };
     let run = Run::Services(BTreeMap::from([("one".to_owned(), service)]));
     let bundle = pack(&temp, &program.app(run));

@@ -181,6 +181,8 @@ pub fn manifest() -> Manifest {
         requires: Vec::new(),
         run: Run::Command(command),
         seeds: vec![Seed { from: "share/table".to_owned(), to: "table".to_owned() }],
+        tasks: Default::default(),
+        logs: Default::default(),
     }
 }
 

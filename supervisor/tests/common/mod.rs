@@ -71,6 +71,8 @@ impl App {
             requires: vec![],
             run,
             seeds: vec![],
+            tasks: Default::default(),
+            logs: Default::default(),
         };
         Self { manifest, entries: vec![], contents: vec![] }
     }
