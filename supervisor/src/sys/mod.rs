@@ -10,6 +10,7 @@
 pub mod child;
 pub mod fd;
 pub mod signal;
+pub mod socket;
 pub mod wait;
 
 pub use nix::errno::Errno;
