@@ -1,16 +1,19 @@
 //! A service bundle in the foreground: unpack, compare the whole tree, then supervise.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kitbag_format::manifest::{Manifest, Run, Service};
 
 use crate::commands::{Failure, say};
+use crate::environment::environment;
 use crate::expand::{self, Values};
+use crate::identity::Accounts;
 use crate::open::Own;
 use crate::place::{self, Facts};
+use crate::spawn::Setup;
 use crate::state_folder;
 use crate::supervise::{self, ServiceSpec};
 use crate::unpack::{self, Compare, Opening};
@@ -56,10 +59,9 @@ fn spec(name: &str, service: &Service, values: &Values) -> Result<ServiceSpec, F
     for argument in command.argv.iter().skip(1) {
         argv.push(values.text(argument)?);
     }
-    let mut env: BTreeMap<OsString, OsString> = expand::inherited(command).collect();
-    for (name, text) in &command.env {
-        env.insert(name.into(), values.text(text)?);
-    }
+    let process = &service.more.process;
+    let (setup, identity) = Setup::resolve(process, values, &Accounts::of_host()).map_err(wrong(name))?;
+    let env = environment(command, process, identity.as_ref(), values).map_err(wrong(name))?;
     let cwd = match &command.cwd {
         Some(cwd) => PathBuf::from(values.text(cwd)?),
         None => Path::to_owned(values.tree),
@@ -68,10 +70,16 @@ fn spec(name: &str, service: &Service, values: &Values) -> Result<ServiceSpec, F
         name: name.to_owned(),
         program,
         argv,
-        env: env.into_iter().collect(),
+        env,
         cwd,
+        setup,
         restart: service.restart,
         stop_signal: supervise::signal_number(&service.stop_signal).unwrap_or(15),
         stop_timeout: Duration::from_millis(service.stop_timeout_ms),
     })
+}
+
+/// Marks an error with the service that it is about.
+fn wrong<E: Display>(name: &str) -> impl Fn(E) -> Failure {
+    move |error| Failure::Service(format!("service {name}: {error}"))
 }
