@@ -3,6 +3,7 @@
 pub mod cgroup;
 pub mod collect;
 pub mod commands;
+pub mod control;
 pub mod cron;
 pub mod environment;
 pub mod expand;
@@ -23,6 +24,7 @@ pub mod spawn;
 pub mod start_record;
 pub mod state;
 pub mod state_folder;
+pub mod status;
 pub mod store;
 pub mod supervise;
 pub mod sys;

@@ -421,11 +421,9 @@ impl State {
             | Self::Stopping { kill_at: at, .. }
             | Self::Killing { give_up_at: at, .. }
             | Self::Waiting { until: at } => Some(at),
-            Self::New
-            | Self::Needing
-            | Self::Starting { .. }
-            | Self::Executing { .. }
-            | Self::Ended(_) => None,
+            Self::New | Self::Needing | Self::Starting { .. } | Self::Executing { .. } | Self::Ended(_) => {
+                None
+            }
         }
     }
 
@@ -810,8 +808,7 @@ impl Service {
         };
         let (then, next) = self.judge(Some(end), since, with);
         self.last = Some(Last { since, at: with.now, trouble: None, end: Some(end) });
-        let mut actions =
-            vec![Action::Say(Note::Ended { end, after: with.now.saturating_sub(since), next })];
+        let mut actions = vec![Action::Say(Note::Ended { end, after: with.now.saturating_sub(since), next })];
         actions.extend(match self.state.live() {
             Some(run) => self.end_with(run, then, Action::Ask(run.group), with),
             None => self.settle(then, with),
@@ -927,5 +924,7 @@ fn delay(backoff: &Backoff, failures: u32, jitter: u8) -> Ms {
         .and_then(|factor| backoff.first_ms.checked_mul(factor))
         .unwrap_or(longest)
         .min(longest);
-    grown.saturating_add(grown / 1024 * Ms::from(jitter) + grown % 1024 * Ms::from(jitter) / 1024).min(longest)
+    grown
+        .saturating_add(grown / 1024 * Ms::from(jitter) + grown % 1024 * Ms::from(jitter) / 1024)
+        .min(longest)
 }

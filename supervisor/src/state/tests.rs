@@ -84,15 +84,8 @@ const EVENTS: [Event; 21] = [
     Event::Kill,
 ];
 
-const TURNS: [Turn; 7] = [
-    Turn::Stop,
-    Turn::StopGently,
-    Turn::AllEnded,
-    Turn::NoneLeft,
-    Turn::Progress,
-    Turn::Drained,
-    Turn::Tick,
-];
+const TURNS: [Turn; 7] =
+    [Turn::Stop, Turn::StopGently, Turn::AllEnded, Turn::NoneLeft, Turn::Progress, Turn::Drained, Turn::Tick];
 
 fn table() -> String {
     let mut text = String::from(
@@ -183,17 +176,6 @@ fn the_transition_table_in_the_documentation_is_what_the_code_does() {
     let committed = std::fs::read_to_string(path).unwrap_or_default();
     assert!(table == committed, "docs/transitions.txt is not what the code does:\n{table}");
 }
-
-/// Numbers that look random and are the same in each run (Knuth's MMIX generator).
-struct Lcg(u64);
-
-impl Lcg {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as usize % limit
-    }
-}
-
 
 /// Numbers that look random and are the same in each run (Knuth's MMIX generator).
 struct Lcg(u64);
@@ -320,21 +302,13 @@ fn the_first_restart_is_immediate_then_the_delay_doubles_and_a_stable_run_resets
 
 #[test]
 fn what_cannot_be_started_is_never_tried_again_at_once() {
-    let service = after(
-        &told(),
-        &[(0, Event::Start), (0, Event::NeedsMet), (0, Event::Exited(FAULT))],
-    );
+    let service = after(&told(), &[(0, Event::Start), (0, Event::NeedsMet), (0, Event::Exited(FAULT))]);
     assert_eq!(service.state, State::Waiting { until: 100 });
 }
 
 #[test]
 fn ends_that_count_as_good_are_no_failure() {
-    let rules = Rules {
-        restart: Restart::OnFailure,
-        good_codes: vec![3],
-        good_signals: vec![15],
-        ..told()
-    };
+    let rules = Rules { restart: Restart::OnFailure, good_codes: vec![3], good_signals: vec![15], ..told() };
     for (end, outcome) in [
         (End::Status(3), Some(Outcome::Succeeded)),
         (End::Signal(15), Some(Outcome::Succeeded)),
@@ -349,15 +323,14 @@ fn ends_that_count_as_good_are_no_failure() {
 
 #[test]
 fn too_many_failures_give_up_and_a_start_by_hand_begins_anew() {
-    let rules = Rules { give_up: Some(GiveUp { failures: 3, within_ms: 1_000 }), ..Rules::default() };
+    let rules = Rules {
+        give_up: Some(GiveUp { failures: 3, within_ms: 1_000 }),
+        backoff: Backoff { first_ms: 1, longest_ms: 1, stable_ms: 10_000 },
+        ..Rules::default()
+    };
     let crash = |service: &mut Service, now: Ms| {
-        for event in [
-            Event::Tick,
-            Event::Forked(7),
-            Event::Executed,
-            Event::Exited(BADLY),
-            Event::GroupGone,
-        ] {
+        for event in [Event::Tick, Event::Forked(7), Event::Executed, Event::Exited(BADLY), Event::GroupGone]
+        {
             let _ = service.step(event, now, &rules, 0);
         }
     };

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use kitbag_format::service::Overlap;
 
+use crate::cgroup::Limits;
 use crate::cron::Expression;
 use crate::probe::Ask;
-use crate::spawn::Program;
+use crate::spawn::{Program, Setup};
 use crate::state::{Ms, Rules};
 use crate::zone::Zone;
 
@@ -36,6 +37,10 @@ pub struct ServiceSpec {
     pub ready: Option<Question>,
     /// What is asked while it is.
     pub health: Option<Question>,
+    /// Its user, limits and the like.
+    pub setup: Setup,
+    /// Its limits on memory and processes.
+    pub limits: Limits,
     /// A task has one; a service is started with the bundle.
     pub schedule: Option<Schedule>,
 }
@@ -55,6 +60,8 @@ impl ServiceSpec {
             notify: false,
             ready: None,
             health: None,
+            setup: Setup::default(),
+            limits: Limits::default(),
             schedule: None,
         }
     }
@@ -79,9 +86,9 @@ pub struct ProgramSpec {
 }
 
 impl ProgramSpec {
-    /// As it is started, with this environment.
-    pub fn with_env<'a>(&'a self, env: &'a [(OsString, OsString)]) -> Program<'a> {
-        Program { path: &self.path, argv: &self.argv, env, cwd: &self.cwd }
+    /// As it is started, with this environment and setup.
+    pub fn program<'a>(&'a self, env: &'a [(OsString, OsString)], setup: &'a Setup) -> Program<'a> {
+        Program { path: &self.path, argv: &self.argv, env, cwd: &self.cwd, setup }
     }
 }
 
