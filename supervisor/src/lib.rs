@@ -4,6 +4,7 @@ pub mod collect;
 pub mod commands;
 pub mod expand;
 pub mod heal;
+pub mod machine;
 pub mod memory;
 pub mod open;
 pub mod output;
