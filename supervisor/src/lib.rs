@@ -10,6 +10,7 @@ pub mod expand;
 pub mod heal;
 pub mod identity;
 pub mod limits;
+pub mod machine;
 pub mod memory;
 pub mod notify;
 pub mod open;

@@ -14,6 +14,7 @@ use crate::cron::Expression;
 use crate::environment::environment;
 use crate::expand::Values;
 use crate::identity::Accounts;
+use crate::machine::Machine;
 use crate::open::Own;
 use crate::place::{self, Facts};
 use crate::probe::{self, Ask};
@@ -33,11 +34,15 @@ const HOST_ZONES: &str = "/usr/share/zoneinfo";
 /// A try to find out whether a service is ready may take so long.
 const READY_TRY: Ms = 5_000;
 
-/// Runs the bundle's services until they end or are asked to. Returns the exit code.
-pub fn run(own: &Own) -> Result<u8, Failure> {
+/// Runs the bundle's services until they end or are asked to. Returns the exit code. `machine`: the one that this is
+/// the first process of.
+pub fn run(own: &Own, machine: Option<&Machine>) -> Result<u8, Failure> {
     let manifest = own.bundle.manifest()?;
     if manifest.is_tool() {
         return Ok(0);
+    }
+    if let Some(machine) = machine {
+        machine.name(&manifest.name);
     }
     let facts = Facts::of_process(Some(&own.path));
     let (store, _) = place::choose(&facts, &own.bundle)?;

@@ -9,6 +9,7 @@
 
 pub mod child;
 pub mod fd;
+pub mod net;
 pub mod signal;
 pub mod socket;
 pub mod wait;
