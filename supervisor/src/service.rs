@@ -40,8 +40,9 @@ pub fn run(own: &Own) -> Result<u8, Failure> {
         }
     }
     let values = Values { tree: &tree.root, state: state.as_deref(), manifest: &manifest };
-    let specs =
-        services.iter().map(|(name, service)| spec(name, service, &values)).collect::<Result<Vec<_>, _>>()?;
+    let accounts = Accounts::of_host();
+    let specs = services.iter().map(|(name, service)| spec(name, service, &values, &accounts));
+    let specs = specs.collect::<Result<Vec<_>, _>>()?;
     let code = supervise::supervise(&manifest.name, specs);
     // Held until nothing runs any more.
     drop((lock, tree));
@@ -52,7 +53,7 @@ fn needs_state(manifest: &Manifest, services: &BTreeMap<String, Service>) -> boo
     !manifest.seeds.is_empty() || services.values().any(|service| expand::uses_state(&service.command))
 }
 
-fn spec(name: &str, service: &Service, values: &Values) -> Result<ServiceSpec, Failure> {
+fn spec(name: &str, service: &Service, values: &Values, accounts: &Accounts) -> Result<ServiceSpec, Failure> {
     let command = &service.command;
     let program = values.program(command);
     let mut argv = vec![program.clone().into_os_string()];
@@ -60,7 +61,7 @@ fn spec(name: &str, service: &Service, values: &Values) -> Result<ServiceSpec, F
         argv.push(values.text(argument)?);
     }
     let process = &service.more.process;
-    let (setup, identity) = Setup::resolve(process, values, &Accounts::of_host()).map_err(wrong(name))?;
+    let (setup, identity) = Setup::resolve(process, values, accounts).map_err(wrong(name))?;
     let env = environment(command, process, identity.as_ref(), values).map_err(wrong(name))?;
     let cwd = match &command.cwd {
         Some(cwd) => PathBuf::from(values.text(cwd)?),
