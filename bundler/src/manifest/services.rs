@@ -1,6 +1,5 @@
 //! `[services.NAME]`, `[tasks.NAME]` and `[logs]`: what a service bundle supervises, and how.
 
-use std::collections::BTreeMap;
 use std::ops::{Range, RangeInclusive};
 
 use kitbag_format::manifest::{Command, Restart, default_stop_signal, default_stop_timeout_ms};
@@ -8,11 +7,11 @@ use kitbag_format::service::fault::{
     LOG_SIZE, LONGEST_MS, MOST_INSTANCES, MOST_KEPT, SHORTEST_EVERY_MS, SHORTEST_INTERVAL_MS, is_zone,
 };
 use kitbag_format::service::{
-    Backoff, Cron, GiveUp, LIMITS, LogFormat, LogTo, Logs, More, Overlap, Process, SIGNALS, Schedule,
-    Service, Success, Task, WhenSlow,
+    Backoff, Cron, GiveUp, LogFormat, LogTo, Logs, More, Overlap, Process, SIGNALS, Schedule, Service,
+    Success, Task, WhenSlow,
 };
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::DeTable;
 
 use super::{COMMAND, CommandSource, cron, name_fault};
 use crate::diagnostic::{Diagnostic, near_miss};
@@ -20,8 +19,11 @@ use crate::read::{Key, Reader, Section, Text, alternatives, whole};
 
 mod needs;
 mod probe;
+mod process;
+mod values;
 
 use needs::{Kind, Unit};
+use values::shown_ms;
 
 /// What stands in the table of a service beside the keys of a command and of its processes.
 const OF_SERVICE: &[Key] = &[
@@ -90,18 +92,12 @@ const FORMATS: &[(&str, LogFormat)] =
     &[("stamped", LogFormat::Stamped), ("plain", LogFormat::Plain), ("json", LogFormat::Json)];
 const WHEN_SLOW: &[(&str, WhenSlow)] = &[("block", WhenSlow::Block), ("drop", WhenSlow::Drop)];
 
-/// Limits of getrlimit(2) that are bytes.
-const LIMITS_IN_BYTES: &[&str] = &["as", "core", "data", "fsize", "memlock", "msgqueue", "rss", "stack"];
-
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 /// A longer wait than a day for a process is a mistake.
 const STOP: RangeInclusive<u64> = 0..=DAY_MS;
 const WAIT: RangeInclusive<u64> = SHORTEST_INTERVAL_MS..=DAY_MS;
 const LONG: RangeInclusive<u64> = SHORTEST_INTERVAL_MS..=LONGEST_MS;
 const EVERY: RangeInclusive<u64> = SHORTEST_EVERY_MS..=LONGEST_MS;
-/// `memory.max`: less than this starts no program.
-const MEMORY: RangeInclusive<u64> = 1 << 20..=16 << 40;
-
 /// What a service bundle starts.
 #[derive(Debug)]
 pub struct Supervised {
@@ -403,123 +399,6 @@ impl Reader<'_> {
         (schedule, zone)
     }
 
-    fn process(&mut self, section: &Section<'_>) -> Process {
-        let user = self.account(section, "user");
-        let group = self.account(section, "group");
-        let groups = self.strings(section, "groups").map(Spanned::into_inner);
-        for group in groups.iter().flatten() {
-            self.check_account(group, "group");
-        }
-        let pass_env = self.strings(section, "pass-env").map(Spanned::into_inner);
-        for name in pass_env.iter().flatten() {
-            let sound = !name.get_ref().is_empty() && !name.get_ref().contains(['=', '\0']);
-            let fault = (!sound).then(|| "expected the name of a variable, such as `PATH`".to_owned());
-            self.check(name, fault, "bad variable");
-        }
-        Process {
-            user,
-            group,
-            groups: groups.as_deref().map(plain),
-            umask: self.umask(section),
-            nice: self.integer(section, "nice", -20..=19),
-            oom_score: self.integer(section, "oom-score", -1000..=1000),
-            limits: self.limits(section),
-            pass_env: pass_env.as_deref().map(plain),
-            env_files: self.env_files(section),
-            memory_max: self.size(section, "memory-max", MEMORY),
-            pids_max: self.integer(section, "pids-max", 1..=4_194_304u32).map(u64::from),
-        }
-    }
-
-    /// A user or group, by name or number.
-    fn account(&mut self, section: &Section<'_>, key: &str) -> Option<String> {
-        let value = section.get(key)?;
-        if let Some(number) = whole(value.get_ref()).and_then(|number| u32::try_from(number).ok()) {
-            return Some(number.to_string());
-        }
-        let text = self.string_as(section, key, "a name or a number")?;
-        self.check_account(&text, key);
-        Some(text.into_inner())
-    }
-
-    fn check_account(&mut self, text: &Text, what: &str) {
-        let name: &str = text.get_ref();
-        let odd = |letter: char| letter.is_control() || letter.is_whitespace() || letter == ':';
-        if name.is_empty() || name.len() > 256 || (name.contains(odd) && !name.contains("${")) {
-            let fault = format!("expected the name or number of a {what} of the host");
-            self.check(text, Some(fault), &format!("bad {what}"));
-        } else {
-            self.template(text);
-        }
-    }
-
-    /// Octal digits in a string, or an octal number.
-    fn umask(&mut self, section: &Section<'_>) -> Option<u32> {
-        let value = section.get("umask")?;
-        let octal =
-            value.get_ref().as_integer().filter(|number| number.radix() == 8).map(|number| number.as_str());
-        let digits = octal.or_else(|| value.get_ref().as_str());
-        let mask =
-            digits.and_then(|digits| u32::from_str_radix(digits, 8).ok()).filter(|mask| *mask <= 0o777);
-        if mask.is_none() {
-            self.wrong_type(section, "umask", value, "octal digits in quotes, up to \"777\"");
-        }
-        mask
-    }
-
-    fn limits(&mut self, parent: &Section<'_>) -> BTreeMap<String, Option<u64>> {
-        let mut limits = BTreeMap::new();
-        let Some(table) = self.table(parent, "limits") else { return limits };
-        let title = inner(parent, "limits");
-        let section = self.section(&title, table.get_ref(), table.span(), LIMIT_KEYS);
-        for (name, value) in table.get_ref().iter() {
-            let (name, value): (&str, _) = (name.get_ref(), value);
-            if LIMITS.contains(&name) {
-                limits.extend(self.limit(&section, name, value).map(|limit| (name.to_owned(), limit)));
-            }
-        }
-        limits
-    }
-
-    /// The inner `None` is "unlimited".
-    fn limit(
-        &mut self,
-        section: &Section<'_>,
-        name: &str,
-        value: &Spanned<DeValue<'_>>,
-    ) -> Option<Option<u64>> {
-        let in_bytes = LIMITS_IN_BYTES.contains(&name);
-        let number = whole(value.get_ref()).and_then(|number| u64::try_from(number).ok());
-        let limit = match value.get_ref().as_str() {
-            Some("unlimited") => return Some(None),
-            Some(size) if in_bytes => parse_size(size),
-            _ => number,
-        };
-        if limit.is_none() {
-            let size = if in_bytes { ", a size such as \"512M\"" } else { "" };
-            self.wrong_type(section, name, value, &format!("a whole number{size} or \"unlimited\""));
-        }
-        Some(limit).filter(Option::is_some)
-    }
-
-    fn env_files(&mut self, section: &Section<'_>) -> Vec<String> {
-        let files = self.strings(section, "env-files").map(Spanned::into_inner).unwrap_or_default();
-        for file in &files {
-            self.place_of_host(file, &["${state}/", "${tree}/", "${env."], "bad environment file");
-        }
-        plain(&files)
-    }
-
-    /// Checks a path that the supervisor opens: absolute, or below what a placeholder in `bases` stands for.
-    fn place_of_host(&mut self, path: &Text, bases: &[&str], title: &str) {
-        let text: &str = path.get_ref();
-        if !text.starts_with('/') && !bases.iter().any(|base| text.starts_with(base)) {
-            let fault = format!("expected an absolute path, or one that begins with `{}`", bases[0]);
-            return self.check(path, Some(fault), title);
-        }
-        self.template(path);
-    }
-
     fn logs(&mut self, top: &Section<'_>) -> Logs {
         let defaults = Logs::default();
         let Some(table) = self.table(top, "logs") else { return defaults };
@@ -572,34 +451,6 @@ impl Reader<'_> {
         None
     }
 
-    /// Milliseconds of a time such as `10s`.
-    fn duration(&mut self, section: &Section<'_>, key: &str, range: RangeInclusive<u64>) -> Option<u64> {
-        let text = self.string_as(section, key, "a time with its unit, in quotes")?;
-        let fault = match humantime::parse_duration(text.get_ref())
-            .map(|time| u64::try_from(time.as_millis()))
-        {
-            Ok(Ok(time)) if range.contains(&time) => return Some(time),
-            Ok(Ok(time)) if time < *range.start() => format!("expected {} or more", shown_ms(*range.start())),
-            Ok(_) => format!("expected {} at most", shown_ms(*range.end())),
-            Err(_) => "expected a number with a unit, such as `500ms`, `10s` or `1m 30s`".to_owned(),
-        };
-        self.check(&text, Some(fault), "bad duration");
-        None
-    }
-
-    /// Bytes: a number, or one with `K`, `M`, `G` or `T`, which are powers of 1024.
-    fn size(&mut self, section: &Section<'_>, key: &str, range: RangeInclusive<u64>) -> Option<u64> {
-        let value = section.get(key)?;
-        let number = whole(value.get_ref()).and_then(|number| u64::try_from(number).ok());
-        let size = number.or_else(|| value.get_ref().as_str().and_then(parse_size));
-        if size.is_none_or(|size| !range.contains(&size)) {
-            let (least, most) = (shown_size(*range.start()), shown_size(*range.end()));
-            self.wrong_type(section, key, value, &format!("a size from \"{least}\" to \"{most}\""));
-            return None;
-        }
-        size
-    }
-
     /// Reports two keys of which one alone makes sense.
     fn both(&mut self, section: &Section<'_>, one: &str, other: &str) {
         let error = Diagnostic::new(format!("both `{one}` and `{other}` in {}", section.title()))
@@ -620,17 +471,6 @@ impl Reader<'_> {
     }
 }
 
-/// [`LIMITS`] as keys.
-const LIMIT_KEYS: &[Key] = &{
-    let mut keys = [("", "nofile = 65536"); LIMITS.len()];
-    let mut number = 0;
-    while number < LIMITS.len() {
-        keys[number].0 = LIMITS[number];
-        number += 1;
-    }
-    keys
-};
-
 /// How messages call the table `key` in `section`: `` `[services.web.ready]` ``.
 fn inner(section: &Section<'_>, key: &str) -> String {
     let title = section.title();
@@ -639,35 +479,6 @@ fn inner(section: &Section<'_>, key: &str) -> String {
 
 fn plain(texts: &[Text]) -> Vec<String> {
     texts.iter().map(|text| text.get_ref().clone()).collect()
-}
-
-/// `512M` as bytes.
-fn parse_size(text: &str) -> Option<u64> {
-    let text = text.trim();
-    let number = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let shift = match text[number.len()..].to_ascii_uppercase().trim_end_matches("IB") {
-        "" if number.len() == text.len() => 0,
-        "K" => 10,
-        "M" => 20,
-        "G" => 30,
-        "T" => 40,
-        _ => return None,
-    };
-    number.trim_end().parse::<u64>().ok()?.checked_mul(1 << shift)
-}
-
-/// Bytes in the largest unit that leaves no rest.
-fn shown_size(bytes: u64) -> String {
-    let units = [(40, "T"), (30, "G"), (20, "M"), (10, "K")];
-    let unit = units.into_iter().find(|(shift, _)| bytes != 0 && bytes.is_multiple_of(1 << shift));
-    unit.map_or_else(|| bytes.to_string(), |(shift, unit)| format!("{}{unit}", bytes >> shift))
-}
-
-/// Milliseconds in the largest unit that leaves no rest.
-fn shown_ms(ms: u64) -> String {
-    let units = [(DAY_MS, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")];
-    let unit = units.into_iter().find(|(length, _)| ms >= *length && ms.is_multiple_of(*length));
-    unit.map_or_else(|| format!("{ms}ms"), |(length, unit)| format!("{}{unit}", ms / length))
 }
 
 /// Every list of keys, for the test of the reference.

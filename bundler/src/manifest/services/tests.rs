@@ -8,7 +8,8 @@ use toml::de::DeTable;
 
 use super::super::tests::{assert_errors, errors};
 use super::super::{RunSource, read};
-use super::{ServiceSource, Supervised, parse_size, shown_ms, shown_size};
+use super::values::{parse_size, shown_ms, shown_size};
+use super::{ServiceSource, Supervised};
 
 /// What a manifest with these tables starts.
 #[track_caller]
