@@ -70,14 +70,20 @@ pub fn order<'m>(
     let of_tasks = tasks
         .iter()
         .map(|(name, task)| (name.as_str(), task.needs.as_slice(), task.schedule == Schedule::Start));
-    let mut nodes: Vec<(&str, &[String], bool)> = of_services.chain(of_tasks).collect();
-    nodes.sort_unstable_by_key(|(name, ..)| *name);
+    let nodes: Vec<(&str, &[String], bool)> = of_services.chain(of_tasks).collect();
+    // A map's names are sorted.
+    let (first, second) = nodes.split_at(services.len());
+    let search = |nodes: &[(&str, &[String], bool)], name: &str| {
+        nodes.binary_search_by(|(other, ..)| (*other).cmp(name)).ok()
+    };
+    let find =
+        |name: &str| search(first, name).or_else(|| search(second, name).map(|at| services.len() + at));
     // Kahn's algorithm: what waits for nothing comes next, and what needs it waits for one less.
     let mut waits = vec![0usize; nodes.len()];
     let mut needed_by = vec![Vec::new(); nodes.len()];
     for (number, (_, needs, _)) in nodes.iter().enumerate() {
         for need in *needs {
-            let at = nodes.binary_search_by(|(name, ..)| (*name).cmp(need)).ok()?;
+            let at = find(need)?;
             if !nodes[at].2 {
                 return None;
             }
