@@ -18,7 +18,7 @@ use crate::expand::ExpandError;
 use crate::open::{self, Own};
 use crate::place::{self, Facts};
 use crate::store::StoreError;
-use crate::{heal, service, tool};
+use crate::{heal, near, service, tool};
 
 /// Why a bundle's command, or its start, did not work.
 #[derive(Debug)]
@@ -179,27 +179,11 @@ fn dispatch(own: &Own, arguments: &[OsString]) -> Result<u8, Failure> {
 }
 
 fn unknown(name: &str) -> String {
-    let near =
-        COMMANDS.iter().map(|command| command.name).chain(["run", "help"]).find(|known| is_near(name, known));
-    match near {
+    let known = COMMANDS.iter().map(|command| command.name).chain(["run", "help"]);
+    match near::nearest(name, known) {
         Some(near) => format!("there is no command `{name}`; did you mean `{near}`?"),
         None => format!("there is no command `{name}`"),
     }
-}
-
-/// One letter added, lost, or changed; letters in another order; or a beginning.
-fn is_near(typed: &str, known: &str) -> bool {
-    let shared = typed.bytes().zip(known.bytes()).take_while(|(a, b)| a == b).count();
-    let tail = typed.bytes().rev().zip(known.bytes().rev()).take_while(|(a, b)| a == b).count();
-    let longest = typed.len().max(known.len());
-    let letters = |word: &str| {
-        let mut letters: Vec<u8> = word.bytes().collect();
-        letters.sort_unstable();
-        letters
-    };
-    (shared >= 2 && shared == typed.len())
-        || (shared + tail + 1 >= longest && longest > 2)
-        || letters(typed) == letters(known)
 }
 
 fn help(own: &Own) -> Result<String, Failure> {
