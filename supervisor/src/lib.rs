@@ -2,6 +2,7 @@
 
 pub mod collect;
 pub mod commands;
+pub mod control;
 pub mod expand;
 pub mod heal;
 pub mod memory;
