@@ -24,6 +24,7 @@ mod routes;
 pub mod socket;
 
 use http::Parsed;
+pub(crate) use routes::signal_number;
 use routes::{Reply, Wait};
 
 /// Connections at a time. A further one takes the place of the one that has asked for nothing for the longest time.
@@ -180,7 +181,8 @@ impl Control {
     /// Tells everybody who follows events, and keeps the event for those who come later.
     pub fn publish(&mut self, event: &Event) {
         let mut event = event.clone();
-        let end = event.detail.floor_char_boundary(LONGEST_DETAIL);
+        let fits = |end: &usize| event.detail.is_char_boundary(*end);
+        let end = (0..=LONGEST_DETAIL.min(event.detail.len())).rev().find(fits).unwrap_or(0);
         event.detail.truncate(end);
         self.changed = true;
         let mut line = None;

@@ -12,6 +12,7 @@ pub mod output;
 pub mod owned;
 pub mod place;
 pub mod record;
+pub mod running;
 pub mod service;
 pub mod share;
 pub mod spawn;

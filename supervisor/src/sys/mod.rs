@@ -7,6 +7,7 @@
 //! parts of libc, which tests need whole.
 #![allow(unsafe_code)]
 
+pub mod background;
 pub mod child;
 pub mod fd;
 pub mod signal;
