@@ -5,18 +5,22 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kitbag_format::manifest::{Manifest, Run, Service};
+use kitbag_format::manifest::{Run, Service};
 
 use crate::commands::{Failure, say};
+use crate::control::Control;
 use crate::expand::{self, Values};
 use crate::open::Own;
 use crate::place::{self, Facts};
+use crate::running::background::Report;
 use crate::state_folder;
-use crate::supervise::{self, ServiceSpec};
+use crate::store::StoreError;
+use crate::supervise::{self, Bundle, ServiceSpec};
 use crate::unpack::{self, Compare, Opening};
 
-/// Runs the bundle's services until they end or are asked to. Returns the exit code.
-pub fn run(own: &Own) -> Result<u8, Failure> {
+/// Runs the bundle's services until they end or are asked to: here, or in the background if there is a way to
+/// `report`. Returns the exit code.
+pub fn run(own: &Own, report: Option<&Report>) -> Result<u8, Failure> {
     let manifest = own.bundle.manifest()?;
     let Run::Services(services) = &manifest.run else { return Ok(0) };
     let facts = Facts::of_process(Some(&own.path));
@@ -25,28 +29,30 @@ pub fn run(own: &Own) -> Result<u8, Failure> {
         Opening { bundle: &own.bundle, manifest: &manifest, compare: Compare::Everything, say: &say };
     let tree = unpack::open_tree(&store, &opening)?;
     tree.touch();
-    let state = if needs_state(&manifest, services) {
-        Some(state_folder::choose(&facts, &manifest.name)?)
-    } else {
-        None
-    };
-    let lock = state.as_deref().map(state_folder::lock).transpose()?;
-    if let Some(state) = &state {
-        for planted in state_folder::plant(&tree.root, state, &manifest.seeds)? {
-            say(&format!("state begins with {planted} in {}", state.display()));
-        }
+    let state = state_folder::choose(&facts, &manifest.name)?;
+    let lock = state_folder::lock(&state)?;
+    for planted in state_folder::plant(&tree.root, &state, &manifest.seeds)? {
+        say(&format!("state begins with {planted} in {}", state.display()));
     }
-    let values = Values { tree: &tree.root, state: state.as_deref(), manifest: &manifest };
+    let values = Values { tree: &tree.root, state: Some(&state), manifest: &manifest };
     let specs =
         services.iter().map(|(name, service)| spec(name, service, &values)).collect::<Result<Vec<_>, _>>()?;
-    let code = supervise::supervise(&manifest.name, specs);
+    let runtime = state_folder::runtime(&state)?;
+    let control = Control::bind(&runtime).map_err(StoreError::io("listen in", &runtime))?;
+    if let Some(report) = report {
+        report.supervising(&runtime)?;
+    }
+    let bundle = Bundle {
+        name: manifest.name.clone(),
+        version: manifest.version.clone(),
+        state_folder: state,
+        log_folder: None,
+        control: Some(control),
+    };
+    let code = supervise::supervise(bundle, specs);
     // Held until nothing runs any more.
     drop((lock, tree));
     Ok(code)
-}
-
-fn needs_state(manifest: &Manifest, services: &BTreeMap<String, Service>) -> bool {
-    !manifest.seeds.is_empty() || services.values().any(|service| expand::uses_state(&service.command))
 }
 
 fn spec(name: &str, service: &Service, values: &Values) -> Result<ServiceSpec, Failure> {

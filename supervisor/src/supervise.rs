@@ -17,6 +17,7 @@ use kitbag_format::manifest::Restart;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signalfd::SignalFd;
 
+use crate::control::Control;
 use crate::output::{Lines, Output};
 use crate::spawn::{self, Launch, Program, Report};
 use crate::state::{
@@ -26,6 +27,10 @@ use crate::state::{
 use crate::sys::child::Files;
 use crate::sys::wait::{self, Children};
 use crate::sys::{self, Errno, Pid, fd, signal};
+
+mod app;
+
+pub use app::Bundle;
 
 /// A service, with every template filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,11 +65,12 @@ pub fn signal_number(name: &str) -> Option<i32> {
 ///
 /// The caller has one thread (a second one would get the signals that are blocked here) and exits with
 /// what this returns: signal mask, dispositions and the limit on open files stay changed.
-pub fn supervise(bundle: &str, services: Vec<ServiceSpec>) -> u8 {
+pub fn supervise(bundle: Bundle, services: Vec<ServiceSpec>) -> u8 {
+    let name = bundle.name.clone();
     match Supervisor::new(bundle, services) {
         Ok(supervisor) => supervisor.run(),
         Err((what, errno)) => {
-            Output::new(&[]).fail(&format!("cannot supervise {bundle}: {what}: {}", errno.desc()));
+            Output::new(&[]).fail(&format!("cannot supervise {name}: {what}: {}", errno.desc()));
             exit::FAILURE
         }
     }
@@ -78,6 +84,8 @@ enum Source {
     Prints,
     /// Standard output or error takes more.
     Room,
+    /// Somebody asks something.
+    Control,
     /// A launch has got to execve(2), or failed.
     Report(usize),
 }
@@ -88,7 +96,8 @@ impl Source {
             Self::Signals => 0,
             Self::Prints => 1,
             Self::Room => 2,
-            Self::Report(index) => 3 + index as u64,
+            Self::Control => 3,
+            Self::Report(index) => 4 + index as u64,
         }
     }
 
@@ -97,7 +106,8 @@ impl Source {
             0 => Self::Signals,
             1 => Self::Prints,
             2 => Self::Room,
-            index => Self::Report(usize::try_from(index - 3).unwrap_or(usize::MAX)),
+            3 => Self::Control,
+            index => Self::Report(usize::try_from(index - 4).unwrap_or(usize::MAX)),
         }
     }
 }
@@ -134,6 +144,8 @@ struct Unit {
     fault: Option<Fault>,
     /// Made at the first start.
     streams: Vec<Stream>,
+    /// What only people want to know.
+    story: app::Story,
 }
 
 impl Unit {
@@ -141,7 +153,16 @@ impl Unit {
         let stop_timeout = Ms::try_from(spec.stop_timeout.as_millis()).unwrap_or(Ms::MAX);
         let rules = Rules { restart: spec.restart, stop_timeout };
         let service = Service::default();
-        Self { spec, rules, service, leader: None, report: None, fault: None, streams: Vec::new() }
+        Self {
+            spec,
+            rules,
+            service,
+            leader: None,
+            report: None,
+            fault: None,
+            streams: Vec::new(),
+            story: app::Story::default(),
+        }
     }
 
     fn program(&self) -> Program<'_> {
@@ -151,7 +172,11 @@ impl Unit {
 }
 
 struct Supervisor {
-    bundle: String,
+    bundle: Bundle,
+    /// Taken out while it is served.
+    control: Option<Control>,
+    /// What is to be published.
+    news: Vec<crate::status::Event>,
     units: Vec<Unit>,
     whole: Whole,
     /// The longest `stop_timeout`: what daemons left behind have, too.
@@ -179,7 +204,7 @@ struct Supervisor {
 type Setup<T> = Result<T, (&'static str, Errno)>;
 
 impl Supervisor {
-    fn new(bundle: &str, services: Vec<ServiceSpec>) -> Setup<Self> {
+    fn new(mut bundle: Bundle, services: Vec<ServiceSpec>) -> Setup<Self> {
         fd::sanitise();
         let strangers = if wait::look() == Children::None { Vec::new() } else { wait::children() };
         let signals = signal::take().map_err(|errno| ("signals", errno))?;
@@ -187,6 +212,10 @@ impl Supervisor {
         let (events, prints) = (epoll()?, epoll()?);
         events.add(&signals, readable(Source::Signals.token())).map_err(|errno| ("epoll", errno))?;
         events.add(&prints.0, readable(Source::Prints.token())).map_err(|errno| ("epoll", errno))?;
+        let control = bundle.control.take();
+        if let Some(control) = &control {
+            events.add(control.fd(), readable(Source::Control.token())).map_err(|errno| ("epoll", errno))?;
+        }
         let nothing = fd::nothing().map_err(|errno| ("standard input", errno))?;
         let names: Vec<&str> = services.iter().map(|spec| spec.name.as_str()).collect();
         let mut output = Output::new(&names);
@@ -196,7 +225,9 @@ impl Supervisor {
         }
         let units: Vec<Unit> = services.into_iter().map(Unit::new).collect();
         Ok(Self {
-            bundle: bundle.to_owned(),
+            bundle,
+            control,
+            news: Vec::new(),
             grace: units.iter().map(|unit| unit.rules.stop_timeout).max().unwrap_or(0),
             units,
             whole: Whole::default(),
@@ -222,6 +253,7 @@ impl Supervisor {
         loop {
             self.settle();
             self.write();
+            self.publish();
             if self.whole.phase == Phase::Over {
                 return self.exit_code();
             }
@@ -259,6 +291,7 @@ impl Supervisor {
         for source in sources() {
             match source {
                 Source::Report(index) => self.take_report(index),
+                Source::Control => self.serve(),
                 Source::Prints => self.take_prints(),
                 // `write` follows, whatever happened.
                 Source::Room | Source::Signals => {}
@@ -268,7 +301,8 @@ impl Supervisor {
 
     fn timeout(&self) -> EpollTimeout {
         let units = self.units.iter().filter_map(|unit| unit.service.state.deadline());
-        let next = match units.chain(self.whole.deadline()).min() {
+        let control = self.control.as_ref().and_then(Control::deadline);
+        let next = match units.chain(self.whole.deadline()).chain(control).min() {
             _ if self.more => 0,
             None => return EpollTimeout::NONE,
             Some(at) => at.saturating_sub(self.now()),
@@ -286,6 +320,9 @@ impl Supervisor {
         if self.whole.deadline().is_some_and(|at| at <= now) {
             self.turn(Turn::Tick);
         }
+        if self.control.as_ref().and_then(Control::deadline).is_some_and(|at| at <= now) {
+            self.serve();
+        }
     }
 
     // --- Services ---
@@ -301,7 +338,8 @@ impl Supervisor {
         let (now, jitter) = (self.now(), self.jitter());
         let Some(unit) = self.units.get_mut(index) else { return };
         let (next, actions) = unit.service.step(event, now, &unit.rules, jitter);
-        unit.service = next;
+        let before = std::mem::replace(&mut unit.service, next);
+        self.remember(index, &before, event, now);
         for action in actions {
             match action {
                 Action::Spawn => self.spawn(index),
@@ -401,7 +439,7 @@ impl Supervisor {
         for (number, turn) in turns {
             if self.whole.phase == Phase::Serving {
                 let name = signal::name(number).unwrap_or("");
-                self.output.say(&format!("stopping {} (SIG{name})", self.bundle));
+                self.output.say(&format!("stopping {} (SIG{name})", self.bundle.name));
             }
             self.turn(turn);
         }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use kitbag_format::exit;
 use kitbag_format::manifest::Restart;
-use kitbag_supervisor::supervise::{ServiceSpec, signal_number, supervise};
+use kitbag_supervisor::supervise::{Bundle, ServiceSpec, signal_number, supervise};
 
 /// Long enough for a loaded machine; a test that needs it has failed.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -81,7 +81,7 @@ impl Svc {
 fn main() -> ExitCode {
     if let Ok(services) = std::env::var(SERVICES) {
         let services = services.split('\x1e').filter(|line| !line.is_empty()).map(Svc::read).collect();
-        return supervise("app", services).into();
+        return supervise(Bundle { name: "app".into(), ..Bundle::default() }, services).into();
     }
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let is_wanted =
