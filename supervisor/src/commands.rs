@@ -17,8 +17,9 @@ use crate::collect::{self, Policy};
 use crate::expand::ExpandError;
 use crate::open::{self, Own};
 use crate::place::{self, Facts};
+use crate::service::Setting;
 use crate::store::StoreError;
-use crate::{heal, near, running, service, tool};
+use crate::{heal, machine, near, running, service, tool};
 
 /// Why a bundle's command, or its start, did not work.
 #[derive(Debug)]
@@ -295,7 +296,7 @@ fn dispatch(own: &Own, arguments: &[OsString]) -> Result<u8, Failure> {
     match name.as_ref() {
         "" | "run" if !own.bundle.is_tool() => {
             nothing_more(rest)?;
-            return service::run(own, None);
+            return run(own);
         }
         "" | "help" | "--help" | "-h" => print(help(own)?.as_bytes())?,
         "--version" | "-V" => {
@@ -313,6 +314,15 @@ fn dispatch(own: &Own, arguments: &[OsString]) -> Result<u8, Failure> {
         },
     }
     Ok(exit::OK)
+}
+
+/// Runs the services here. The first process of a machine switches it off afterwards, however that went.
+fn run(own: &Own) -> Result<u8, Failure> {
+    let Some(machine) = machine::begin() else { return service::run(own, &Setting::Foreground) };
+    if let Err(failure) = service::run(own, &Setting::Machine(&machine)) {
+        report_failure(&failure, false);
+    }
+    machine.power_off()
 }
 
 fn unknown(name: &str) -> String {

@@ -5,6 +5,7 @@ pub mod commands;
 pub mod control;
 pub mod expand;
 pub mod heal;
+pub mod machine;
 pub mod memory;
 pub mod near;
 pub mod open;

@@ -1,4 +1,4 @@
-//! A service bundle in the foreground: unpack, compare the whole tree, then supervise.
+//! A service bundle: unpack, compare the whole tree, then supervise.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -10,6 +10,7 @@ use kitbag_format::manifest::{Run, Service};
 use crate::commands::{Failure, say};
 use crate::control::Control;
 use crate::expand::{self, Values};
+use crate::machine::Machine;
 use crate::open::Own;
 use crate::place::{self, Facts};
 use crate::running::background::Report;
@@ -18,11 +19,23 @@ use crate::store::StoreError;
 use crate::supervise::{self, Bundle, ServiceSpec};
 use crate::unpack::{self, Compare, Opening};
 
-/// Runs the bundle's services until they end or are asked to: here, or in the background if there is a way to
-/// `report`. Returns the exit code.
-pub fn run(own: &Own, report: Option<&Report>) -> Result<u8, Failure> {
+/// Where the services run.
+pub enum Setting<'a> {
+    /// In front of whoever started them.
+    Foreground,
+    /// Behind whoever started them, who waits for this report.
+    Background(&'a Report),
+    /// On the machine whose first process this is.
+    Machine(&'a Machine),
+}
+
+/// Runs the bundle's services until they end or are asked to. Returns the exit code.
+pub fn run(own: &Own, setting: &Setting<'_>) -> Result<u8, Failure> {
     let manifest = own.bundle.manifest()?;
     let Run::Services(services) = &manifest.run else { return Ok(0) };
+    if let Setting::Machine(machine) = setting {
+        machine.name(&manifest.name);
+    }
     let facts = Facts::of_process(Some(&own.path));
     let (store, _) = place::choose(&facts, &own.bundle)?;
     let opening =
@@ -39,7 +52,7 @@ pub fn run(own: &Own, report: Option<&Report>) -> Result<u8, Failure> {
         services.iter().map(|(name, service)| spec(name, service, &values)).collect::<Result<Vec<_>, _>>()?;
     let runtime = state_folder::runtime(&state)?;
     let control = Control::bind(&runtime).map_err(StoreError::io("listen in", &runtime))?;
-    if let Some(report) = report {
+    if let Setting::Background(report) = setting {
         report.supervising(&runtime)?;
     }
     let bundle = Bundle {

@@ -15,7 +15,7 @@ use nix::fcntl::OFlag;
 use super::{Running, default_log_folder, tell};
 use crate::commands::{self, Failure, print};
 use crate::open::Own;
-use crate::service;
+use crate::service::{self, Setting};
 use crate::state::Ms;
 use crate::status::time;
 use crate::store::StoreError;
@@ -101,8 +101,8 @@ fn already(running: &Running, timeout: Ms, oknodo: bool) -> Result<(), Failure> 
 
 /// The life of the process in the background.
 fn supervise(own: &Own, report: Report) -> ! {
-    let code =
-        service::run(own, Some(&report)).unwrap_or_else(|failure| commands::report_failure(&failure, false));
+    let code = service::run(own, &Setting::Background(&report))
+        .unwrap_or_else(|failure| commands::report_failure(&failure, false));
     report.tell(code);
     std::process::exit(i32::from(code))
 }

@@ -10,6 +10,7 @@
 pub mod background;
 pub mod child;
 pub mod fd;
+pub mod net;
 pub mod signal;
 pub mod wait;
 
