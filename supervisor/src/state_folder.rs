@@ -42,10 +42,12 @@ pub fn choose(facts: &Facts, name: &str) -> Result<PathBuf, StoreError> {
     Err(StoreError::NoState(tried))
 }
 
-/// The state folder that [`choose`] would choose, if it is there already: for a look at who uses it.
+/// The state folder of the app `name` that somebody has used already, for a look at who does; makes nothing.
 pub fn find(facts: &Facts, name: &str) -> Option<PathBuf> {
-    let set = candidates(facts, name).into_iter().find_map(|(_, path)| path)?;
-    set.canonicalize().ok().filter(|path| path.is_dir())
+    let all = candidates(facts, name);
+    let explicit = facts.path("KITBAG_STATE").is_some();
+    let set = all.into_iter().filter_map(|(_, path)| path).take(if explicit { 1 } else { usize::MAX });
+    set.filter_map(|path| path.canonicalize().ok()).find(|path| path.join(LOCK).is_file())
 }
 
 /// Makes the supervisor's own folder in a state folder, for its user alone.

@@ -11,9 +11,11 @@ use std::path::Path;
 
 use kitbag_format::exit;
 use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{Running, default_log_folder, tell};
 use crate::commands::{self, Failure, print};
+use crate::control::client::PATIENCE;
 use crate::open::Own;
 use crate::service::{self, Setting};
 use crate::state::Ms;
@@ -122,13 +124,19 @@ fn attend(own: &Own, report: &OwnedFd, timeout: Ms) -> Result<(), Failure> {
     let ready = running.until_ready(&[String::new()], timeout);
     let spent = time::span(Ms::try_from(begin.elapsed().as_millis()).unwrap_or(Ms::MAX));
     match ready {
-        Err(Failure::NotRunning { .. } | Failure::Running(_)) => ended(&running, report),
+        Err(Failure::NotRunning { .. } | Failure::Running(_)) if ends(report) => ended(&running, report),
         Err(other) => Err(other),
         Ok(()) => {
             let pid = running.status().map_or(0, |status| status.pid);
             print(format!("{} is ready after {spent}, as process {pid}\n", running.name).as_bytes())
         }
     }
+}
+
+/// True if it has ended, or is about to.
+fn ends(report: &OwnedFd) -> bool {
+    let patience = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
+    poll(&mut [PollFd::new(report.as_fd(), PollFlags::POLLIN)], patience).is_ok_and(|ready| ready > 0)
 }
 
 /// It ended before it was ready: how, and what it said last.

@@ -35,6 +35,12 @@ pub fn logs(own: &Own, mut parser: lexopt::Parser) -> Result<(), Failure> {
     }
     let folder = log_folder(&Running::of(own)?);
     let units = chosen(&folder, &names)?;
+    if units.is_empty() {
+        super::tell(&format!(
+            "nothing is in {} yet; in the foreground, lines are shown alone",
+            folder.display()
+        ));
+    }
     show(&folder, &units, count)?;
     if follow { follow_all(&folder, &units) } else { Ok(()) }
 }

@@ -95,7 +95,8 @@ const fn colour(unit: &Unit) -> u8 {
 fn notes(unit: &Unit, extra: Option<&Extra>) -> Vec<String> {
     let mut notes = Vec::new();
     let well = unit.is_ready() || unit.state == State::Running;
-    if !well && unit.state != State::Stopped {
+    // Its last end, which follows, says as much where there is no other reason.
+    if !well && unit.state != State::Stopped && (unit.reason.is_some() || unit.last_end.is_none()) {
         notes.push(format!("why        {}", unit.why()));
     }
     if let Some(delay) = unit.retry_in_ms {
@@ -209,7 +210,6 @@ shop 1.2  running, process 4711, for 2 h 6 min (since 2026-11-21T10:12:03.000Z),
   NAME      STATE            FOR   PID  RESTARTS   MEMORY
   web       ready     2 h 5 min  4713         0  12.3 MB
   worker.1  retrying     700 ms     -        17        -
-      why        it exited with status 3
       next try   in 2.3 s
       last end   exited with status 3 after 120 ms, 700 ms ago
       last line  cannot connect  [2J to db

@@ -31,10 +31,28 @@ pub fn split() -> Result<Side, Errno> {
     unsafe { libc::setsid() };
     // SAFETY: as above.
     match unsafe { libc::fork() } {
-        0 => Ok(Side::Background(write)),
+        0 => {
+            close_inherited();
+            Ok(Side::Background(write))
+        }
         // SAFETY: _exit(2) ends the process between the two without running the caller's destructors. If the fork
         // failed, the pipe is closed by that, and the caller finds it empty.
         _ => unsafe { libc::_exit(0) },
+    }
+}
+
+/// Closes what whoever started us left open beyond the standard files: a lock, say, that would be held for ever.
+/// Descriptors of our own are close-on-exec, all of them; inherited ones are not, or they would not be here.
+fn close_inherited() {
+    /// How far is enough, as in [`fd::sanitise`].
+    const ENOUGH: i32 = 1024;
+    for number in 3..ENOUGH {
+        // SAFETY: F_GETFD takes a number; a descriptor without the flag belongs to nothing in this process.
+        unsafe {
+            if libc::fcntl(number, libc::F_GETFD) == 0 {
+                libc::close(number);
+            }
+        }
     }
 }
 
