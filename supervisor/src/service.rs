@@ -1,4 +1,4 @@
-//! A service bundle in the foreground: unpack, compare the whole tree, then supervise.
+//! A service bundle: unpack, compare the whole tree, then supervise.
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use kitbag_format::service::{
 
 use crate::cgroup::Limits;
 use crate::commands::{Failure, say};
+use crate::control::Control;
 use crate::cron::Expression;
 use crate::environment::environment;
 use crate::expand::Values;
@@ -18,30 +19,39 @@ use crate::machine::Machine;
 use crate::open::Own;
 use crate::place::{self, Facts};
 use crate::probe::{self, Ask};
+use crate::running::background::Report;
 use crate::spawn::Setup;
 use crate::state::{Ms, Readiness, Rules, Watch};
 use crate::state_folder;
+use crate::store::StoreError;
 use crate::supervise::{
     self, Bundle, ProgramSpec, Question, Schedule, ServiceSpec, What, When, signal_number,
 };
 use crate::unpack::{self, Compare, Opening};
 use crate::zone::Zone;
 
-/// Folder in a state folder that is kitbag's own.
-pub const OWN_FOLDER: &str = ".kitbag";
 /// Where a zone is looked up after the bundle's own.
 const HOST_ZONES: &str = "/usr/share/zoneinfo";
 /// A try to find out whether a service is ready may take so long.
 const READY_TRY: Ms = 5_000;
 
-/// Runs the bundle's services until they end or are asked to. Returns the exit code. `machine`: the one that this is
-/// the first process of.
-pub fn run(own: &Own, machine: Option<&Machine>) -> Result<u8, Failure> {
+/// Where the services run.
+pub enum Setting<'a> {
+    /// In front of whoever started them.
+    Foreground,
+    /// Behind whoever started them, who waits for this report.
+    Background(&'a Report),
+    /// On the machine whose first process this is.
+    Machine(&'a Machine),
+}
+
+/// Runs the bundle's services until they end or are asked to. Returns the exit code.
+pub fn run(own: &Own, setting: &Setting<'_>) -> Result<u8, Failure> {
     let manifest = own.bundle.manifest()?;
     if manifest.is_tool() {
         return Ok(0);
     }
-    if let Some(machine) = machine {
+    if let Setting::Machine(machine) = setting {
         machine.name(&manifest.name);
     }
     let facts = Facts::of_process(Some(&own.path));
@@ -57,14 +67,20 @@ pub fn run(own: &Own, machine: Option<&Machine>) -> Result<u8, Failure> {
     }
     let values = Values { tree: &tree.root, state: Some(&state), manifest: &manifest };
     let services = specs(&manifest, &values)?;
+    let runtime = state_folder::runtime(&state)?;
+    let control = Control::bind(&runtime).map_err(StoreError::io("listen in", &runtime))?;
+    if let Setting::Background(report) = setting {
+        report.supervising(&runtime)?;
+    }
     let code = supervise::supervise(Bundle {
         name: manifest.name.clone(),
         version: manifest.version.clone(),
         services,
-        tasks: Some(state.join(OWN_FOLDER).join("tasks")),
         state_folder: state,
-        stay: false,
-        remote: None,
+        log_folder: None,
+        tasks: Some(runtime.join("tasks")),
+        stays: matches!(setting, Setting::Background(_)),
+        control: Some(control),
     });
     // Held until nothing runs any more.
     drop((lock, tree));
