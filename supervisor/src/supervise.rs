@@ -8,7 +8,7 @@
 //! Services run in sessions of their own, so that a terminal's `^C` reaches the supervisor alone.
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use kitbag_format::manifest::Restart;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signalfd::SignalFd;
 
-use crate::output::{Lines, Output};
+use crate::logs::{self, Logs};
 use crate::spawn::{self, Launch, Program, Report};
 use crate::state::{
     Action, Deed, End, Event, Fault, Group, Ms, Note, Outcome, Phase, Rules, Service, Stage, State, Turn,
@@ -64,7 +64,7 @@ pub fn supervise(bundle: &str, services: Vec<ServiceSpec>) -> u8 {
     match Supervisor::new(bundle, services) {
         Ok(supervisor) => supervisor.run(),
         Err((what, errno)) => {
-            Output::new(&[]).fail(&format!("cannot supervise {bundle}: {what}: {}", errno.desc()));
+            logs::fail(&format!("cannot supervise {bundle}: {what}: {}", errno.desc()));
             exit::FAILURE
         }
     }
@@ -74,10 +74,8 @@ pub fn supervise(bundle: &str, services: Vec<ServiceSpec>) -> u8 {
 #[derive(Debug, Clone, Copy)]
 enum Source {
     Signals,
-    /// One or more services have printed something.
-    Prints,
-    /// Standard output or error takes more.
-    Room,
+    /// Services have printed something, or a destination takes more of it.
+    Logs,
     /// A launch has got to execve(2), or failed.
     Report(usize),
 }
@@ -86,39 +84,24 @@ impl Source {
     const fn token(self) -> u64 {
         match self {
             Self::Signals => 0,
-            Self::Prints => 1,
-            Self::Room => 2,
-            Self::Report(index) => 3 + index as u64,
+            Self::Logs => 1,
+            Self::Report(index) => 2 + index as u64,
         }
     }
 
     fn from_token(token: u64) -> Self {
         match token {
             0 => Self::Signals,
-            1 => Self::Prints,
-            2 => Self::Room,
-            index => Self::Report(usize::try_from(index - 3).unwrap_or(usize::MAX)),
+            1 => Self::Logs,
+            index => Self::Report(usize::try_from(index - 2).unwrap_or(usize::MAX)),
         }
     }
 }
 
 /// Ready descriptors taken at a time.
 const READY: usize = 64;
-/// Bytes read from a service at a time.
-const CHUNK: usize = 16 * 1024;
 /// Ended children reaped before other events get their turn.
 const REAP_BATCH: usize = 4096;
-
-/// One of a service's two outputs. The pipe outlives the process: no line is lost over a restart, and
-/// a grandchild that still holds it keeps nobody waiting.
-#[derive(Debug)]
-struct Stream {
-    read: OwnedFd,
-    write: OwnedFd,
-    lines: Lines,
-    /// The leader has ended: an empty pipe means that its last line is complete.
-    ended: bool,
-}
 
 /// A service with what belongs to it here.
 #[derive(Debug)]
@@ -132,8 +115,6 @@ struct Unit {
     report: Option<OwnedFd>,
     /// Why its launch failed, until its process is reaped.
     fault: Option<Fault>,
-    /// Made at the first start.
-    streams: Vec<Stream>,
 }
 
 impl Unit {
@@ -141,7 +122,7 @@ impl Unit {
         let stop_timeout = Ms::try_from(spec.stop_timeout.as_millis()).unwrap_or(Ms::MAX);
         let rules = Rules { restart: spec.restart, stop_timeout };
         let service = Service::default();
-        Self { spec, rules, service, leader: None, report: None, fault: None, streams: Vec::new() }
+        Self { spec, rules, service, leader: None, report: None, fault: None }
     }
 
     fn program(&self) -> Program<'_> {
@@ -156,13 +137,8 @@ struct Supervisor {
     whole: Whole,
     /// The longest `stop_timeout`: what daemons left behind have, too.
     grace: Ms,
-    output: Output,
+    logs: Logs,
     events: Epoll,
-    /// The read ends of all services' pipes, apart: not reading them is taking this one out of `events`.
-    prints: Epoll,
-    prints_wanted: bool,
-    /// Standard output and error are being polled.
-    room_wanted: [bool; 2],
     signals: SignalFd,
     nothing: OwnedFd,
     limit: Option<libc::rlimit>,
@@ -183,16 +159,16 @@ impl Supervisor {
         fd::sanitise();
         let strangers = if wait::look() == Children::None { Vec::new() } else { wait::children() };
         let signals = signal::take().map_err(|errno| ("signals", errno))?;
-        let epoll = || Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|errno| ("epoll", errno));
-        let (events, prints) = (epoll()?, epoll()?);
-        events.add(&signals, readable(Source::Signals.token())).map_err(|errno| ("epoll", errno))?;
-        events.add(&prints.0, readable(Source::Prints.token())).map_err(|errno| ("epoll", errno))?;
+        let epoll = |errno| ("epoll", errno);
+        let events = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(epoll)?;
+        let mut logs = Logs::new(logs::Settings::default()).map_err(epoll)?;
+        events.add(&signals, readable(Source::Signals.token())).map_err(epoll)?;
+        events.add(logs.fd(), readable(Source::Logs.token())).map_err(epoll)?;
         let nothing = fd::nothing().map_err(|errno| ("standard input", errno))?;
-        let names: Vec<&str> = services.iter().map(|spec| spec.name.as_str()).collect();
-        let mut output = Output::new(&names);
+        services.iter().enumerate().for_each(|(index, spec)| logs.add_unit(index, &spec.name));
         if let Err(errno) = sys::become_subreaper() {
             // Linux before 3.4: process groups alone find what services leave behind.
-            output.say(&format!("cannot adopt orphaned processes: {}", errno.desc()));
+            logs.say(&format!("cannot adopt orphaned processes: {}", errno.desc()));
         }
         let units: Vec<Unit> = services.into_iter().map(Unit::new).collect();
         Ok(Self {
@@ -200,11 +176,8 @@ impl Supervisor {
             grace: units.iter().map(|unit| unit.rules.stop_timeout).max().unwrap_or(0),
             units,
             whole: Whole::default(),
-            output,
+            logs,
             events,
-            prints,
-            prints_wanted: true,
-            room_wanted: [false; 2],
             signals,
             nothing,
             limit: fd::raise_open_files(),
@@ -259,16 +232,15 @@ impl Supervisor {
         for source in sources() {
             match source {
                 Source::Report(index) => self.take_report(index),
-                Source::Prints => self.take_prints(),
                 // `write` follows, whatever happened.
-                Source::Room | Source::Signals => {}
+                Source::Logs | Source::Signals => {}
             }
         }
     }
 
     fn timeout(&self) -> EpollTimeout {
         let units = self.units.iter().filter_map(|unit| unit.service.state.deadline());
-        let next = match units.chain(self.whole.deadline()).min() {
+        let next = match units.chain(self.whole.deadline()).chain(self.logs.deadline()).min() {
             _ if self.more => 0,
             None => return EpollTimeout::NONE,
             Some(at) => at.saturating_sub(self.now()),
@@ -321,11 +293,9 @@ impl Supervisor {
 
     fn launch(&mut self, index: usize) -> Result<Pid, Fault> {
         let pipes = |errno| spawn::fault(Stage::Pipes, errno);
-        self.open_streams(index).map_err(pipes)?;
+        let [stdout, stderr] = self.logs.open(index).map_err(pipes)?;
         let unit = &mut self.units[index];
-        let [stdout, stderr] = &unit.streams[..] else { return Err(pipes(Errno::EMFILE)) };
-        let files =
-            Files { stdin: &self.nothing, stdout: &stdout.write, stderr: &stderr.write, limit: self.limit };
+        let files = Files { stdin: &self.nothing, stdout, stderr, limit: self.limit };
         let Launch { pid, report } = spawn::start(&unit.program(), &files)?;
         unit.leader = Some(pid);
         // Where it cannot be watched, the process is taken as running until it ends.
@@ -333,17 +303,6 @@ impl Supervisor {
             unit.report = Some(report);
         }
         Ok(pid)
-    }
-
-    /// Makes the pipes for a service's output, unless it has them.
-    fn open_streams(&mut self, index: usize) -> Result<(), Errno> {
-        let unit = &mut self.units[index];
-        while unit.streams.len() < 2 {
-            let (read, write) = fd::pipe()?;
-            self.prints.add(&read, readable((index * 2 + unit.streams.len()) as u64))?;
-            unit.streams.push(Stream { read, write, lines: Lines::default(), ended: false });
-        }
-        Ok(())
     }
 
     /// A launch has something to report.
@@ -401,7 +360,7 @@ impl Supervisor {
         for (number, turn) in turns {
             if self.whole.phase == Phase::Serving {
                 let name = signal::name(number).unwrap_or("");
-                self.output.say(&format!("stopping {} (SIG{name})", self.bundle));
+                self.logs.say(&format!("stopping {} (SIG{name})", self.bundle));
             }
             self.turn(turn);
         }
@@ -420,6 +379,7 @@ impl Supervisor {
             if let Some(index) = leader_of {
                 self.leader_ended(index, end);
             }
+            self.logs.child_ended(pid, end.well(), self.now());
             wait::reap(pid);
             reaped = true;
             if let Some(index) = leader_of {
@@ -437,7 +397,7 @@ impl Supervisor {
     /// A service's process has ended and is not reaped: until then its group's id is its own.
     fn leader_ended(&mut self, index: usize, end: End) {
         self.take_report(index);
-        self.drain(index);
+        self.logs.ended(index, self.now());
         let end = self.units[index].fault.take().map_or(end, End::NotStarted);
         self.feed(index, Event::Exited(end));
     }
@@ -465,14 +425,14 @@ impl Supervisor {
         match deed {
             Some(Deed::StopAll) => self.feed_all(Event::Stop),
             Some(Deed::KillAll) => {
-                self.output.say("asked again; sending SIGKILL");
+                self.logs.say("asked again; sending SIGKILL");
                 self.feed_all(Event::Kill);
             }
             Some(Deed::AskLeft) => self.sweep_saying("sending SIGTERM"),
             Some(Deed::KillLeft) => self.sweep_saying("sending SIGKILL"),
             Some(Deed::GiveUp) => {
                 let count = self.left().len();
-                self.output.say(&format!("{} did not end after SIGKILL", processes(count)));
+                self.logs.say(&format!("{} did not end after SIGKILL", processes(count)));
             }
             None => {}
         }
@@ -485,7 +445,7 @@ impl Supervisor {
             match before {
                 Phase::Serving | Phase::Stopping { .. } if self.all_ended() => self.turn(Turn::AllEnded),
                 Phase::Asking { .. } | Phase::Killing { .. } if self.none_left() => self.turn(Turn::NoneLeft),
-                Phase::Draining { .. } if self.drained() => self.turn(Turn::Drained),
+                Phase::Draining { .. } if self.logs.drained(self.now()) => self.turn(Turn::Drained),
                 _ => {}
             }
             if self.whole.phase == before {
@@ -501,7 +461,7 @@ impl Supervisor {
     fn none_left(&self) -> bool {
         match wait::look() {
             Children::None => true,
-            _ if self.strangers.is_empty() => false,
+            _ if self.strangers.is_empty() && self.logs.children().next().is_none() => false,
             _ => self.left().is_empty(),
         }
     }
@@ -509,14 +469,15 @@ impl Supervisor {
     /// Children of ours that services left behind.
     fn left(&self) -> Vec<Pid> {
         let mut children = wait::children();
-        children.retain(|pid| !self.strangers.contains(pid));
+        children
+            .retain(|pid| !self.strangers.contains(pid) && !self.logs.children().any(|child| child == *pid));
         children
     }
 
     fn sweep_saying(&mut self, what: &str) {
         let left = self.left();
         if !left.is_empty() {
-            self.output.say(&format!("{} left behind by services; {what}", processes(left.len())));
+            self.logs.say(&format!("{} left behind by services; {what}", processes(left.len())));
         }
         self.sweep();
     }
@@ -546,94 +507,16 @@ impl Supervisor {
 
     // --- Output ---
 
-    /// Reads from each service that has printed something, in turn.
-    fn take_prints(&mut self) {
-        let mut ready = [EpollEvent::empty(); READY];
-        let count = self.prints.wait(&mut ready, EpollTimeout::ZERO).unwrap_or(0);
-        for event in ready.iter().take(count) {
-            if self.output.is_full() {
-                return;
-            }
-            let token = usize::try_from(event.data()).unwrap_or(usize::MAX);
-            self.read(token / 2, token % 2);
-        }
-    }
-
-    /// Reads once from one of a service's outputs; true if there was something.
-    fn read(&mut self, index: usize, which: usize) -> bool {
-        let Some(stream) = self.units.get_mut(index).and_then(|unit| unit.streams.get_mut(which)) else {
-            return false;
-        };
-        let mut buffer = [0; CHUNK];
-        if let Ok(Some(length @ 1..)) = fd::read(stream.read.as_fd(), &mut buffer) {
-            self.output.print(index, &mut stream.lines, &buffer[..length]);
-            return true;
-        }
-        if stream.ended {
-            stream.ended = false;
-            self.output.finish(index, &mut stream.lines);
-        }
-        false
-    }
-
-    /// Reads what an ended service has left in its pipes, before its end is told. What does not fit
-    /// now, or is still being written by others, comes later.
-    fn drain(&mut self, index: usize) {
-        for which in 0..self.units[index].streams.len() {
-            self.units[index].streams[which].ended = true;
-            while !self.output.is_full() && self.read(index, which) {}
-        }
-    }
-
-    /// True if no output is left. Nobody writes any more: what has no newline is complete.
-    fn drained(&mut self) -> bool {
-        let mut ready = [EpollEvent::empty(); 1];
-        if self.prints.wait(&mut ready, EpollTimeout::ZERO).unwrap_or(0) > 0 {
-            return false;
-        }
-        for (index, unit) in self.units.iter_mut().enumerate() {
-            for stream in &mut unit.streams {
-                self.output.finish(index, &mut stream.lines);
-            }
-        }
-        self.write();
-        self.output.is_empty() == [true; 2]
-    }
-
-    /// Writes what there is to write, and decides what to wait for next.
+    /// Takes what services have printed, and writes what there is to write.
     fn write(&mut self) {
-        if self.output.flush(self.now()) && matches!(self.whole.phase, Phase::Draining { .. }) {
+        if self.logs.serve(self.now()) && matches!(self.whole.phase, Phase::Draining { .. }) {
             self.turn(Turn::Progress);
-        }
-        let wanted = !self.output.is_full();
-        if wanted != self.prints_wanted {
-            let done = if wanted {
-                self.events.add(&self.prints.0, readable(Source::Prints.token()))
-            } else {
-                self.events.delete(&self.prints.0)
-            };
-            if done.is_ok() {
-                self.prints_wanted = wanted;
-            }
-        }
-        let empty = self.output.is_empty();
-        for (which, target) in self.output.pollable().into_iter().enumerate() {
-            let (Some(target), wanted) = (target, !empty[which]) else { continue };
-            if wanted != self.room_wanted[which] {
-                // A file that cannot be polled never leaves anything to wait for.
-                let writable = EpollEvent::new(EpollFlags::EPOLLOUT, Source::Room.token());
-                let done =
-                    if wanted { self.events.add(target, writable) } else { self.events.delete(target) };
-                if done.is_ok() {
-                    self.room_wanted[which] = wanted;
-                }
-            }
         }
     }
 
     fn say(&mut self, index: usize, note: Note) {
         let sentence = sentence(&self.units[index].spec, note);
-        self.output.say(&sentence);
+        self.logs.say(&sentence);
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 use std::ffi::{CString, c_char};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 
 use super::{Errno, Pid, check, fd, signal};
@@ -30,9 +30,9 @@ pub struct Files<'a> {
     /// Standard input.
     pub stdin: &'a OwnedFd,
     /// Standard output.
-    pub stdout: &'a OwnedFd,
+    pub stdout: BorrowedFd<'a>,
     /// Standard error.
-    pub stderr: &'a OwnedFd,
+    pub stderr: BorrowedFd<'a>,
     /// The limit on open files; `None`: the supervisor's.
     pub limit: Option<libc::rlimit>,
 }
@@ -46,7 +46,7 @@ pub const REPORT: usize = 5;
 /// Needs all signals blocked, as [`signal::take`] leaves them: a handler or a default action in the child
 /// before its dispositions are reset would be the supervisor's.
 pub fn start(image: &Image, files: &Files<'_>, report: &OwnedFd) -> Result<Pid, Errno> {
-    if !fd::above_standard(&[files.stdin, files.stdout, files.stderr, report]) {
+    if !fd::above_standard(&[files.stdin.as_fd(), files.stdout, files.stderr, report.as_fd()]) {
         return Err(Errno::EBADF);
     }
     let argv = pointers(&image.argv);
@@ -82,7 +82,7 @@ fn become_image(
     // SAFETY: takes nothing.
     at(Stage::Session, check(unsafe { libc::setsid() }))?;
     die_with(parent)?;
-    for (from, to) in [(files.stdin, 0), (files.stdout, 1), (files.stderr, 2)] {
+    for (from, to) in [(files.stdin.as_fd(), 0), (files.stdout, 1), (files.stderr, 2)] {
         // SAFETY: `from` is open and above 2, so no step overwrites what a later one needs.
         at(Stage::StandardFiles, check(unsafe { libc::dup2(from.as_raw_fd(), to) }))?;
     }
@@ -125,7 +125,7 @@ fn reset_signals() {
 }
 
 /// An empty signal mask: execve(2) keeps it too.
-fn unblock_signals() {
+pub(super) fn unblock_signals() {
     let none = nix::sys::signal::SigSet::empty();
     let _ = nix::sys::signal::pthread_sigmask(nix::sys::signal::SigmaskHow::SIG_SETMASK, Some(&none), None);
 }

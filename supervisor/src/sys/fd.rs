@@ -43,6 +43,19 @@ pub(super) fn close_on_exec_from(first: RawFd) {
     }
 }
 
+/// Closes every descriptor from `first` on.
+pub(super) fn close_from(first: RawFd) {
+    /// As above.
+    const ENOUGH: RawFd = 1024;
+    // SAFETY: close_range(2) takes numbers. The caller has forked, and leaves without using or dropping their owners.
+    if unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) } != 0 {
+        for number in first..ENOUGH {
+            // SAFETY: as above.
+            unsafe { libc::close(number) };
+        }
+    }
+}
+
 /// A descriptor that reads as empty: `/dev/null`, and where there is none, a pipe that nobody writes to.
 pub fn nothing() -> Result<OwnedFd, Errno> {
     let null = std::fs::File::options()
@@ -204,6 +217,6 @@ fn reopen(number: RawFd) -> Option<OwnedFd> {
 }
 
 /// True if both ends are numbers that a child's standard files cannot overwrite.
-pub(super) fn above_standard(fds: &[&OwnedFd]) -> bool {
+pub(super) fn above_standard(fds: &[BorrowedFd<'_>]) -> bool {
     fds.iter().all(|fd| fd.as_raw_fd() > 2)
 }

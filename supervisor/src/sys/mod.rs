@@ -11,6 +11,7 @@ pub mod child;
 pub mod fd;
 pub mod signal;
 pub mod wait;
+pub mod worker;
 
 pub use nix::errno::Errno;
 
