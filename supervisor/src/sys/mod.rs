@@ -14,6 +14,7 @@ pub mod net;
 pub mod signal;
 pub mod socket;
 pub mod wait;
+pub mod worker;
 
 use std::mem::MaybeUninit;
 
