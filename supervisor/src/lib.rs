@@ -2,14 +2,17 @@
 
 pub mod collect;
 pub mod commands;
+pub mod cron;
 pub mod expand;
 pub mod heal;
 pub mod machine;
 pub mod memory;
+pub mod notify;
 pub mod open;
 pub mod output;
 pub mod owned;
 pub mod place;
+pub mod probe;
 pub mod record;
 pub mod service;
 pub mod share;
@@ -22,3 +25,4 @@ pub mod supervise;
 pub mod sys;
 pub mod tool;
 pub mod unpack;
+pub mod zone;

@@ -11,6 +11,7 @@ pub mod child;
 pub mod fd;
 pub mod net;
 pub mod signal;
+pub mod socket;
 pub mod wait;
 
 pub use nix::errno::Errno;
