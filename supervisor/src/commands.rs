@@ -18,7 +18,7 @@ use crate::expand::ExpandError;
 use crate::open::{self, Own};
 use crate::place::{self, Facts};
 use crate::store::StoreError;
-use crate::{heal, service, tool};
+use crate::{heal, machine, service, tool};
 
 /// Why a bundle's command, or its start, did not work.
 #[derive(Debug)]
@@ -166,7 +166,7 @@ fn dispatch(own: &Own, arguments: &[OsString]) -> Result<u8, Failure> {
     match name.as_ref() {
         "" | "run" if !own.bundle.is_tool() => {
             nothing_more(rest)?;
-            return service::run(own);
+            return run(own);
         }
         "" | "help" | "--help" | "-h" => print(help(own)?.as_bytes())?,
         "--version" | "-V" => {
@@ -179,6 +179,15 @@ fn dispatch(own: &Own, arguments: &[OsString]) -> Result<u8, Failure> {
         },
     }
     Ok(exit::OK)
+}
+
+/// Runs the services here. The first process of a machine switches it off afterwards, however that went.
+fn run(own: &Own) -> Result<u8, Failure> {
+    let Some(machine) = machine::begin() else { return service::run(own, None) };
+    if let Err(failure) = service::run(own, Some(&machine)) {
+        report_failure(&failure, false);
+    }
+    machine.power_off()
 }
 
 fn unknown(name: &str) -> String {

@@ -8,6 +8,7 @@ pub mod expand;
 pub mod heal;
 pub mod identity;
 pub mod limits;
+pub mod machine;
 pub mod memory;
 pub mod open;
 pub mod output;

@@ -11,6 +11,7 @@ use crate::commands::{Failure, say};
 use crate::environment::environment;
 use crate::expand::{self, Values};
 use crate::identity::Accounts;
+use crate::machine::Machine;
 use crate::open::Own;
 use crate::place::{self, Facts};
 use crate::spawn::Setup;
@@ -18,10 +19,14 @@ use crate::state_folder;
 use crate::supervise::{self, ServiceSpec};
 use crate::unpack::{self, Compare, Opening};
 
-/// Runs the bundle's services until they end or are asked to. Returns the exit code.
-pub fn run(own: &Own) -> Result<u8, Failure> {
+/// Runs the bundle's services until they end or are asked to. Returns the exit code. `machine`: the one that this is
+/// the first process of.
+pub fn run(own: &Own, machine: Option<&Machine>) -> Result<u8, Failure> {
     let manifest = own.bundle.manifest()?;
     let Run::Services(services) = &manifest.run else { return Ok(0) };
+    if let Some(machine) = machine {
+        machine.name(&manifest.name);
+    }
     let facts = Facts::of_process(Some(&own.path));
     let (store, _) = place::choose(&facts, &own.bundle)?;
     let opening =
