@@ -36,6 +36,8 @@ pub enum Failure {
         /// Why.
         error: io::Error,
     },
+    /// A service cannot be what its manifest asks for on this host.
+    Service(String),
     /// The command line.
     Usage(String),
     /// Found and reported; only the code is left to say.
@@ -75,6 +77,7 @@ impl fmt::Display for Failure {
             Self::Expand(error) => error.fmt(f),
             Self::NotStarted { program, error } => write!(f, "cannot start {}: {error}", program.display()),
             Self::Usage(why) => write!(f, "{why}\n  to fix  see `--help`; of a tool bundle, `--kitbag help`"),
+            Self::Service(why) => f.write_str(why),
             Self::Found(_) => Ok(()),
         }
     }
@@ -87,7 +90,7 @@ impl Failure {
             Self::Usage(_) => exit::USAGE,
             Self::Found(code) => *code,
             _ if starting_tool => exit::NOT_STARTED,
-            Self::Bundle(Error::Io { .. }) | Self::Expand(_) => exit::FAILURE,
+            Self::Bundle(Error::Io { .. }) | Self::Expand(_) | Self::Service(_) => exit::FAILURE,
             Self::Bundle(_) => exit::DAMAGED,
             Self::Store(error) => error.exit_code(),
             Self::NotStarted { .. } => exit::NOT_STARTED,

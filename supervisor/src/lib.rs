@@ -1,10 +1,14 @@
 //! The static runtime that every bundle starts with, as a library, so that its parts can be tested.
 
+pub mod cgroup;
 pub mod collect;
 pub mod commands;
 pub mod cron;
+pub mod environment;
 pub mod expand;
 pub mod heal;
+pub mod identity;
+pub mod limits;
 pub mod machine;
 pub mod memory;
 pub mod notify;
