@@ -16,6 +16,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use kitbag_format::index::{Entry, Kind, stays_inside};
 use kitbag_format::slots::{Pad, Paths, is_in_closure};
@@ -31,6 +32,10 @@ use crate::store::{self, Store, StoreError};
 const DOMAIN: &[u8] = b"kitbag closure 1\n";
 /// The folder of the tree that the closure is in, with the slash.
 const FOLDER: &[u8] = b".kitbag/";
+
+/// A path that was on its way through a link when that changed has arrived in the old tree after this time, where
+/// what is open stays.
+const WALK: Duration = Duration::from_millis(10);
 
 /// The digest of a bundle's closure: of the paths, kinds, contents and permissions of all that belongs to it
 /// ([`is_in_closure`]). `None` if no ELF file can name one, or if it is not the same wherever these are: it has slots
@@ -54,7 +59,8 @@ pub fn digest(index: &Index) -> Option<Digest> {
                 text(&mut hasher, b'>', target);
             }
             Kind::File { .. } | Kind::Link(_) => {
-                let (_, digest, executable) = index.file(number).filter(|_| index.slots(number).is_empty())?;
+                let (_, digest, executable) =
+                    index.file(number).filter(|_| index.slots(number).is_empty())?;
                 text(&mut hasher, if executable { b'x' } else { b'f' }, &entry.path);
                 hasher.update(&digest.0);
             }
@@ -125,9 +131,9 @@ pub fn lead(store: &Store, record: &Record, root: BorrowedFd) -> Result<(), Stor
     if leads_to(&link, root) {
         return Ok(());
     }
-    let set = store.lock_closures().and_then(|_lock| {
-        set(store, &closure, &record.bundle).map_err(StoreError::io("make", &link))
-    });
+    let set = store
+        .lock_closures()
+        .and_then(|_lock| set(store, &closure, &record.bundle).map_err(StoreError::io("make", &link)));
     match set {
         Err(error) if !has_same_files(&link, record) => Err(error),
         _ => Ok(()),
@@ -180,10 +186,14 @@ fn has_same_files(link: &Path, record: &Record) -> bool {
 /// Hands over every link that leads to a tree which is about to be removed. The caller has the lock, and removes the
 /// tree before it gives that back. A link that no other tree can take stays as it is, for [`sweep`].
 pub fn hand_over(store: &Store, bundle: &Digest) -> Result<(), StoreError> {
+    let mut handed = false;
     for (closure, leads_to) in links(store) {
         if leads_to == Some(*bundle) {
-            give_to_another(store, &closure, bundle)?;
+            handed |= give_to_another(store, &closure, bundle)?;
         }
+    }
+    if handed {
+        std::thread::sleep(WALK);
     }
     Ok(())
 }
@@ -232,7 +242,9 @@ fn give_to_another(store: &Store, closure: &Digest, bundle: &Digest) -> Result<b
 /// All links: of which closure, and to which bundle's tree.
 fn links(store: &Store) -> Vec<(Digest, Option<Digest>)> {
     let entries = fs::read_dir(store.closures()).into_iter().flatten().flatten();
-    let link = |entry: fs::DirEntry| Some((named(&entry.file_name())?, bundle_of(&fs::read_link(entry.path()).ok()?)));
+    let link = |entry: fs::DirEntry| {
+        Some((named(&entry.file_name())?, bundle_of(&fs::read_link(entry.path()).ok()?)))
+    };
     entries.filter_map(link).collect()
 }
 

@@ -23,7 +23,7 @@ use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 use crate::closure::Home;
 use crate::heal::{self, Filling};
 use crate::place::Need;
-use crate::record::{Record, Stat};
+use crate::record::{self, Record, Stat};
 use crate::store::Store;
 use kitbag_format::parallel;
 
@@ -71,25 +71,34 @@ impl Donors {
     }
 }
 
-/// A shared inode with its present stat. Sorted by content, one each.
+/// A shared inode with its present stat, and one of its entries. Sorted by content, one each.
 struct Moved {
     key: Key,
     stat: Stat,
+    entry: usize,
+}
+
+/// What a tree shares.
+pub struct Shared {
+    /// For each entry of the index the stat of the file that is there now; `None`: it is to be unpacked.
+    pub present: Vec<Option<Stat>>,
+    others: Vec<Other>,
+    moved: Vec<Moved>,
 }
 
 impl Sharing<'_> {
-    /// Links what other trees have into the tree at `root`. Makes the tree's folders. Returns for each entry of
-    /// the index the stat of the file that is there now, or `None` if it is to be unpacked. What cannot be
-    /// shared, for whatever reason, is unpacked.
-    pub fn link(&self, root: BorrowedFd) -> Vec<Option<Stat>> {
+    /// Links what other trees have into the tree at `root`. Makes the tree's folders. What cannot be shared, for
+    /// whatever reason, is unpacked.
+    pub fn link(&self, root: BorrowedFd) -> Shared {
         let index = self.index;
         let mut present = vec![None; index.entries.len()];
         let digest = self.bundle.digest();
         let others = others(self.store, &digest);
         let mut wanted = wanted(index);
         let donors = self.donors(&others, &wanted);
+        let mut moved = Vec::new();
         if donors.keys.is_empty() || make_dirs(root, index).is_err() {
-            return present;
+            return Shared { present, others, moved };
         }
         let home = Home::new(self.store, &digest, self.closure);
         let filling = self.keep_common(&home, &mut wanted, &donors);
@@ -104,14 +113,12 @@ impl Sharing<'_> {
                 linked[number] = result;
             }
         });
-        let mut moved = Vec::new();
         for (group, result) in groups.iter().zip(linked.into_inner().unwrap_or_default()) {
             let Some((done, stat)) = result else { continue };
-            moved.push(Moved { key: group[0].0, stat });
+            moved.push(Moved { key: group[0].0, stat, entry: group[0].1 });
             group[..done].iter().for_each(|(_, entry)| present[*entry] = Some(stat));
         }
-        follow(self.store, &others, &moved);
-        present
+        Shared { present, others, moved }
     }
 
     /// What the tree needs when everything that other trees have is shared.
@@ -232,15 +239,28 @@ fn link_group(
     }
 }
 
-/// The records follow the new ctimes. Where a tree's lock cannot be had at once, its next start hashes what
-/// was shared and writes the record itself.
-fn follow(store: &Store, others: &[Other], moved: &[Moved]) {
-    for other in others {
-        let Ok(Some(_lock)) = store.try_lock(&other.digest) else { continue };
-        let Some(mut record) = Record::read(&other.dir, &other.digest) else { continue };
-        if update(&mut record, moved) && other.is_there() {
-            // What cannot be written costs the next start a comparison.
-            let _ = record.write(&other.dir);
+impl Shared {
+    /// The other trees' records follow the new ctimes, once this tree has all its links. Where a tree's lock cannot be
+    /// had at once, its next start hashes what was shared and writes the record itself.
+    pub fn follow(mut self, store: &Store, root: BorrowedFd, index: &Index) {
+        let linked = index.entries.iter().filter_map(|entry| match entry.kind {
+            Kind::Link(to) => Some(to),
+            _ => None,
+        });
+        let mut linked: Vec<usize> = linked.collect();
+        linked.sort_unstable();
+        for moved in self.moved.iter_mut().filter(|moved| linked.binary_search(&moved.entry).is_ok()) {
+            // Its second names moved the ctime once more.
+            let found = record::stat(root, record::path_of(index, moved.entry));
+            moved.stat = found.as_ref().map_or(moved.stat, Stat::from);
+        }
+        for other in &self.others {
+            let Ok(Some(_lock)) = store.try_lock(&other.digest) else { continue };
+            let Some(mut record) = Record::read(&other.dir, &other.digest) else { continue };
+            if update(&mut record, &self.moved) && other.is_there() {
+                // What cannot be written costs the next start a comparison.
+                let _ = record.write(&other.dir);
+            }
         }
     }
 }

@@ -266,8 +266,9 @@ impl Opening<'_> {
         let closure = closure::usable(store, &index);
         let home = Home::new(store, &digest, closure);
         let sharing = Sharing { store, bundle: self.bundle, index: &index, closure };
-        let present = sharing.link(root.as_fd());
-        let progress = Progress::new(&self.manifest.name, &index, &present);
+        let shared = sharing.link(root.as_fd());
+        let present = &shared.present;
+        let progress = Progress::new(&self.manifest.name, &index, present);
         let seen = Mutex::new(vec![None; present.len()]);
         let written = |number: usize, file: &File| {
             let stat = fstat(file).as_ref().map(Stat::from).ok();
@@ -291,8 +292,10 @@ impl Opening<'_> {
             .map_err(StoreError::sys("set the permissions of", &path))?;
         let mut record = self.record(index, &home.tree, closure)?;
         let seen = seen.into_inner().unwrap_or_default();
-        let known: Vec<_> = present.into_iter().zip(seen).map(|(present, seen)| present.or(seen)).collect();
+        let known: Vec<_> =
+            present.iter().copied().zip(seen).map(|(present, seen)| present.or(seen)).collect();
         record.stats = stats(root.as_fd(), &record.index, known).map_err(StoreError::io("examine", &path))?;
+        shared.follow(store, root.as_fd(), &record.index);
         record.write(work).map_err(StoreError::io("write the record in", work))?;
         let dir = store.tree_dir(&digest);
         fs::rename(work, &dir).map_err(StoreError::io("make", &dir))
