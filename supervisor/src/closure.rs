@@ -113,14 +113,24 @@ pub fn usable(store: &Store, index: &Index) -> Option<Digest> {
     if leads_to_folder(&store.closure(&digest)) {
         return Some(digest);
     }
-    let _lock = store.lock_closures().ok()?;
-    make_folder(store).ok()?;
+    let tried = store.lock_closures().and_then(|_lock| try_link(store));
+    match tried {
+        Ok(leads) => leads.then_some(digest),
+        // The tree will not fit either, and that is what has to be said.
+        Err(error) => error.is_full().then_some(digest),
+    }
+}
+
+fn try_link(store: &Store) -> Result<bool, StoreError> {
     let probe = store.closures().join("probe");
-    let _ = fs::remove_file(&probe);
-    symlink("../trees", &probe).ok()?;
-    let leads = leads_to_folder(&probe);
-    fs::remove_file(&probe).ok().filter(|()| leads)?;
-    Some(digest)
+    let make = || {
+        make_folder(store)?;
+        store::remove(&probe)?;
+        symlink("../trees", &probe)?;
+        let leads = leads_to_folder(&probe);
+        fs::remove_file(&probe).map(|()| leads)
+    };
+    make().map_err(StoreError::io("make", &probe))
 }
 
 /// Makes the closure's path lead to a tree that was found right. `root` is that tree, open; the caller holds it, so

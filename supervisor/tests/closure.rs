@@ -15,7 +15,7 @@ use kitbag_format::slots::{Pad, Slot};
 use kitbag_supervisor::collect::{Policy, collect};
 use kitbag_supervisor::heal;
 use kitbag_supervisor::record::Record;
-use kitbag_supervisor::store::{self, Store};
+use kitbag_supervisor::store::{self, Store, StoreError};
 use kitbag_supervisor::unpack::Compare;
 
 const ROOM: u32 = 600;
@@ -478,6 +478,70 @@ fn a_moved_store_is_filled_in_anew_with_its_closures() {
     }
     let program = fs::read(two.root(0).join("bin/app")).unwrap();
     assert!(program[100..].starts_with(two.link().as_os_str().as_encoded_bytes()));
+}
+
+/// A disk with room for so many files, which is unmounted in the end.
+struct Disk(PathBuf);
+
+impl Disk {
+    /// `None` where nothing can be mounted.
+    fn mount(at: PathBuf, files: usize) -> Option<Self> {
+        fs::create_dir_all(&at).unwrap();
+        let disk = Self(at);
+        disk.set("mode=755", files).then_some(disk)
+    }
+
+    fn set(&self, options: &str, files: usize) -> bool {
+        let mut mount = std::process::Command::new("mount");
+        mount
+            .args(["-t", "tmpfs", "-o", &format!("{options},nr_inodes={files}"), "kitbag-test"])
+            .arg(&self.0);
+        mount.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// Every call that makes a file fails in turn.
+#[test]
+fn a_disk_that_is_full_at_any_moment_leaves_nothing_that_the_next_start_cannot_mend() {
+    let _alone = alone();
+    let temp = Temp::new();
+    let apps = [app("1"), app("2")];
+    let bundles = [apps[0].pack(&temp.join("1")), apps[1].pack(&temp.join("2"))];
+    let mut full = 0;
+    for files in 8..70 {
+        let Some(disk) = Disk::mount(temp.join("disk"), files) else {
+            return eprintln!("SKIPPED: a full disk: a small tmpfs cannot be mounted here");
+        };
+        let store = Store::at(disk.0.join("store"));
+        if ["v1/trees", "v1/locks", "v1/work"]
+            .iter()
+            .any(|n| fs::create_dir_all(store.place.join(n)).is_err())
+        {
+            continue;
+        }
+        for bundle in &bundles {
+            match start(&store, bundle) {
+                Ok((_, said)) => assert!(said.is_empty(), "{files}: {said:?}"),
+                Err(StoreError::Full { .. }) => full += 1,
+                Err(error) => assert!(error.is_full(), "{files}: {error}"),
+            }
+        }
+        assert!(disk.set("remount", 1000));
+        for (app, bundle) in apps.iter().zip(&bundles).chain(apps.iter().zip(&bundles)) {
+            let (tree, said) = start(&store, bundle).unwrap();
+            assert!(said.is_empty(), "{files}: {said:?}");
+            app.assert_right(&tree.root);
+            assert!(leads_to(&app.closure_beside(&tree.root).unwrap(), &tree.root), "{files}");
+        }
+        assert_eq!(fs::read_dir(store.work("")).unwrap().count(), 0, "{files}");
+    }
+    assert!(full > 20, "only {full} starts found the disk full");
 }
 
 /// A start in a process of its own: `KITBAG_TEST_STORE`, `KITBAG_TEST_BUNDLE`.
