@@ -1,6 +1,7 @@
 //! The static runtime that every bundle starts with, as a library, so that its parts can be tested.
 
 pub mod cgroup;
+pub mod closure;
 pub mod collect;
 pub mod commands;
 pub mod control;
