@@ -37,6 +37,8 @@ pub enum Failure {
         /// Why.
         error: io::Error,
     },
+    /// A service cannot be what its manifest asks for on this host.
+    Service(String),
     /// The command line.
     Usage(String),
     /// The bundle is to be asked something, and does not run.
@@ -103,6 +105,7 @@ impl fmt::Display for Failure {
             Self::NotReady { answer, .. } => {
                 f.write_str(answer["error"].as_str().unwrap_or("it is not ready"))
             }
+            Self::Service(why) => f.write_str(why),
             Self::Found(_) => Ok(()),
         }
     }
@@ -124,7 +127,7 @@ impl Failure {
                 }
             }
             _ if starting_tool => exit::NOT_STARTED,
-            Self::Bundle(Error::Io { .. }) | Self::Expand(_) => exit::FAILURE,
+            Self::Bundle(Error::Io { .. }) | Self::Expand(_) | Self::Service(_) => exit::FAILURE,
             Self::Bundle(_) => exit::DAMAGED,
             Self::Store(error) => error.exit_code(),
             Self::NotStarted { .. } => exit::NOT_STARTED,

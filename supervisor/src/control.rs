@@ -17,6 +17,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 
 use crate::state::Ms;
 use crate::status::{Event, Status};
+use crate::supervise::Remote;
 
 pub mod client;
 pub mod http;
@@ -117,8 +118,8 @@ pub struct Identity {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Supplementary groups.
-    pub groups: Vec<u32>,
+    /// Supplementary groups; `None`: the supervisor's.
+    pub groups: Option<Vec<u32>>,
 }
 
 /// The socket, its clients, and the last events.
@@ -416,6 +417,24 @@ impl Control {
         }
         client.interest = wanted;
         self.epoll.modify(&client.stream, &mut EpollEvent::new(wanted, index as u64)).is_ok()
+    }
+}
+
+impl Remote for Control {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.fd()
+    }
+
+    fn deadline(&self) -> Option<Ms> {
+        self.deadline()
+    }
+
+    fn serve(&mut self, now: Ms, app: &mut dyn App) {
+        self.serve(now, app);
+    }
+
+    fn publish(&mut self, event: &Event) {
+        self.publish(event);
     }
 }
 

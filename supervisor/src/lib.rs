@@ -1,17 +1,24 @@
 //! The static runtime that every bundle starts with, as a library, so that its parts can be tested.
 
+pub mod cgroup;
 pub mod collect;
 pub mod commands;
 pub mod control;
+pub mod cron;
+pub mod environment;
 pub mod expand;
 pub mod heal;
+pub mod identity;
+pub mod limits;
 pub mod machine;
 pub mod memory;
 pub mod near;
+pub mod notify;
 pub mod open;
 pub mod output;
 pub mod owned;
 pub mod place;
+pub mod probe;
 pub mod record;
 pub mod running;
 pub mod service;
@@ -26,3 +33,4 @@ pub mod supervise;
 pub mod sys;
 pub mod tool;
 pub mod unpack;
+pub mod zone;

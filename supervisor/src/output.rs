@@ -226,6 +226,11 @@ impl Output {
         }
     }
 
+    /// Takes one more service, under the next number.
+    pub fn add(&mut self, name: &str) {
+        self.prefixes.extend(Prefix::all(&[name], false));
+    }
+
     /// Queues what service number `service` printed.
     pub fn print(&mut self, service: usize, lines: &mut Lines, bytes: &[u8]) {
         if let Some(prefix) = self.prefixes.get(service) {
