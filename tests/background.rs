@@ -61,7 +61,10 @@ fn the_process_in_the_background_holds_nothing_of_its_starter() {
         .map(|path| path.display().to_string())
         .collect();
     assert!(!links.iter().any(|link| *link == lock.display().to_string()), "{links:?}");
-    assert!(links.iter().filter(|link| link.ends_with("/.kitbag/log/supervisor.log")).count() == 2, "{links:?}");
+    assert!(
+        links.iter().filter(|link| link.ends_with("/.kitbag/log/supervisor.log")).count() == 2,
+        "{links:?}"
+    );
     assert_eq!(fs::read_link(format!("/proc/{supervisor}/cwd")).unwrap().to_str(), Some("/"));
     let stat = fs::read_to_string(format!("/proc/{supervisor}/stat")).unwrap();
     let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
@@ -74,10 +77,22 @@ fn the_process_in_the_background_holds_nothing_of_its_starter() {
 #[test]
 fn a_start_that_fails_says_so_where_it_was_typed() {
     let bundle = App::service("crashes-at-once", &[], "restart = \"never\"").pack();
-    bundle.run(["start"]).exits(7);
+    let outcome = bundle.run(["start"]).exits(7).says("web is not ready (failed): exited with status 1");
+    outcome.says("app goes on running").says(" stop` ends it");
+    // It is there to be looked at, and to be told to try again.
+    bundle
+        .run(["status"])
+        .exits(7)
+        .prints("web   failed")
+        .prints("last end   exited with status 1")
+        .prints("restart web");
+    bundle.run(["start", "web"]).exits(7).says("web is not ready (failed)");
+    bundle.run(["wait", "--ready"]).exits(7);
+    bundle.run(["stop"]).exits(0);
     is_gone(&bundle);
     let well = App::service("exits-zero", &[], "restart = \"never\"").pack();
-    well.run(["start"]).exits(0);
+    well.run(["start"]).exits(0).prints("app is ready after ");
+    well.run(["stop"]).exits(0);
     let bundle = sleeper();
     fs::write(bundle.sandbox.state(), "a file").unwrap();
     bundle.run(["start"]).exits(1).says("no folder can be used for state");
@@ -96,8 +111,18 @@ fn services_are_told_what_to_do_by_name() {
     bundle.run(["wait", "--ready", "--timeout", "20s"]).exits(0).is_quiet();
     let told = status(&bundle);
     assert_eq!(told["units"][0]["last_end"]["how"], "was ended by SIGKILL", "{told}");
-    bundle.run(["events"]).exits(0).prints("\"event\":\"retrying\"").prints("\"detail\":\"was ended by SIGKILL\"");
-    bundle.run(["stop", "wbe"]).exits(2).says("there is no service or task `wbe`").says("did you mean `web`?");
+    bundle.run(["events"]).exits(0).prints("\"event\":\"ready\"").prints("was ended by SIGKILL");
+    bundle.run(["scale", "web=3"]).exits(0);
+    bundle.run(["wait", "--ready"]).exits(0);
+    bundle.run(["status"]).exits(0).prints("web.2");
+    bundle.run(["stop", "web.1"]).exits(0).prints("stopped: web.1");
+    bundle.run(["start", "web.1"]).exits(0).prints("ready: web.1");
+    bundle.run(["scale", "web=1"]).exits(0);
+    bundle
+        .run(["stop", "wbe"])
+        .exits(2)
+        .says("there is no service or task `wbe`")
+        .says("did you mean `web`?");
     bundle.run(["signal", "NOPE", "web"]).exits(2).says("there is no signal `NOPE`");
     bundle.run(["scale", "web"]).exits(2).says("scale web=3");
     bundle.run(["run-task"]).exits(2).says("run-task NAME");
@@ -118,7 +143,8 @@ fn exec_runs_beside_a_service_with_its_environment_and_folder() {
     bundle.run(["start"]).exits(0);
     let tree = bundle.sandbox.tree();
     let script = "echo $GREETING $1; pwd; cat; exit 33";
-    let outcome = bundle.command(["exec", "web", "--", "sh", "-c", script, "sh", "--help"]).stdin("typed").run();
+    let outcome =
+        bundle.command(["exec", "web", "--", "sh", "-c", script, "sh", "--help"]).stdin("typed").run();
     outcome.exits(33).prints(&format!("app --help\n{}\ntyped", tree.display()));
     bundle.run(["exec", "web", "/bin/false"]).exits(1).is_quiet();
     bundle.run(["exec", "web", "--", "no-such-program"]).exits(125).says("cannot start no-such-program");
