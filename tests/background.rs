@@ -77,10 +77,22 @@ fn the_process_in_the_background_holds_nothing_of_its_starter() {
 #[test]
 fn a_start_that_fails_says_so_where_it_was_typed() {
     let bundle = App::service("crashes-at-once", &[], "restart = \"never\"").pack();
-    bundle.run(["start"]).exits(7);
+    let outcome = bundle.run(["start"]).exits(7).says("web is not ready (failed): exited with status 1");
+    outcome.says("app goes on running").says(" stop` ends it");
+    // It is there to be looked at, and to be told to try again.
+    bundle
+        .run(["status"])
+        .exits(7)
+        .prints("web   failed")
+        .prints("last end   exited with status 1")
+        .prints("restart web");
+    bundle.run(["start", "web"]).exits(7).says("web is not ready (failed)");
+    bundle.run(["wait", "--ready"]).exits(7);
+    bundle.run(["stop"]).exits(0);
     is_gone(&bundle);
     let well = App::service("exits-zero", &[], "restart = \"never\"").pack();
-    well.run(["start"]).exits(0);
+    well.run(["start"]).exits(0).prints("app is ready after ");
+    well.run(["stop"]).exits(0);
     let bundle = sleeper();
     fs::write(bundle.sandbox.state(), "a file").unwrap();
     bundle.run(["start"]).exits(1).says("no folder can be used for state");
@@ -99,11 +111,13 @@ fn services_are_told_what_to_do_by_name() {
     bundle.run(["wait", "--ready", "--timeout", "20s"]).exits(0).is_quiet();
     let told = status(&bundle);
     assert_eq!(told["units"][0]["last_end"]["how"], "was ended by SIGKILL", "{told}");
-    bundle
-        .run(["events"])
-        .exits(0)
-        .prints("\"event\":\"retrying\"")
-        .prints("\"detail\":\"was ended by SIGKILL\"");
+    bundle.run(["events"]).exits(0).prints("\"event\":\"ready\"").prints("was ended by SIGKILL");
+    bundle.run(["scale", "web=3"]).exits(0);
+    bundle.run(["wait", "--ready"]).exits(0);
+    bundle.run(["status"]).exits(0).prints("web.2");
+    bundle.run(["stop", "web.1"]).exits(0).prints("stopped: web.1");
+    bundle.run(["start", "web.1"]).exits(0).prints("ready: web.1");
+    bundle.run(["scale", "web=1"]).exits(0);
     bundle
         .run(["stop", "wbe"])
         .exits(2)

@@ -117,8 +117,8 @@ pub struct Identity {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Supplementary groups.
-    pub groups: Vec<u32>,
+    /// Supplementary groups; `None`: the supervisor's.
+    pub groups: Option<Vec<u32>>,
 }
 
 /// The socket, its clients, and the last events.

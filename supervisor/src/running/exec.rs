@@ -84,7 +84,7 @@ fn take_identity(identity: &Json) -> io::Result<()> {
     if nix::unistd::geteuid().as_raw() == uid {
         return Ok(());
     }
-    let groups = identity["groups"].as_array().map_or(&[][..], Vec::as_slice);
-    let groups: Vec<u32> = groups.iter().filter_map(number).collect();
-    Ok(become_user(uid, gid, &groups)?)
+    let groups = identity["groups"].as_array();
+    let groups = groups.map(|groups| groups.iter().filter_map(number).collect::<Vec<u32>>());
+    Ok(become_user(uid, gid, groups.as_deref())?)
 }

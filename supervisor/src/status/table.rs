@@ -96,7 +96,11 @@ fn notes(unit: &Unit, extra: Option<&Extra>) -> Vec<String> {
     let mut notes = Vec::new();
     let well = unit.is_ready() || unit.state == State::Running;
     // Its last end, which follows, says as much where there is no other reason.
-    if !well && unit.state != State::Stopped && (unit.reason.is_some() || unit.last_end.is_none()) {
+    let end = unit.last_end.as_ref().map(|end| end.how.as_str());
+    if !well
+        && unit.state != State::Stopped
+        && (end.is_none() || unit.reason.as_deref().is_some_and(|why| Some(why) != end))
+    {
         notes.push(format!("why        {}", unit.why()));
     }
     if let Some(delay) = unit.retry_in_ms {

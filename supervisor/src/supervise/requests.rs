@@ -67,7 +67,7 @@ impl App for Supervisor {
         let identity = spec.setup.ids.as_ref().map(|ids| Identity {
             uid: ids.uid,
             gid: ids.gid,
-            groups: ids.groups.clone().unwrap_or_default(),
+            groups: ids.groups.clone(),
         });
         Some(Surroundings { env, cwd: spec.program.cwd.clone(), identity, umask: spec.setup.umask })
     }

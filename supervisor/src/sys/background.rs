@@ -74,11 +74,13 @@ pub fn columns() -> Option<usize> {
     (answer == 0 && size.ws_col > 0).then_some(usize::from(size.ws_col))
 }
 
-/// Becomes this user, with these groups, for good (setgroups(2), setgid(2), setuid(2), in this order).
-pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> Result<(), Errno> {
+/// Becomes this user, with these supplementary groups if they are given, for good (setgroups(2), setgid(2), setuid(2), in this order).
+pub fn become_user(uid: u32, gid: u32, groups: Option<&[u32]>) -> Result<(), Errno> {
     // SAFETY: setgroups(2) reads `groups`, whose length is passed; the others take numbers.
     unsafe {
-        check(libc::setgroups(groups.len(), groups.as_ptr()))?;
+        if let Some(groups) = groups {
+            check(libc::setgroups(groups.len(), groups.as_ptr()))?;
+        }
         check(libc::setgid(gid))?;
         check(libc::setuid(uid)).map(drop)
     }
