@@ -226,7 +226,7 @@ impl Files {
         if let Some(at) = unit.rotate_at {
             self.wake_at(at);
         }
-        self.compress(now);
+        self.compress_one(unit, now);
         Ok(())
     }
 
