@@ -490,9 +490,9 @@ fn a_reader_merges_units_by_time() {
     assert_eq!(entries.iter().map(|entry| entry.unit).collect::<Vec<_>>(), [2, 0, 1, 2, 0, 1, 2, 0, 1, 2]);
     assert_eq!(texts(entries), expected);
     app.print_to(1, Stream::Err, "next\n");
-    let next = reader.next().expect("readable");
+    let next = reader.more().expect("readable");
     assert_eq!((next[0].unit, next[0].stream, &next[0].text[..]), (1, Stream::Err, &b"next"[..]));
-    assert!(reader.next().expect("readable").is_empty());
+    assert!(reader.more().expect("readable").is_empty());
 }
 
 #[test]
@@ -507,7 +507,7 @@ fn a_reader_follows_over_rotations_and_misses_nothing() {
         if part % 4 == 0 {
             app.compress();
         }
-        seen.extend(texts(reader.next().expect("readable")));
+        seen.extend(texts(reader.more().expect("readable")));
     }
     app.compress();
     assert_eq!(seen, app.last(usize::MAX - 1));
