@@ -94,6 +94,7 @@ impl fmt::Display for Failure {
             Self::Expand(error) => error.fmt(f),
             Self::NotStarted { program, error } => write!(f, "cannot start {}: {error}", program.display()),
             Self::Usage(why) => write!(f, "{why}\n  to fix  see `--help`; of a tool bundle, `--kitbag help`"),
+            Self::Service(why) => f.write_str(why),
             Self::NotRunning { name, state } => {
                 write!(f, "{name} is not running")?;
                 if let Some(state) = state {
@@ -105,7 +106,6 @@ impl fmt::Display for Failure {
             Self::NotReady { answer, .. } => {
                 f.write_str(answer["error"].as_str().unwrap_or("it is not ready"))
             }
-            Self::Service(why) => f.write_str(why),
             Self::Found(_) => Ok(()),
         }
     }

@@ -17,7 +17,6 @@ use nix::sys::socket::{getsockopt, sockopt};
 
 use crate::state::Ms;
 use crate::status::{Event, Status};
-use crate::supervise::Remote;
 
 pub mod client;
 pub mod http;
@@ -417,24 +416,6 @@ impl Control {
         }
         client.interest = wanted;
         self.epoll.modify(&client.stream, &mut EpollEvent::new(wanted, index as u64)).is_ok()
-    }
-}
-
-impl Remote for Control {
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.fd()
-    }
-
-    fn deadline(&self) -> Option<Ms> {
-        self.deadline()
-    }
-
-    fn serve(&mut self, now: Ms, app: &mut dyn App) {
-        self.serve(now, app);
-    }
-
-    fn publish(&mut self, event: &Event) {
-        self.publish(event);
     }
 }
 

@@ -133,12 +133,16 @@ impl Ear {
         let mut messages = Vec::new();
         for _ in 0..SHARE {
             let Ok(Some(datagram)) = socket::receive(self.socket.as_fd(), &mut buffer) else { break };
-            let known = |uid| uid == 0 || uid == self.uid || uid == own_uid;
-            if !datagram.cut && datagram.sender.is_some_and(|(_, uid)| known(uid)) {
+            if !datagram.cut && self.knows(datagram.sender, own_uid) {
                 parse(&buffer[..datagram.length], datagram.fds, &mut messages);
             }
         }
         messages
+    }
+
+    /// True for root, the service's user and the supervisor's.
+    fn knows(&self, sender: Option<(Pid, u32)>, own_uid: u32) -> bool {
+        sender.is_some_and(|(_, uid)| uid == 0 || uid == self.uid || uid == own_uid)
     }
 }
 
@@ -196,4 +200,193 @@ fn milliseconds(microseconds: u64) -> Ms {
 fn printable(value: &[u8]) -> String {
     let shown = |letter: char| if letter.is_control() { char::REPLACEMENT_CHARACTER } else { letter };
     String::from_utf8_lossy(value).chars().map(shown).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::os::fd::AsFd;
+
+    /// A sender as a service has it.
+    struct Sender(UnixDatagram, String);
+
+    impl Sender {
+        fn to(socket: &str) -> Self {
+            Self(
+                UnixDatagram::unbound().expect("a socket"),
+                socket.strip_prefix('@').expect(socket).to_owned(),
+            )
+        }
+
+        fn send(&self, text: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+            socket::send(&self.0, self.1.as_bytes(), text, fds)
+        }
+    }
+
+    fn own_uid() -> u32 {
+        nix::unistd::geteuid().as_raw()
+    }
+
+    /// What one datagram says.
+    fn heard(text: &[u8]) -> Vec<Message> {
+        let mut notify = Notify::new().expect("epoll");
+        let sender = Sender::to(&notify.open(3, own_uid()).expect("a socket"));
+        sender.send(text, &[]).expect("it is sent");
+        let mut heard = notify.serve();
+        match heard.pop() {
+            Some((3, messages)) if heard.is_empty() => messages,
+            None => Vec::new(),
+            other => panic!("{other:?}, {heard:?}"),
+        }
+    }
+
+    fn shown(messages: &[Message]) -> String {
+        format!("{messages:?}")
+    }
+
+    /// True when no write end of this pipe is open any more.
+    fn is_closed(mut read: &std::io::PipeReader) -> bool {
+        let mut polled = [nix::poll::PollFd::new(read.as_fd(), nix::poll::PollFlags::POLLIN)];
+        let ready = nix::poll::poll(&mut polled, nix::poll::PollTimeout::ZERO).expect("poll");
+        ready == 1 && read.read(&mut [0]).is_ok_and(|length| length == 0)
+    }
+
+    #[test]
+    fn all_fields_of_a_datagram_are_read_in_order() {
+        let text = b"RELOADING=1\nMONOTONIC_USEC=5\nREADY=1\nSTOPPING=1\nWATCHDOG=1\nWATCHDOG=trigger\nWATCHDOG_USEC=2500\n\
+            EXTEND_TIMEOUT_USEC=1000000\nSTATUS=up, 3 clients\nERRNO=2\nMAINPID=17\nX_OWN=1\nFDSTORE=1\nBUSERROR=x\n";
+        assert_eq!(
+            shown(&heard(text)),
+            "[Reloading, Ready, Stopping, Watchdog, WatchdogTrigger, WatchdogInterval(3), ExtendTimeout(1000), \
+             Status(\"up, 3 clients\"), Errno(2), MainPid(17)]"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_is_ignored() {
+        for text in [
+            "",
+            "\n\n",
+            "READY",
+            "READY=0",
+            "READY=1 ",
+            " READY=1",
+            "ready=1",
+            "MAINPID=0",
+            "MAINPID=-4",
+            "MAINPID=x",
+            "WATCHDOG_USEC=-1",
+            "EXTEND_TIMEOUT_USEC=99999999999999999999",
+            "BARRIER=1",
+            "=1",
+            "ERRNO=",
+        ] {
+            assert_eq!(shown(&heard(text.as_bytes())), "[]", "{text:?}");
+        }
+        assert_eq!(shown(&heard(b"\xff\0=\xff\nREADY=1")), "[Ready]");
+    }
+
+    #[test]
+    fn a_status_cannot_steer_a_terminal() {
+        let said = heard(b"STATUS=\x1b[2Jgood \xff\tk\xc3\xb6nig");
+        assert_eq!(shown(&said), "[Status(\"\u{fffd}[2Jgood \u{fffd}\u{fffd}k\u{f6}nig\")]");
+    }
+
+    #[test]
+    fn a_datagram_that_is_too_long_is_ignored() {
+        let mut text = b"READY=1\nSTATUS=".to_vec();
+        text.resize(LONGEST, b'x');
+        assert_eq!(heard(&text).len(), 2);
+        text.push(b'x');
+        assert_eq!(shown(&heard(&text)), "[]");
+    }
+
+    #[test]
+    fn a_barrier_is_over_when_its_message_is_dropped() {
+        let mut notify = Notify::new().expect("epoll");
+        let sender = Sender::to(&notify.open(1, own_uid()).expect("a socket"));
+        let (read, write) = std::io::pipe().expect("a pipe");
+        sender.send(b"READY=1", &[]).expect("it is sent");
+        sender.send(b"BARRIER=1", &[write.as_fd()]).expect("it is sent");
+        drop(write);
+        let heard = notify.serve();
+        let [(1, messages)] = heard.as_slice() else { panic!("{heard:?}") };
+        assert!(matches!(messages.as_slice(), [Message::Ready, Message::Barrier(_)]), "{messages:?}");
+        assert!(!is_closed(&read), "it was over before its messages were");
+        drop(heard);
+        assert!(is_closed(&read));
+    }
+
+    #[test]
+    fn other_descriptors_are_closed_at_once() {
+        let mut notify = Notify::new().expect("epoll");
+        let sender = Sender::to(&notify.open(1, own_uid()).expect("a socket"));
+        let (read, write) = std::io::pipe().expect("a pipe");
+        let many = [write.as_fd(); 253];
+        let long = [b'x'; LONGEST + 1];
+        sender.send(b"FDSTORE=1\nFDNAME=x\nREADY=1", &many).expect("it is sent");
+        sender.send(b"BARRIER=1", &[write.as_fd(), write.as_fd()]).expect("it is sent");
+        sender.send(&long, &[write.as_fd()]).expect("it is sent");
+        drop(write);
+        let heard = notify.serve();
+        assert_eq!(format!("{heard:?}"), "[(1, [Ready])]");
+        assert!(is_closed(&read));
+    }
+
+    #[test]
+    fn a_closed_socket_ends_its_barriers_and_says_nothing_more() {
+        let mut notify = Notify::new().expect("epoll");
+        let first = Sender::to(&notify.open(1, own_uid()).expect("a socket"));
+        let (read, write) = std::io::pipe().expect("a pipe");
+        first.send(b"READY=1", &[]).expect("it is sent");
+        first.send(b"BARRIER=1", &[write.as_fd()]).expect("it is sent");
+        drop(write);
+        let second = Sender::to(&notify.open(1, own_uid()).expect("another socket"));
+        assert_ne!(first.1, second.1);
+        assert!(is_closed(&read));
+        assert_eq!(first.send(b"READY=1", &[]), Err(Errno::ECONNREFUSED));
+        assert!(notify.serve().is_empty());
+        second.send(b"STOPPING=1", &[]).expect("it is sent");
+        assert_eq!(format!("{:?}", notify.serve()), "[(1, [Stopping])]");
+        notify.close(1);
+        notify.close(1);
+    }
+
+    #[test]
+    fn a_flood_leaves_the_others_their_turn() {
+        let mut notify = Notify::new().expect("epoll");
+        let mut senders: Vec<Sender> =
+            (0..20).map(|key| Sender::to(&notify.open(key, own_uid()).expect("a socket"))).collect();
+        let quiet = senders.pop().expect("twenty");
+        for sender in &senders {
+            sender.0.set_nonblocking(true).expect("an option");
+        }
+        let flood = || senders.iter().for_each(|sender| while sender.send(b"WATCHDOG=1", &[]).is_ok() {});
+        flood();
+        quiet.send(b"READY=1", &[]).expect("it is sent");
+        let mut turns = 0;
+        loop {
+            turns += 1;
+            assert!(turns <= 20, "the quiet one is never heard");
+            let heard = notify.serve();
+            assert!(heard.iter().map(|(_, messages)| messages.len()).sum::<usize>() <= TURN);
+            if heard.iter().any(|(key, _)| *key == 19) {
+                return;
+            }
+            flood();
+        }
+    }
+
+    #[test]
+    fn strangers_are_not_heard() {
+        let said = |sender| {
+            Ear { key: 1, uid: 1000, socket: socket::abstract_datagrams(b"").expect("a socket") }
+                .knows(sender, 500)
+        };
+        for (uid, expected) in [(0, true), (500, true), (1000, true), (1001, false), (65534, false)] {
+            assert_eq!(said(Some((1, uid))), expected, "{uid}");
+        }
+        assert!(!said(None));
+    }
 }

@@ -680,6 +680,28 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_to_itself_is_a_refusal() {
+        let stream = socket::connected_to_itself();
+        assert_eq!(connection_error(&stream), Some(Errno::ECONNREFUSED));
+    }
+
+    #[test]
+    fn a_listener_that_takes_no_more_is_late() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        socket::shorten_queue(&listener);
+        let address = listener.local_addr().expect("its address");
+        // One waits to be accepted; the kernel leaves a second one without an answer.
+        let _first = TcpStream::connect(address).expect("the first connects");
+        let mut probes = Probes::new().expect("epoll");
+        let ask = Ask::Tcp(Address::Numeric(address));
+        assert_eq!(probes.start(1, &ask, 1000, 300), Ok(()));
+        assert_eq!(probes.serve(1299), []);
+        assert_eq!(probes.deadline(), Some(1300));
+        assert_eq!(probes.serve(1300), [(1, Err(Why::NoConnection(address, 300)))]);
+        assert_eq!(probes.deadline(), None);
+    }
+
+    #[test]
     fn reasons_are_sentences() {
         let address: SocketAddr = "127.0.0.1:8080".parse().expect("an address");
         let path = || "/healthz".to_owned();

@@ -45,8 +45,7 @@ pub enum Setting<'a> {
     Machine(&'a Machine),
 }
 
-/// Runs the bundle's services until they end or are asked to; in the background, until they are asked to.
-/// Returns the exit code.
+/// Runs the bundle's services until they end or are asked to. Returns the exit code.
 pub fn run(own: &Own, setting: &Setting<'_>) -> Result<u8, Failure> {
     let manifest = own.bundle.manifest()?;
     if manifest.is_tool() {
@@ -77,10 +76,11 @@ pub fn run(own: &Own, setting: &Setting<'_>) -> Result<u8, Failure> {
         name: manifest.name.clone(),
         version: manifest.version.clone(),
         services,
-        tasks: Some(runtime.join("tasks")),
         state_folder: state,
-        stay: matches!(setting, Setting::Background(_)),
-        remote: Some(Box::new(control)),
+        log_folder: None,
+        tasks: Some(runtime.join("tasks")),
+        stays: matches!(setting, Setting::Background(_)),
+        control: Some(control),
     });
     // Held until nothing runs any more.
     drop((lock, tree));

@@ -10,7 +10,7 @@
 //! Services run in sessions of their own, so that a terminal's `^C` reaches the supervisor alone.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -20,7 +20,7 @@ use nix::sys::signalfd::SignalFd;
 use nix::sys::timerfd::TimerFd;
 
 use crate::cgroup::Cgroups;
-use crate::control::App;
+use crate::control::Control;
 use crate::notify::Notify;
 use crate::output::Output;
 use crate::probe::Probes;
@@ -58,24 +58,14 @@ pub struct Bundle {
     pub services: Vec<ServiceSpec>,
     /// The app's state folder, for whoever asks.
     pub state_folder: PathBuf,
+    /// Where its logs are.
+    pub log_folder: Option<PathBuf>,
     /// Where records of tasks are kept; `None`: nowhere.
     pub tasks: Option<PathBuf>,
-    /// Go on when all services have ended: somebody may look at them, and start them again.
-    pub stay: bool,
-    /// Where requests come from.
-    pub remote: Option<Box<dyn Remote>>,
-}
-
-/// A source of requests with one descriptor that the loop watches.
-pub trait Remote {
-    /// Readable when [`Self::serve`] has something to do.
-    fn fd(&self) -> BorrowedFd<'_>;
-    /// When [`Self::serve`] has something to do whatever happens.
-    fn deadline(&self) -> Option<Ms>;
-    /// Takes requests, without waiting for any.
-    fn serve(&mut self, now: Ms, app: &mut dyn App);
-    /// Hears of everything that happens.
-    fn publish(&mut self, event: &status::Event);
+    /// Go on when services have failed for good: somebody may look at them, and start them again.
+    pub stays: bool,
+    /// Where it is asked.
+    pub control: Option<Control>,
 }
 
 /// The number of a signal by its name, `SIGTERM` or `TERM`; `None` for a name that is none.
@@ -116,7 +106,7 @@ enum Source {
     /// A task is due by the wall clock, or that was set.
     Clock,
     /// Somebody asks for something.
-    Remote,
+    Control,
     /// A service says that it is ready by a newline.
     Newline(Id),
 }
@@ -130,7 +120,7 @@ impl Source {
             Self::Probes => 3,
             Self::Notify => 4,
             Self::Clock => 5,
-            Self::Remote => 6,
+            Self::Control => 6,
             Self::Newline(id) => 7 + id as u64,
         }
     }
@@ -143,7 +133,7 @@ impl Source {
             3 => Self::Probes,
             4 => Self::Notify,
             5 => Self::Clock,
-            6 => Self::Remote,
+            6 => Self::Control,
             id => Self::Newline(usize::try_from(id - 7).unwrap_or(usize::MAX)),
         }
     }
@@ -156,6 +146,7 @@ struct Supervisor {
     bundle: String,
     version: String,
     state_folder: PathBuf,
+    log_folder: Option<PathBuf>,
     /// Services and tasks.
     parts: Vec<Members>,
     units: Vec<Unit>,
@@ -163,7 +154,7 @@ struct Supervisor {
     /// Units that are not at rest.
     active: usize,
     whole: Whole,
-    stay: bool,
+    stays: bool,
     /// The longest `stop_timeout`: what daemons left behind have, too.
     grace: Ms,
 
@@ -192,7 +183,8 @@ struct Supervisor {
     repeated: Vec<Part>,
     /// Where records of tasks are kept.
     tasks: Option<PathBuf>,
-    remote: Option<Box<dyn Remote>>,
+    /// Taken out while it is served.
+    control: Option<Control>,
     /// What has happened while a request was served.
     unpublished: Vec<status::Event>,
     nothing: OwnedFd,
@@ -229,8 +221,8 @@ impl Supervisor {
             (probes.fd(), Source::Probes),
             (notify.fd(), Source::Notify),
         ];
-        let remote = bundle.remote.iter().map(|remote| (remote.fd(), Source::Remote));
-        for (descriptor, source) in watched.into_iter().chain(remote) {
+        let control = bundle.control.iter().map(|control| (control.fd(), Source::Control));
+        for (descriptor, source) in watched.into_iter().chain(control) {
             events.add(descriptor, readable(source.token())).map_err(failed)?;
         }
         let nothing = fd::nothing().map_err(|errno| ("standard input", errno))?;
@@ -238,12 +230,13 @@ impl Supervisor {
             bundle: bundle.name,
             version: bundle.version,
             state_folder: bundle.state_folder,
+            log_folder: bundle.log_folder,
             parts: Vec::new(),
             units: Vec::new(),
             order: Order::default(),
             active: 0,
             whole: Whole::default(),
-            stay: bundle.stay,
+            stays: bundle.stays,
             grace: 0,
             timers: Timers::default(),
             pids: Pids::default(),
@@ -261,7 +254,7 @@ impl Supervisor {
             clock: None,
             repeated: Vec::new(),
             tasks: bundle.tasks,
-            remote: bundle.remote,
+            control: bundle.control,
             unpublished: Vec::new(),
             nothing,
             spawner,
@@ -367,7 +360,7 @@ impl Supervisor {
                 Source::Notify => self.take_messages(),
                 Source::Newline(id) => self.take_newline(id),
                 Source::Clock => self.take_clock(),
-                Source::Remote => self.serve_remote(),
+                Source::Control => self.serve_control(),
                 // `write` follows, whatever happened.
                 Source::Room | Source::Signals => {}
             }
@@ -375,9 +368,9 @@ impl Supervisor {
     }
 
     fn timeout(&self) -> EpollTimeout {
-        let remote = self.remote.as_ref().and_then(|remote| remote.deadline());
+        let control = self.control.as_ref().and_then(Control::deadline);
         let times =
-            [self.timers.next(), self.whole.deadline(), self.probes.deadline(), remote, self.next_task()];
+            [self.timers.next(), self.whole.deadline(), self.probes.deadline(), control, self.next_task()];
         let next = match times.into_iter().flatten().min() {
             _ if self.more => 0,
             None => return EpollTimeout::NONE,
@@ -400,8 +393,8 @@ impl Supervisor {
         if due(self.next_task()) {
             self.look_at_tasks();
         }
-        if due(self.remote.as_ref().and_then(|remote| remote.deadline())) {
-            self.serve_remote();
+        if due(self.control.as_ref().and_then(Control::deadline)) {
+            self.serve_control();
         }
         if due(self.whole.deadline()) {
             self.turn(Turn::Tick);
@@ -478,17 +471,17 @@ impl Supervisor {
     /// Everything that happens comes by here.
     fn publish(&mut self, unit: String, event: String, detail: String) {
         let event = status::Event { at: unix_ms(), unit, event, detail };
-        match &mut self.remote {
-            Some(remote) => remote.publish(&event),
+        match &mut self.control {
+            Some(control) => control.publish(&event),
             // It is serving.
             None => self.unpublished.push(event),
         }
     }
 
     fn publish_rest(&mut self) {
-        if let Some(remote) = &mut self.remote {
+        if let Some(control) = &mut self.control {
             for event in self.unpublished.drain(..) {
-                remote.publish(&event);
+                control.publish(&event);
             }
         } else {
             self.unpublished.clear();
@@ -619,10 +612,14 @@ impl Supervisor {
         }
     }
 
-    /// True if all has ended and nothing starts by itself. What somebody has stopped may be started again.
+    /// True if all has ended and nothing starts by itself. What somebody has stopped may be started again; so may what has
+    /// failed, where somebody can find out.
     fn has_nothing_to_do(&self) -> bool {
-        let stopped = |unit: &Unit| unit.service.state == State::Ended(Outcome::Stopped);
-        self.active == 0 && !self.stay && self.repeated.is_empty() && !self.units.iter().any(stopped)
+        let waits = |unit: &Unit| match unit.service.state {
+            State::Ended(Outcome::Stopped) => true,
+            state => self.stays && state.has_failed(),
+        };
+        self.active == 0 && self.repeated.is_empty() && !self.units.iter().any(waits)
     }
 
     fn exit_code(&self) -> u8 {

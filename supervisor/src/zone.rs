@@ -17,6 +17,8 @@ pub const HOST_FOLDER: &str = "/usr/share/zoneinfo";
 /// The host's own zone: a TZif file (localtime(5)).
 const HOST_ZONE: &str = "/etc/localtime";
 const DAY: i64 = 86_400;
+/// Rules hold so many seconds from 1970 on either side, 31,700 years; before and after there is no summer.
+const FAR: i64 = 1_000_000_000_000;
 
 /// Days from 1970-01-01 to a date of the Gregorian calendar; months and days from 1.
 /// (Howard Hinnant, `days_from_civil`.)
@@ -433,8 +435,12 @@ impl Rule {
         let Some(summer) = &self.summer else {
             return Period { start: i64::MIN, end: i64::MAX, offset: self.standard };
         };
-        // The clock's limits are far within those of i64; days and years of a hostile instant are not.
-        let at = at.clamp(-(1 << 55), 1 << 55);
+        if at < -FAR {
+            return Period { start: i64::MIN, end: -FAR, offset: self.standard };
+        }
+        if at >= FAR {
+            return Period { start: FAR, end: i64::MAX, offset: self.standard };
+        }
         let (year, ..) = date_of(at.div_euclid(DAY));
         let mut changes = Vec::with_capacity(10);
         for year in year - 2..=year + 2 {
@@ -445,9 +451,13 @@ impl Rule {
         changes.sort_unstable();
         let next = changes.partition_point(|(change, _)| *change <= at);
         let last = next.checked_sub(1).and_then(|last| changes.get(last)).copied();
-        let (start, is_summer) = last.unwrap_or((i64::MIN, false));
-        let end = changes.get(next).map_or(i64::MAX, |(change, _)| *change);
-        Period { start, end, offset: if is_summer { summer.offset } else { self.standard } }
+        let (start, is_summer) = last.unwrap_or((-FAR, false));
+        let end = changes.get(next).map_or(FAR, |(change, _)| *change);
+        Period {
+            start: start.max(-FAR),
+            end: end.min(FAR),
+            offset: if is_summer { summer.offset } else { self.standard },
+        }
     }
 
     fn parse(text: &str) -> Option<Self> {

@@ -4,7 +4,7 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::ffi::{CString, OsString};
+use std::ffi::OsString;
 use std::fs::{self, Permissions};
 use std::io::{PipeReader, Read, pipe};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -94,6 +94,7 @@ fn each_stage_says_what_failed() {
         Start { program: temp.join(name), ..sh("") }
     };
     assert_eq!(sh("\0").fails(), (Stage::Arguments, libc::EINVAL));
+    assert_eq!(Start { cwd: "/\0none".into(), ..sh("") }.fails(), (Stage::Arguments, libc::EINVAL));
     assert_eq!(Start { program: "/none".into(), ..sh("") }.fails(), (Stage::Exec, libc::ENOENT));
     assert_eq!(file("text", 0o644).fails(), (Stage::Exec, libc::EACCES));
     assert_eq!(file("foreign", 0o755).fails(), (Stage::Exec, libc::ENOEXEC));
@@ -223,6 +224,33 @@ fn a_user_of_this_host_has_its_groups_and_its_home() {
     let names: std::collections::BTreeSet<&str> =
         names.filter(|name| *name != "PWD" && *name != "_").collect();
     assert_eq!(names, ["HOME", "LOGNAME", "PATH", "SHELL", "USER"].into());
+}
+
+#[test]
+fn of_the_same_variable_the_later_source_wins() {
+    let temp = Temp::new();
+    fs::write(temp.join("one"), "A=one\nB=one\nC=one\nHOME=one\n").unwrap();
+    fs::write(temp.join("two"), "B=two\nC=two\n").unwrap();
+    let app = common::App::new("app", "1");
+    let values = Values { tree: &temp.0, state: None, manifest: &app.manifest };
+    let process = Process {
+        pass_env: Some(vec!["HOME".into(), "PATH".into()]),
+        env_files: ["one", "two", "three?"].map(|name| format!("${{tree}}/{name}")).into(),
+        ..Process::default()
+    };
+    let command = kitbag_format::manifest::Command {
+        env: BTreeMap::from([("C".into(), "${name}".into())]),
+        ..Default::default()
+    };
+    let env = environment(&command, &process, None, &values).expect("the files are right");
+    let found: Vec<String> =
+        env.iter().map(|(name, value)| format!("{}={}", name.display(), value.display())).collect();
+    let path = std::env::var("PATH").expect("tests have it");
+    assert_eq!(found, ["A=one", "B=two", "C=app", "HOME=one", &format!("PATH={path}")]);
+    fs::write(temp.join("two"), "B=two\nC\n").unwrap();
+    let error = environment(&command, &process, None, &values).expect_err("line 2 is wrong").to_string();
+    let expected = format!("{}/two:2: there is no `=`", temp.0.display());
+    assert!(error.starts_with(&expected), "{error}");
 }
 
 #[test]
@@ -389,10 +417,4 @@ fn a_thousand_launches() {
             println!("{services} services' pipes open: {:?} a launch", began.elapsed() / 1000);
         }
     }
-}
-
-#[test]
-fn a_path_is_never_cut_at_a_zero_byte() {
-    assert!(CString::new("a\0b").is_err());
-    assert_eq!(Start { cwd: "/\0none".into(), ..sh("") }.fails(), (Stage::Arguments, libc::EINVAL));
 }

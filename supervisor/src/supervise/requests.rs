@@ -28,7 +28,7 @@ impl App for Supervisor {
             for_ms: self.now(),
             stopping: self.whole.phase != Phase::Serving,
             state_folder: self.state_folder.clone(),
-            log_folder: None,
+            log_folder: self.log_folder.clone(),
             units,
         }
     }
@@ -74,10 +74,10 @@ impl App for Supervisor {
 }
 
 impl Supervisor {
-    pub(super) fn serve_remote(&mut self) {
-        if let Some(mut remote) = self.remote.take() {
-            remote.serve(self.now(), self);
-            self.remote = Some(remote);
+    pub(super) fn serve_control(&mut self) {
+        if let Some(mut control) = self.control.take() {
+            control.serve(self.now(), self);
+            self.control = Some(control);
             self.publish_rest();
         }
     }

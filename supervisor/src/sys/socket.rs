@@ -200,3 +200,32 @@ pub fn send(from: &UnixDatagram, to: &[u8], bytes: &[u8], fds: &[BorrowedFd<'_>]
     // SAFETY: `head` leads to `part`, `bytes` and `control`, which are alive; sendmsg(2) only reads them.
     Errno::result(unsafe { libc::sendmsg(from.as_raw_fd(), &raw const head, libc::MSG_NOSIGNAL) }).map(drop)
 }
+
+/// Lets a listener have one connection that was not accepted; the kernel does not answer a second one.
+#[cfg(test)]
+pub fn shorten_queue(listener: &std::net::TcpListener) {
+    // SAFETY: listen(2) takes numbers.
+    check(unsafe { libc::listen(listener.as_raw_fd(), 0) }).expect("a second listen shortens the queue");
+}
+
+/// A socket of 127.0.0.1 that is connected to itself.
+#[cfg(test)]
+pub fn connected_to_itself() -> TcpStream {
+    // SAFETY: socket(2) takes numbers, and what it made is known to nobody else.
+    let socket = unsafe { OwnedFd::from_raw_fd(libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0)) };
+    let mut address = libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: 0,
+        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes([127, 0, 0, 1]) },
+        sin_zero: [0; 8],
+    };
+    let length = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+    // SAFETY: pointer and length are those of `address`, which bind(2) only reads.
+    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) })
+        .expect("a free port");
+    let stream = TcpStream::from(socket);
+    address.sin_port = stream.local_addr().expect("its address").port().to_be();
+    // SAFETY: as above, for connect(2).
+    check(unsafe { libc::connect(stream.as_raw_fd(), (&raw const address).cast(), length) }).expect("itself");
+    stream
+}
