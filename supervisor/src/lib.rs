@@ -1,6 +1,7 @@
 //! The static runtime that every bundle starts with, as a library, so that its parts can be tested.
 
 pub mod cgroup;
+pub mod closure;
 pub mod collect;
 pub mod commands;
 pub mod control;
@@ -10,12 +11,12 @@ pub mod expand;
 pub mod heal;
 pub mod identity;
 pub mod limits;
+pub mod logs;
 pub mod machine;
 pub mod memory;
 pub mod near;
 pub mod notify;
 pub mod open;
-pub mod output;
 pub mod owned;
 pub mod place;
 pub mod probe;

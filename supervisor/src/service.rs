@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use kitbag_format::manifest::{Command, Manifest, Run, Service};
 use kitbag_format::service::{
-    self, HealthWhen, HttpProbe, Probe, Process, ReadyWhen, Restart, Success, Task,
+    self, HealthWhen, HttpProbe, LogFormat, LogTo, Logs, Probe, Process, ReadyWhen, Restart, Success, Task,
 };
 
 use crate::cgroup::Limits;
@@ -15,11 +15,13 @@ use crate::cron::Expression;
 use crate::environment::environment;
 use crate::expand::Values;
 use crate::identity::Accounts;
+use crate::logs;
 use crate::machine::Machine;
 use crate::open::Own;
 use crate::place::{self, Facts};
 use crate::probe::{self, Ask};
 use crate::running::background::Report;
+use crate::running::default_log_folder;
 use crate::spawn::Setup;
 use crate::state::{Ms, Readiness, Rules, Watch};
 use crate::state_folder;
@@ -68,6 +70,7 @@ pub fn run(own: &Own, setting: &Setting<'_>) -> Result<u8, Failure> {
     let values = Values { tree: &tree.root, state: Some(&state), manifest: &manifest };
     let services = specs(&manifest, &values)?;
     let runtime = state_folder::runtime(&state)?;
+    let logs = log_settings(&manifest.logs, &values, &runtime, setting)?;
     let control = Control::bind(&runtime).map_err(StoreError::io("listen in", &runtime))?;
     if let Setting::Background(report) = setting {
         report.supervising(&runtime)?;
@@ -77,7 +80,8 @@ pub fn run(own: &Own, setting: &Setting<'_>) -> Result<u8, Failure> {
         version: manifest.version.clone(),
         services,
         state_folder: state,
-        log_folder: None,
+        log_folder: logs.files.as_ref().map(|files| files.folder.clone()),
+        logs,
         tasks: Some(runtime.join("tasks")),
         stays: matches!(setting, Setting::Background(_)),
         control: Some(control),
@@ -85,6 +89,35 @@ pub fn run(own: &Own, setting: &Setting<'_>) -> Result<u8, Failure> {
     // Held until nothing runs any more.
     drop((lock, tree));
     Ok(code)
+}
+
+/// What becomes of what services print: in front, it is shown; behind, it goes to files.
+fn log_settings(
+    logs: &Logs,
+    values: &Values<'_>,
+    runtime: &Path,
+    setting: &Setting<'_>,
+) -> Result<logs::Settings, Failure> {
+    let behind = matches!(setting, Setting::Background(_));
+    let folder = match &logs.to {
+        LogTo::Auto if behind => Some(default_log_folder(runtime)),
+        LogTo::Auto | LogTo::Stdout => None,
+        LogTo::Files(folder) => Some(PathBuf::from(values.text(folder)?)),
+    };
+    let files = folder.map(|folder| logs::files::Settings {
+        folder,
+        format: logs.format,
+        max_size: logs.max_size,
+        max_age: logs.max_age_ms,
+        keep: logs.keep as usize,
+        compress: logs.compress,
+    });
+    Ok(logs::Settings {
+        quiet: behind && files.is_some(),
+        json: logs.format == LogFormat::Json,
+        when_slow: logs.when_slow,
+        files,
+    })
 }
 
 /// The services and tasks of a service bundle, with every template filled in and every name looked up on this host.

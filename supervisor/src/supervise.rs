@@ -21,8 +21,8 @@ use nix::sys::timerfd::TimerFd;
 
 use crate::cgroup::Cgroups;
 use crate::control::Control;
+use crate::logs::{self, Logs};
 use crate::notify::Notify;
-use crate::output::Output;
 use crate::probe::Probes;
 use crate::spawn::Spawner;
 use crate::state::{Action, Deed, Event, Group, Ms, Outcome, Phase, State, Turn, Whole};
@@ -33,7 +33,6 @@ use crate::sys::{self, Errno, Pid, fd, signal};
 mod children;
 mod launch;
 pub mod order;
-mod prints;
 mod requests;
 pub mod schedule;
 pub mod spec;
@@ -58,7 +57,9 @@ pub struct Bundle {
     pub services: Vec<ServiceSpec>,
     /// The app's state folder, for whoever asks.
     pub state_folder: PathBuf,
-    /// Where its logs are.
+    /// What becomes of what services print.
+    pub logs: logs::Settings,
+    /// Where its logs are, for whoever asks.
     pub log_folder: Option<PathBuf>,
     /// Where records of tasks are kept; `None`: nowhere.
     pub tasks: Option<PathBuf>,
@@ -85,7 +86,7 @@ pub fn supervise(bundle: Bundle) -> u8 {
     match Supervisor::new(bundle) {
         Ok(supervisor) => supervisor.run(),
         Err((what, errno)) => {
-            Output::new(&[]).fail(&format!("cannot supervise {name}: {what}: {}", errno.desc()));
+            logs::fail(&format!("cannot supervise {name}: {what}: {}", errno.desc()));
             exit::FAILURE
         }
     }
@@ -95,10 +96,8 @@ pub fn supervise(bundle: Bundle) -> u8 {
 #[derive(Debug, Clone, Copy)]
 enum Source {
     Signals,
-    /// One or more services have printed something.
-    Prints,
-    /// Standard output or error takes more.
-    Room,
+    /// Services have printed something, or a destination takes more of it.
+    Logs,
     /// A probe of the network has come to its end.
     Probes,
     /// A service says something by sd_notify(3).
@@ -115,8 +114,7 @@ impl Source {
     const fn token(self) -> u64 {
         match self {
             Self::Signals => 0,
-            Self::Prints => 1,
-            Self::Room => 2,
+            Self::Logs => 1,
             Self::Probes => 3,
             Self::Notify => 4,
             Self::Clock => 5,
@@ -128,8 +126,7 @@ impl Source {
     fn from_token(token: u64) -> Self {
         match token {
             0 => Self::Signals,
-            1 => Self::Prints,
-            2 => Self::Room,
+            1 => Self::Logs,
             3 => Self::Probes,
             4 => Self::Notify,
             5 => Self::Clock,
@@ -167,13 +164,8 @@ struct Supervisor {
     /// Tasks that start once more.
     again: VecDeque<Id>,
 
-    output: Output,
+    logs: Logs,
     events: Epoll,
-    /// The read ends of all services' pipes, apart: not reading them is taking this one out of `events`.
-    prints: Epoll,
-    prints_wanted: bool,
-    /// Standard output and error are being polled.
-    room_wanted: [bool; 2],
     signals: SignalFd,
     probes: Probes,
     notify: Notify,
@@ -211,13 +203,13 @@ impl Supervisor {
         let strangers = if wait::look() == Children::None { Vec::new() } else { wait::children() };
         let signals = signal::take().map_err(|errno| ("signals", errno))?;
         let failed = |errno| ("epoll", errno);
-        let epoll = || Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed);
-        let (events, prints) = (epoll()?, epoll()?);
+        let events = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
+        let logs = Logs::new(bundle.logs).map_err(failed)?;
         let probes = Probes::new().map_err(failed)?;
         let notify = Notify::new().map_err(failed)?;
         let watched = [
             (signals.as_fd(), Source::Signals),
-            (prints.0.as_fd(), Source::Prints),
+            (logs.fd(), Source::Logs),
             (probes.fd(), Source::Probes),
             (notify.fd(), Source::Notify),
         ];
@@ -243,11 +235,8 @@ impl Supervisor {
             closing: Vec::new(),
             touched: VecDeque::new(),
             again: VecDeque::new(),
-            output: Output::new(&[]),
+            logs,
             events,
-            prints,
-            prints_wanted: true,
-            room_wanted: [false; 2],
             signals,
             probes,
             notify,
@@ -270,7 +259,7 @@ impl Supervisor {
         supervisor.adopt(bundle.services);
         if let Err(errno) = sys::become_subreaper() {
             // Linux before 3.4: process groups alone find what services leave behind.
-            supervisor.output.say(&format!("cannot adopt orphaned processes: {}", errno.desc()));
+            supervisor.logs.say(&format!("cannot adopt orphaned processes: {}", errno.desc()));
         }
         Ok(supervisor)
     }
@@ -282,11 +271,6 @@ impl Supervisor {
         let needs = specs.iter().map(|spec| spec.needs.iter().filter_map(part_of).collect()).collect();
         self.order = Order::new(needs);
         self.grace = specs.iter().map(|spec| spec.rules.stop_timeout).max().unwrap_or(0);
-        let names: Vec<String> = specs
-            .iter()
-            .flat_map(|spec| (0..spec.instances).map(|instance| unit_name(spec, instance)))
-            .collect();
-        self.output = Output::new(&names.iter().map(String::as_str).collect::<Vec<_>>());
         self.enter_cgroup(&specs);
         for spec in specs {
             let wanted = spec.instances;
@@ -307,6 +291,7 @@ impl Supervisor {
         members.units.push(id);
         self.order.add(part, &unit.service.state);
         unit.cgroup = self.cgroup_of(part, &unit.name);
+        self.logs.add_unit(id, &unit.name);
         self.units.push(unit);
         id
     }
@@ -355,22 +340,27 @@ impl Supervisor {
         }
         for source in sources() {
             match source {
-                Source::Prints => self.take_prints(),
                 Source::Probes => self.take_probes(),
                 Source::Notify => self.take_messages(),
                 Source::Newline(id) => self.take_newline(id),
                 Source::Clock => self.take_clock(),
                 Source::Control => self.serve_control(),
                 // `write` follows, whatever happened.
-                Source::Room | Source::Signals => {}
+                Source::Logs | Source::Signals => {}
             }
         }
     }
 
     fn timeout(&self) -> EpollTimeout {
         let control = self.control.as_ref().and_then(Control::deadline);
-        let times =
-            [self.timers.next(), self.whole.deadline(), self.probes.deadline(), control, self.next_task()];
+        let times = [
+            self.timers.next(),
+            self.whole.deadline(),
+            self.probes.deadline(),
+            self.logs.deadline(),
+            control,
+            self.next_task(),
+        ];
         let next = match times.into_iter().flatten().min() {
             _ if self.more => 0,
             None => return EpollTimeout::NONE,
@@ -428,7 +418,7 @@ impl Supervisor {
                 Action::Ask(group) => self.ask(id, group, false),
                 Action::Abort(group) => self.ask(id, group, true),
                 Action::Kill(group) => self.signal(id, group, libc::SIGKILL),
-                Action::Say(_) => self.output.say(sentence.as_deref().unwrap_or_default()),
+                Action::Say(_) => self.logs.say(sentence.as_deref().unwrap_or_default()),
             }
         }
     }
@@ -449,6 +439,9 @@ impl Supervisor {
         self.stop_watching(id, before, after);
         if let State::Ended(_) = after {
             self.ended(id, before);
+            if retired {
+                self.logs.remove_unit(id, self.now());
+            }
         }
         let is_task = self.parts[part].spec.schedule.is_some();
         let (old, new) = (words::state(&before, is_task), words::state(&after, is_task));
@@ -581,14 +574,14 @@ impl Supervisor {
         match deed {
             Some(Deed::StopAll) => self.stop_all(),
             Some(Deed::KillAll) => {
-                self.output.say("asked again; sending SIGKILL");
+                self.logs.say("asked again; sending SIGKILL");
                 self.kill_all();
             }
             Some(Deed::AskLeft) => self.sweep_saying("sending SIGTERM"),
             Some(Deed::KillLeft) => self.sweep_saying("sending SIGKILL"),
             Some(Deed::GiveUp) => {
                 let count = self.left().len();
-                self.output.say(&format!("{} did not end after SIGKILL", words::processes(count)));
+                self.logs.say(&format!("{} did not end after SIGKILL", words::processes(count)));
             }
             None => {}
         }
@@ -603,7 +596,7 @@ impl Supervisor {
                 Phase::Serving if self.has_nothing_to_do() => self.turn(Turn::AllEnded),
                 Phase::Stopping { .. } if self.active == 0 => self.turn(Turn::AllEnded),
                 Phase::Asking { .. } | Phase::Killing { .. } if self.none_left() => self.turn(Turn::NoneLeft),
-                Phase::Draining { .. } if self.drained() => self.turn(Turn::Drained),
+                Phase::Draining { .. } if self.logs.drained(self.now()) => self.turn(Turn::Drained),
                 _ => {}
             }
             if self.whole.phase == before {
@@ -629,6 +622,13 @@ impl Supervisor {
             counts && unit.service.state.has_failed()
         };
         if !self.whole.requested && self.units.iter().any(failed) { exit::SERVICE_FAILED } else { exit::OK }
+    }
+
+    /// Takes what services have printed, and writes what there is to write.
+    fn write(&mut self) {
+        if self.logs.serve(self.now()) && matches!(self.whole.phase, Phase::Draining { .. }) {
+            self.turn(Turn::Progress);
+        }
     }
 
     /// Sends a unit's stop signal, or the one for a process that hangs, to its group; and SIGCONT, as a stopped

@@ -25,7 +25,7 @@ impl Supervisor {
         for (number, turn) in turns {
             if self.whole.phase == Phase::Serving {
                 let name = signal::name(number).unwrap_or("");
-                self.output.say(&format!("stopping {} (SIG{name})", self.bundle));
+                self.logs.say(&format!("stopping {} (SIG{name})", self.bundle));
             }
             self.turn(turn);
         }
@@ -53,7 +53,7 @@ impl Supervisor {
         let whose = self.pids.get(pid);
         match whose {
             Some(Whose::Leader(id)) => {
-                self.drain(id);
+                self.logs.ended(id, self.now());
                 self.note_memory(id);
                 self.feed(id, Event::Exited(end));
                 wait::reap(pid);
@@ -69,6 +69,7 @@ impl Supervisor {
                 self.helper_ended(id, pid, end);
             }
             None => {
+                self.logs.child_ended(pid, end == End::Status(0), self.now());
                 let group = if self.closing.is_empty() { None } else { wait::group_of(pid) };
                 wait::reap(pid);
                 self.strangers.retain(|stranger| *stranger != pid);
@@ -118,7 +119,7 @@ impl Supervisor {
     pub(super) fn none_left(&self) -> bool {
         match wait::look() {
             Children::None => true,
-            _ if self.strangers.is_empty() => false,
+            _ if self.strangers.is_empty() && self.logs.children().next().is_none() => false,
             _ => self.left().is_empty(),
         }
     }
@@ -126,7 +127,8 @@ impl Supervisor {
     /// Children of ours that services left behind.
     pub(super) fn left(&self) -> Vec<Pid> {
         let mut children = wait::children();
-        children.retain(|pid| !self.strangers.contains(pid));
+        children
+            .retain(|pid| !self.strangers.contains(pid) && !self.logs.children().any(|child| child == *pid));
         children
     }
 
@@ -134,7 +136,7 @@ impl Supervisor {
         let left = self.left();
         if !left.is_empty() {
             let count = words::processes(left.len());
-            self.output.say(&format!("{count} left behind by services; {what}"));
+            self.logs.say(&format!("{count} left behind by services; {what}"));
         }
         self.sweep();
     }

@@ -30,21 +30,15 @@ impl Supervisor {
 
     fn launch(&mut self, id: Id) -> Result<Pid, Fault> {
         let pipes = |errno| spawn::fault(Stage::Pipes, errno);
-        self.open_streams(id).map_err(pipes)?;
         let newline = self.open_newline(id).map_err(pipes)?;
         let env = self.environment(id).map_err(pipes)?;
+        let [stdout, stderr] = self.logs.open(id).map_err(pipes)?;
         let unit = &mut self.units[id];
         let spec = &self.parts[unit.part].spec;
-        let [stdout, stderr] = &unit.streams[..] else { return Err(pipes(Errno::EMFILE)) };
         let inherited: Vec<_> =
             newline.iter().zip(spec.newline).map(|(fd, number)| (number, fd.as_fd())).collect();
-        let files = Files {
-            stdin: &self.nothing,
-            stdout: &stdout.write,
-            stderr: &stderr.write,
-            inherited: &inherited,
-            limit: self.limit,
-        };
+        let files =
+            Files { stdin: self.nothing.as_fd(), stdout, stderr, inherited: &inherited, limit: self.limit };
         let joined = unit.cgroup.as_ref().map(|cgroup| {
             unit.lost_for_memory = cgroup.killed_for_memory();
             Setup { cgroup: cgroup.procs(), ..spec.setup.clone() }
@@ -90,7 +84,7 @@ impl Supervisor {
     /// Starts a program that asks how a unit is. What it prints is nobody's.
     pub(super) fn start_helper(&mut self, id: Id, program: &ProgramSpec, late_at: Ms) -> Result<(), Fault> {
         let setup = &self.parts[self.units[id].part].spec.setup;
-        let nothing = &self.nothing;
+        let nothing = self.nothing.as_fd();
         let files =
             Files { stdin: nothing, stdout: nothing, stderr: nothing, inherited: &[], limit: self.limit };
         let pid = self.spawner.start(&program.program(&program.env, setup), &files)?;
@@ -112,7 +106,7 @@ impl Supervisor {
         }
         match Cgroups::enter(limits) {
             Ok(cgroups) => self.cgroups = Some(cgroups),
-            Err(error) => self.output.say(&format!("limits on memory and processes do not hold: {error}")),
+            Err(error) => self.logs.say(&format!("limits on memory and processes do not hold: {error}")),
         }
     }
 
@@ -123,7 +117,7 @@ impl Supervisor {
         match cgroups.unit(name, limits) {
             Ok(unit) => Some(unit),
             Err(error) => {
-                self.output.say(&format!("the limits of {name} do not hold: {error}"));
+                self.logs.say(&format!("the limits of {name} do not hold: {error}"));
                 None
             }
         }

@@ -46,7 +46,7 @@ impl App for Supervisor {
             Command::Scale(name, count) => self.scale(name, *count)?,
             Command::RunTask(name) => self.run_task(name)?,
             Command::Shutdown => {
-                self.output.say(&format!("stopping {} (on request)", self.bundle));
+                self.logs.say(&format!("stopping {} (on request)", self.bundle));
                 self.turn(Turn::StopGently);
                 (0..self.units.len()).collect()
             }
@@ -200,7 +200,7 @@ impl Supervisor {
         for instance in before..count {
             let id = match self.parts[part].units.get(instance as usize) {
                 Some(&id) => self.revive(id),
-                None => self.add_unit_later(part, instance),
+                None => self.add_unit(part, instance),
             };
             self.feed(id, Event::Start);
         }
@@ -221,12 +221,7 @@ impl Supervisor {
         let unit = &mut self.units[id];
         unit.retired = false;
         self.order.revive(unit.part, &unit.service.state);
-        id
-    }
-
-    fn add_unit_later(&mut self, part: Part, instance: u32) -> Id {
-        let id = self.add_unit(part, instance);
-        self.output.add(&self.units[id].name);
+        self.logs.add_unit(id, &unit.name);
         id
     }
 

@@ -27,7 +27,7 @@ impl Supervisor {
             self.parts[part].plan = plan;
             if missed {
                 let name = &self.parts[part].spec.name;
-                self.output.say(&format!("task {name} was due while nothing ran; starting it now"));
+                self.logs.say(&format!("task {name} was due while nothing ran; starting it now"));
                 self.due(part);
             }
         }
@@ -55,7 +55,7 @@ impl Supervisor {
             match made {
                 Ok(timer) => self.clock = Some(timer),
                 Err(errno) => {
-                    self.output.say(&format!("tasks do not run on their schedule: timer: {}", errno.desc()));
+                    self.logs.say(&format!("tasks do not run on their schedule: timer: {}", errno.desc()));
                     return;
                 }
             }
@@ -63,7 +63,7 @@ impl Supervisor {
         let at = Expiration::OneShot(TimeSpec::new(next, 0));
         let flags = TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET;
         if let Some(Err(errno)) = self.clock.as_ref().map(|timer| timer.set(at, flags)) {
-            self.output.say(&format!("tasks do not run on their schedule: timer: {}", errno.desc()));
+            self.logs.say(&format!("tasks do not run on their schedule: timer: {}", errno.desc()));
         }
     }
 
@@ -106,7 +106,7 @@ impl Supervisor {
         match overlap {
             Overlap::Skip => {
                 let name = self.units[id].name.clone();
-                self.output.say(&format!("task {name} is due and still runs; this run is left out"));
+                self.logs.say(&format!("task {name} is due and still runs; this run is left out"));
                 self.publish(name, "skipped".to_owned(), "it still runs".to_owned());
             }
             Overlap::Queue => self.units[id].queued = true,
@@ -154,7 +154,7 @@ impl Supervisor {
         };
         if let Err(error) = schedule::write_record(folder, &spec.name, record) {
             let place = folder.join(&spec.name);
-            self.output.say(&format!(
+            self.logs.say(&format!(
                 "the last run of task {} is not remembered: {}: {error}",
                 spec.name,
                 place.display()

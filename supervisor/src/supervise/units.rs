@@ -9,7 +9,6 @@ use crate::status::UnixMs;
 use crate::sys::Pid;
 
 use super::order::Part;
-use super::prints::Stream;
 use super::schedule::Plan;
 use super::spec::ServiceSpec;
 
@@ -69,8 +68,6 @@ pub struct Unit {
     pub newline: Option<OwnedFd>,
     /// The program that probes it.
     pub helper: Option<Helper>,
-    /// Made at the first start.
-    pub streams: Vec<Stream>,
     /// Its cgroup, if it has limits that need one.
     pub cgroup: Option<cgroup::Unit>,
     /// Processes that its cgroup had lost for memory when it was started.
@@ -97,7 +94,6 @@ impl Unit {
             says: None,
             newline: None,
             helper: None,
-            streams: Vec::new(),
             cgroup: None,
             lost_for_memory: 0,
             out_of_memory: false,

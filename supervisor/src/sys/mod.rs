@@ -1,6 +1,6 @@
 //! Every raw system call and every `unsafe` block of the supervisor.
 //!
-//! `unsafe` is reopened here alone: fork(2) to execve(2), waitid(2) and kill(2) have no safe wrapper that
+//! `unsafe` is reopened here alone: clone(2) to execve(2), waitid(2) and kill(2) have no safe wrapper that
 //! knows real-time signals, and limits and inherited descriptors none that is small.
 //!
 //! `glibc.rs` and `unused.rs` are the program's, not the library's: with them the released runtime takes the place of
@@ -14,6 +14,7 @@ pub mod net;
 pub mod signal;
 pub mod socket;
 pub mod wait;
+pub mod worker;
 
 use std::mem::MaybeUninit;
 
