@@ -19,9 +19,11 @@ pub mod sink;
 pub mod standard;
 mod zstd;
 
+use std::io::IsTerminal;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
-pub use kitbag_format::service::WhenSlow;
+pub use kitbag_format::service::{LogFormat, WhenSlow};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
@@ -67,6 +69,28 @@ pub struct Settings {
     pub when_slow: WhenSlow,
     /// Lines go to files as well.
     pub files: Option<files::Settings>,
+}
+
+impl Settings {
+    /// What a manifest says. Files go to `folder`, the manifest's with its template filled in or the default one; with
+    /// `None` there are none. In the foreground lines are shown as well, as JSON if that is the format and nobody
+    /// reads them on a terminal.
+    pub fn of(logs: &kitbag_format::service::Logs, folder: Option<PathBuf>, is_foreground: bool) -> Self {
+        let files = folder.map(|folder| files::Settings {
+            folder,
+            format: logs.format,
+            max_size: logs.max_size,
+            max_age: logs.max_age_ms,
+            keep: logs.keep as usize,
+            compress: logs.compress,
+        });
+        Self {
+            quiet: !is_foreground,
+            json: logs.format == LogFormat::Json && !std::io::stdout().is_terminal(),
+            when_slow: logs.when_slow,
+            files,
+        }
+    }
 }
 
 /// One of a unit's outputs.

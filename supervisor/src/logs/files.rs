@@ -11,7 +11,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::UNIX_EPOCH;
 
 use kitbag_format::service::LogFormat;
@@ -226,7 +226,7 @@ impl Files {
         if let Some(at) = unit.rotate_at {
             self.wake_at(at);
         }
-        self.compress(now);
+        self.compress_one(unit, now);
         Ok(())
     }
 
@@ -491,9 +491,4 @@ fn age_of(metadata: &fs::Metadata) -> Ms {
 
 fn errno(error: &io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
-}
-
-/// The folder of a unit's logs.
-pub fn folder_of(folder: &Path, unit: &str) -> PathBuf {
-    folder.join(unit)
 }

@@ -55,7 +55,7 @@ impl Reader {
         Self { format, units: units.iter().map(unit).collect() }
     }
 
-    /// The last `count` lines of all units together, by time; [`Reader::next`] goes on after them. A unit without a
+    /// The last `count` lines of all units together, by time; [`Reader::more`] goes on after them. A unit without a
     /// log has no lines.
     pub fn last(&mut self, count: usize) -> io::Result<Vec<Entry>> {
         let mut entries = Vec::new();
@@ -69,7 +69,7 @@ impl Reader {
 
     /// Lines that have been written since, by time; empty if there are none yet. To follow, ask again after 0.1 s or
     /// so. Several rotations in between are no loss, unless the files are not kept so long.
-    pub fn next(&mut self) -> io::Result<Vec<Entry>> {
+    pub fn more(&mut self) -> io::Result<Vec<Entry>> {
         let mut entries = Vec::new();
         for number in 0..self.units.len() {
             let mut lines = VecDeque::new();
