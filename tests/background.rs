@@ -92,8 +92,9 @@ fn a_start_that_fails_says_so_where_it_was_typed() {
     bundle.run(["stop"]).exits(0);
     is_gone(&bundle);
     let well = App::service("exits-zero", &[], "restart = \"never\"").pack();
-    well.run(["start"]).exits(0).prints("app is ready after ");
-    well.run(["stop"]).exits(0);
+    // It may be over before anybody has looked.
+    well.run(["start"]).exits(0);
+    eventually(PATIENCE, "all of it ends by itself", || well.sandbox.processes().is_empty());
     let bundle = sleeper();
     fs::write(bundle.sandbox.state(), "a file").unwrap();
     bundle.run(["start"]).exits(1).says("no folder can be used for state");
@@ -173,14 +174,13 @@ fn events_are_followed_until_their_reader_goes() {
 fn what_is_printed_in_the_background_is_kept_and_shown() {
     let bundle = App::service("prints", &["1000"], "restart = \"never\"").pack();
     bundle.run(["start"]).exits(0);
-    eventually(PATIENCE, "it has ended", || bundle.run(["status"]).text().contains("done"));
+    // What is kept is there afterwards.
+    eventually(PATIENCE, "it has ended", || bundle.sandbox.processes().is_empty());
     let lines = bundle.run(["logs", "-n", "3", "web"]).exits(0);
     lines.prints("line 998\n").prints("line 1000\n").prints_no("line 997\n");
     bundle.run(["logs", "wbe"]).exits(2).says("did you mean `web`?");
-    bundle.run(["stop"]).exits(0);
-    // What is kept is there afterwards.
-    bundle.run(["logs", "-n", "1"]).exits(0).prints("line 1000\n");
-    is_gone(&bundle);
+    // What the supervisor said of it stands between what others printed.
+    bundle.run(["logs"]).exits(0).prints("web     | ").prints("service web exited with status 0");
 }
 
 #[test]
