@@ -9,6 +9,7 @@ use kitbag_format::manifest::{Command, LOADER_VARIABLES, Manifest};
 use kitbag_format::template::{Piece, Template, TemplateError};
 
 use crate::start_record;
+use crate::state_folder::TMPDIR;
 
 /// What the placeholders stand for.
 pub struct Values<'a> {
@@ -18,6 +19,8 @@ pub struct Values<'a> {
     pub state: Option<&'a Path>,
     /// `${name}` and `${version}`.
     pub manifest: &'a Manifest,
+    /// What TMPDIR is to be, where the caller's does not do; see [`crate::state_folder::temporary`].
+    pub temporary: Option<&'a Path>,
 }
 
 /// Why a text cannot be expanded.
@@ -88,14 +91,18 @@ impl Values<'_> {
     pub fn program(&self, command: &Command) -> PathBuf {
         self.tree.join(command.argv.first().map_or("", String::as_str))
     }
-}
 
-/// The variables of this process that a command's program inherits. One that comes with its libraries gets none that
-/// would make its loader take the host's.
-pub fn inherited(command: &Command) -> impl Iterator<Item = (OsString, OsString)> {
-    let foreign =
-        |name: &OsStr| !command.loads.is_empty() && name.as_bytes().starts_with(LOADER_VARIABLES.as_bytes());
-    std::env::vars_os().filter(move |(name, _)| !foreign(name))
+    /// The variables that a command's program has from this process, before its own. One that comes with its libraries
+    /// gets none that would make its loader take the host's.
+    pub fn inherited(&self, command: &Command) -> impl Iterator<Item = (OsString, OsString)> {
+        let is_foreign = |name: &OsStr| {
+            let loader =
+                !command.loads.is_empty() && name.as_bytes().starts_with(LOADER_VARIABLES.as_bytes());
+            loader || (self.temporary.is_some() && name == TMPDIR)
+        };
+        let own = self.temporary.map(|folder| (TMPDIR.into(), folder.into()));
+        std::env::vars_os().filter(move |(name, _)| !is_foreign(name)).chain(own)
+    }
 }
 
 /// Fills in the variables. An empty one counts as unset where there is a default.

@@ -36,7 +36,13 @@ pub fn run(own: &Own) -> Result<u8, Failure> {
             say(&format!("state begins with {planted} in {}", state.display()));
         }
     }
-    let values = Values { tree: &tree.root, state: state.as_deref(), manifest: &manifest };
+    let temporary = state.as_deref().and_then(|state| state_folder::temporary(&facts, state, &say));
+    let values = Values {
+        tree: &tree.root,
+        state: state.as_deref(),
+        manifest: &manifest,
+        temporary: temporary.as_deref(),
+    };
     let specs =
         services.iter().map(|(name, service)| spec(name, service, &values)).collect::<Result<Vec<_>, _>>()?;
     let code = supervise::supervise(&manifest.name, specs);
@@ -56,7 +62,7 @@ fn spec(name: &str, service: &Service, values: &Values) -> Result<ServiceSpec, F
     for argument in command.argv.iter().skip(1) {
         argv.push(values.text(argument)?);
     }
-    let mut env: BTreeMap<OsString, OsString> = expand::inherited(command).collect();
+    let mut env: BTreeMap<OsString, OsString> = values.inherited(command).collect();
     for (name, text) in &command.env {
         env.insert(name.into(), values.text(text)?);
     }
