@@ -18,7 +18,7 @@ use crate::expand::ExpandError;
 use crate::open::{self, Own};
 use crate::place::{self, Facts};
 use crate::store::StoreError;
-use crate::{heal, service, tool};
+use crate::{heal, machine, service, tool};
 
 /// Why a bundle's command, or its start, did not work.
 #[derive(Debug)]
@@ -36,6 +36,8 @@ pub enum Failure {
         /// Why.
         error: io::Error,
     },
+    /// A service cannot be what its manifest asks for on this host.
+    Service(String),
     /// The command line.
     Usage(String),
     /// Found and reported; only the code is left to say.
@@ -75,6 +77,7 @@ impl fmt::Display for Failure {
             Self::Expand(error) => error.fmt(f),
             Self::NotStarted { program, error } => write!(f, "cannot start {}: {error}", program.display()),
             Self::Usage(why) => write!(f, "{why}\n  to fix  see `--help`; of a tool bundle, `--kitbag help`"),
+            Self::Service(why) => f.write_str(why),
             Self::Found(_) => Ok(()),
         }
     }
@@ -87,7 +90,7 @@ impl Failure {
             Self::Usage(_) => exit::USAGE,
             Self::Found(code) => *code,
             _ if starting_tool => exit::NOT_STARTED,
-            Self::Bundle(Error::Io { .. }) | Self::Expand(_) => exit::FAILURE,
+            Self::Bundle(Error::Io { .. }) | Self::Expand(_) | Self::Service(_) => exit::FAILURE,
             Self::Bundle(_) => exit::DAMAGED,
             Self::Store(error) => error.exit_code(),
             Self::NotStarted { .. } => exit::NOT_STARTED,
@@ -163,7 +166,7 @@ fn dispatch(own: &Own, arguments: &[OsString]) -> Result<u8, Failure> {
     match name.as_ref() {
         "" | "run" if !own.bundle.is_tool() => {
             nothing_more(rest)?;
-            return service::run(own);
+            return run(own);
         }
         "" | "help" | "--help" | "-h" => print(help(own)?.as_bytes())?,
         "--version" | "-V" => {
@@ -176,6 +179,15 @@ fn dispatch(own: &Own, arguments: &[OsString]) -> Result<u8, Failure> {
         },
     }
     Ok(exit::OK)
+}
+
+/// Runs the services here. The first process of a machine switches it off afterwards, however that went.
+fn run(own: &Own) -> Result<u8, Failure> {
+    let Some(machine) = machine::begin() else { return service::run(own, None) };
+    if let Err(failure) = service::run(own, Some(&machine)) {
+        report_failure(&failure, false);
+    }
+    machine.power_off()
 }
 
 fn unknown(name: &str) -> String {

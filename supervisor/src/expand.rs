@@ -92,17 +92,20 @@ impl Values<'_> {
         self.tree.join(command.argv.first().map_or("", String::as_str))
     }
 
-    /// The variables that a command's program has from this process, before its own. One that comes with its libraries
-    /// gets none that would make its loader take the host's.
+    /// The variables of this process that a tool's program gets: [`inherited`], and TMPDIR where the caller's does not do.
     pub fn inherited(&self, command: &Command) -> impl Iterator<Item = (OsString, OsString)> {
-        let is_foreign = |name: &OsStr| {
-            let loader =
-                !command.loads.is_empty() && name.as_bytes().starts_with(LOADER_VARIABLES.as_bytes());
-            loader || (self.temporary.is_some() && name == TMPDIR)
-        };
         let own = self.temporary.map(|folder| (TMPDIR.into(), folder.into()));
-        std::env::vars_os().filter(move |(name, _)| !is_foreign(name)).chain(own)
+        let is_replaced = own.is_some();
+        inherited(command).filter(move |(name, _)| !is_replaced || name != TMPDIR).chain(own)
     }
+}
+
+/// The variables of this process that a command's program inherits. One that comes with its libraries gets none that
+/// would make its loader take the host's.
+pub fn inherited(command: &Command) -> impl Iterator<Item = (OsString, OsString)> {
+    let foreign =
+        |name: &OsStr| !command.loads.is_empty() && name.as_bytes().starts_with(LOADER_VARIABLES.as_bytes());
+    std::env::vars_os().filter(move |(name, _)| !foreign(name))
 }
 
 /// Fills in the variables. An empty one counts as unset where there is a default.

@@ -1,14 +1,23 @@
 //! The static runtime that every bundle starts with, as a library, so that its parts can be tested.
 
+pub mod cgroup;
+pub mod closure;
 pub mod collect;
 pub mod commands;
+pub mod cron;
+pub mod environment;
 pub mod expand;
 pub mod heal;
+pub mod identity;
+pub mod limits;
+pub mod machine;
 pub mod memory;
+pub mod notify;
 pub mod open;
 pub mod output;
 pub mod owned;
 pub mod place;
+pub mod probe;
 pub mod record;
 pub mod service;
 pub mod share;
@@ -21,3 +30,4 @@ pub mod supervise;
 pub mod sys;
 pub mod tool;
 pub mod unpack;
+pub mod zone;

@@ -57,44 +57,37 @@ pub struct Fault {
 
 /// The steps from the decision to start a program to its first instruction, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Stage {
     /// Arguments and environment as C strings (a NUL byte in one is `EINVAL`).
-    Arguments = 1,
-    /// Pipes for its output and for the report of these stages.
+    Arguments,
+    /// Pipes for its output.
     Pipes,
-    /// fork(2)
+    /// clone(2)
     Fork,
     /// setsid(2)
     Session,
+    /// Standard input, output and error, and what else it inherits.
+    StandardFiles,
+    /// setrlimit(2)
+    Limits,
+    /// Joining its cgroup.
+    Cgroup,
+    /// setpriority(2)
+    Nice,
+    /// `/proc/self/oom_score_adj`
+    OomScore,
+    /// setgroups(2)
+    Groups,
+    /// setgid(2)
+    Group,
+    /// setuid(2)
+    User,
     /// prctl(2) `PR_SET_PDEATHSIG`
     ParentDeath,
-    /// Standard input, output and error.
-    StandardFiles,
-    /// setrlimit(2), back to the limit on open files that the supervisor was started with.
-    Limits,
     /// chdir(2)
     WorkingDirectory,
     /// execve(2)
     Exec,
-}
-
-impl Stage {
-    /// The stage with this number.
-    pub const fn from_number(number: u8) -> Option<Self> {
-        Some(match number {
-            1 => Self::Arguments,
-            2 => Self::Pipes,
-            3 => Self::Fork,
-            4 => Self::Session,
-            5 => Self::ParentDeath,
-            6 => Self::StandardFiles,
-            7 => Self::Limits,
-            8 => Self::WorkingDirectory,
-            9 => Self::Exec,
-            _ => return None,
-        })
-    }
 }
 
 /// How a service is treated.

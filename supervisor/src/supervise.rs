@@ -18,7 +18,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::signalfd::SignalFd;
 
 use crate::output::{Lines, Output};
-use crate::spawn::{self, Launch, Program, Report};
+use crate::spawn::{self, Program, Spawner};
 use crate::state::{
     Action, Deed, End, Event, Fault, Group, Ms, Note, Outcome, Phase, Rules, Service, Stage, State, Turn,
     Whole,
@@ -28,7 +28,7 @@ use crate::sys::wait::{self, Children};
 use crate::sys::{self, Errno, Pid, fd, signal};
 
 /// A service, with every template filled in.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ServiceSpec {
     /// Its name, which stands before each line that it prints.
     pub name: String,
@@ -40,6 +40,8 @@ pub struct ServiceSpec {
     pub env: Vec<(OsString, OsString)>,
     /// Its working directory.
     pub cwd: PathBuf,
+    /// Its user, limits and the like.
+    pub setup: spawn::Setup,
     /// When it is started again.
     pub restart: Restart,
     /// The signal that asks it to stop; see [`signal_number`].
@@ -78,8 +80,6 @@ enum Source {
     Prints,
     /// Standard output or error takes more.
     Room,
-    /// A launch has got to execve(2), or failed.
-    Report(usize),
 }
 
 impl Source {
@@ -88,7 +88,6 @@ impl Source {
             Self::Signals => 0,
             Self::Prints => 1,
             Self::Room => 2,
-            Self::Report(index) => 3 + index as u64,
         }
     }
 
@@ -96,8 +95,7 @@ impl Source {
         match token {
             0 => Self::Signals,
             1 => Self::Prints,
-            2 => Self::Room,
-            index => Self::Report(usize::try_from(index - 3).unwrap_or(usize::MAX)),
+            _ => Self::Room,
         }
     }
 }
@@ -128,10 +126,6 @@ struct Unit {
     service: Service,
     /// Its process, until it is reaped.
     leader: Option<Pid>,
-    /// Where its launch is reported, until that is known.
-    report: Option<OwnedFd>,
-    /// Why its launch failed, until its process is reaped.
-    fault: Option<Fault>,
     /// Made at the first start.
     streams: Vec<Stream>,
 }
@@ -141,12 +135,12 @@ impl Unit {
         let stop_timeout = Ms::try_from(spec.stop_timeout.as_millis()).unwrap_or(Ms::MAX);
         let rules = Rules { restart: spec.restart, stop_timeout };
         let service = Service::default();
-        Self { spec, rules, service, leader: None, report: None, fault: None, streams: Vec::new() }
+        Self { spec, rules, service, leader: None, streams: Vec::new() }
     }
 
     fn program(&self) -> Program<'_> {
-        let ServiceSpec { program: path, argv, env, cwd, .. } = &self.spec;
-        Program { path, argv, env, cwd }
+        let ServiceSpec { program: path, argv, env, cwd, setup, .. } = &self.spec;
+        Program { path, argv, env, cwd, setup }
     }
 }
 
@@ -165,6 +159,7 @@ struct Supervisor {
     room_wanted: [bool; 2],
     signals: SignalFd,
     nothing: OwnedFd,
+    spawner: Spawner,
     limit: Option<libc::rlimit>,
     /// Children that this process had before it became the supervisor; not ours to end.
     strangers: Vec<Pid>,
@@ -181,6 +176,7 @@ type Setup<T> = Result<T, (&'static str, Errno)>;
 impl Supervisor {
     fn new(bundle: &str, services: Vec<ServiceSpec>) -> Setup<Self> {
         fd::sanitise();
+        let spawner = Spawner::new();
         let strangers = if wait::look() == Children::None { Vec::new() } else { wait::children() };
         let signals = signal::take().map_err(|errno| ("signals", errno))?;
         let epoll = || Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|errno| ("epoll", errno));
@@ -207,6 +203,7 @@ impl Supervisor {
             room_wanted: [false; 2],
             signals,
             nothing,
+            spawner,
             limit: fd::raise_open_files(),
             strangers,
             asked: Vec::new(),
@@ -258,7 +255,6 @@ impl Supervisor {
         }
         for source in sources() {
             match source {
-                Source::Report(index) => self.take_report(index),
                 Source::Prints => self.take_prints(),
                 // `write` follows, whatever happened.
                 Source::Room | Source::Signals => {}
@@ -314,7 +310,10 @@ impl Supervisor {
 
     fn spawn(&mut self, index: usize) {
         match self.launch(index) {
-            Ok(pid) => self.feed(index, Event::Forked(pid)),
+            Ok(pid) => {
+                self.feed(index, Event::Forked(pid));
+                self.feed(index, Event::Executed);
+            }
             Err(fault) => self.feed(index, Event::Exited(End::NotStarted(fault))),
         }
     }
@@ -324,14 +323,15 @@ impl Supervisor {
         self.open_streams(index).map_err(pipes)?;
         let unit = &mut self.units[index];
         let [stdout, stderr] = &unit.streams[..] else { return Err(pipes(Errno::EMFILE)) };
-        let files =
-            Files { stdin: &self.nothing, stdout: &stdout.write, stderr: &stderr.write, limit: self.limit };
-        let Launch { pid, report } = spawn::start(&unit.program(), &files)?;
+        let files = Files {
+            stdin: &self.nothing,
+            stdout: &stdout.write,
+            stderr: &stderr.write,
+            inherited: &[],
+            limit: self.limit,
+        };
+        let pid = self.spawner.start(&unit.program(), &files)?;
         unit.leader = Some(pid);
-        // Where it cannot be watched, the process is taken as running until it ends.
-        if self.events.add(&report, readable(Source::Report(index).token())).is_ok() {
-            unit.report = Some(report);
-        }
         Ok(pid)
     }
 
@@ -344,24 +344,6 @@ impl Supervisor {
             unit.streams.push(Stream { read, write, lines: Lines::default(), ended: false });
         }
         Ok(())
-    }
-
-    /// A launch has something to report.
-    fn take_report(&mut self, index: usize) {
-        let Some(unit) = self.units.get_mut(index) else { return };
-        let Some(report) = unit.report.take() else { return };
-        let news = spawn::read_report(&report);
-        if news == Report::Pending {
-            unit.report = Some(report);
-            return;
-        }
-        // Before it is closed: a child forked meanwhile may hold the same pipe, and keep it in the poll set.
-        let _ = self.events.delete(&report);
-        match news {
-            // Its process is about to exit, and takes the fault along.
-            Report::Failed(fault) => unit.fault = Some(fault),
-            Report::Executed | Report::Pending => self.feed(index, Event::Executed),
-        }
     }
 
     /// Sends a service's stop signal to its group, and SIGCONT, as a stopped process acts on nothing else.
@@ -436,9 +418,7 @@ impl Supervisor {
 
     /// A service's process has ended and is not reaped: until then its group's id is its own.
     fn leader_ended(&mut self, index: usize, end: End) {
-        self.take_report(index);
         self.drain(index);
-        let end = self.units[index].fault.take().map_or(end, End::NotStarted);
         self.feed(index, Event::Exited(end));
     }
 
@@ -678,23 +658,10 @@ fn ended(spec: &ServiceSpec, end: End, after: Ms) -> String {
             format!("was ended by {name} after {}", seconds(after))
         }
         End::NotStarted(Fault { stage, errno }) => {
-            format!("could not be started: {}: {}", step(spec, stage), Errno::from_raw(errno).desc())
+            let ServiceSpec { program: path, argv, env, cwd, setup, .. } = spec;
+            let what = spawn::stage_name(stage, &Program { path, argv, env, cwd, setup });
+            format!("could not be started: {what}: {}", Errno::from_raw(errno).desc())
         }
-    }
-}
-
-/// What could not be done.
-fn step(spec: &ServiceSpec, stage: Stage) -> String {
-    match stage {
-        Stage::Arguments => "arguments and environment".to_owned(),
-        Stage::Pipes => "pipes".to_owned(),
-        Stage::Fork => "fork".to_owned(),
-        Stage::Session => "session".to_owned(),
-        Stage::ParentDeath => "parent death signal".to_owned(),
-        Stage::StandardFiles => "standard input and output".to_owned(),
-        Stage::Limits => "limit on open files".to_owned(),
-        Stage::WorkingDirectory => format!("working directory {}", spec.cwd.display()),
-        Stage::Exec => format!("execute {}", spec.program.display()),
     }
 }
 

@@ -66,6 +66,7 @@ impl Svc {
             argv: [program, "-c", script].map(OsString::from).into(),
             env: vec![("PATH".into(), "/usr/bin:/bin".into())],
             cwd: PathBuf::from(cwd),
+            setup: Default::default(),
             restart: match restart {
                 "always" => Restart::Always,
                 "on-failure" => Restart::OnFailure,
