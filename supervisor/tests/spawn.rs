@@ -55,7 +55,13 @@ impl Start<'_> {
         let (read, write) = pipe().expect("a pipe");
         let (null, write) = (fd::nothing().expect("/dev/null"), OwnedFd::from(write));
         let Self { program: path, argv, env, cwd, setup, inherited } = self;
-        let files = Files { stdin: &null, stdout: &write, stderr: &write, inherited, limit: None };
+        let files = Files {
+            stdin: null.as_fd(),
+            stdout: write.as_fd(),
+            stderr: write.as_fd(),
+            inherited,
+            limit: None,
+        };
         let pid = spawner.start(&Program { path, argv, env, cwd, setup }, &files)?;
         Ok((pid, read))
     }

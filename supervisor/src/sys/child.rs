@@ -15,7 +15,7 @@ use std::cell::Cell;
 use std::convert::Infallible;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::ptr;
 use std::time::{Duration, Instant};
 
@@ -49,11 +49,11 @@ pub struct Image<'a> {
 #[derive(Debug)]
 pub struct Files<'a> {
     /// Standard input.
-    pub stdin: &'a OwnedFd,
+    pub stdin: BorrowedFd<'a>,
     /// Standard output.
-    pub stdout: &'a OwnedFd,
+    pub stdout: BorrowedFd<'a>,
     /// Standard error.
-    pub stderr: &'a OwnedFd,
+    pub stderr: BorrowedFd<'a>,
     /// Further ones: the number that the child finds it at (3 or more, no number twice), and the descriptor.
     pub inherited: &'a [(RawFd, BorrowedFd<'a>)],
     /// The limit on open files; `None`: the supervisor's.
@@ -384,6 +384,7 @@ pub(super) fn newest_pid() -> Option<Pid> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
 
     fn launch(deadline: Duration, setup: &Setup) -> Result<Pid, Fault> {
         let null = fd::nothing().expect("/dev/null or a pipe");
@@ -395,7 +396,13 @@ mod tests {
             cwd: text("/"),
             setup,
         };
-        let files = Files { stdin: &null, stdout: &null, stderr: &null, inherited: &[], limit: None };
+        let files = Files {
+            stdin: null.as_fd(),
+            stdout: null.as_fd(),
+            stderr: null.as_fd(),
+            inherited: &[],
+            limit: None,
+        };
         start_within(deadline, &image, &files, &mut Slots::none())
     }
 

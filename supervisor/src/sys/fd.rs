@@ -51,6 +51,19 @@ fn close_range(first: RawFd, flags: libc::c_uint) -> Result<(), Errno> {
     Errno::result(answer).map(drop)
 }
 
+/// Closes every descriptor from `first` on.
+pub(super) fn close_from(first: RawFd) {
+    /// Linux before 5.9 has to be told of each; how far is enough.
+    const ENOUGH: RawFd = 1024;
+    // The caller has forked, and leaves without using or dropping their owners.
+    if close_range(first, 0).is_err() {
+        for number in first..ENOUGH {
+            // SAFETY: close(2) takes a number; as above.
+            unsafe { libc::close(number) };
+        }
+    }
+}
+
 /// Low numbers that are kept for descriptors on their way to a child.
 ///
 /// A child that gets a copy of the supervisor's table copies, and closes again, four pipe ends for each service: most of the

@@ -7,12 +7,14 @@
 //! parts of libc, which tests need whole.
 #![allow(unsafe_code)]
 
+pub mod background;
 pub mod child;
 pub mod fd;
 pub mod net;
 pub mod signal;
 pub mod socket;
 pub mod wait;
+pub mod worker;
 
 use std::mem::MaybeUninit;
 
@@ -59,4 +61,16 @@ pub fn executed_path() -> Option<std::path::PathBuf> {
     // SAFETY: the kernel put a text with a zero at its end there, which stays for the process's life.
     let text = unsafe { std::ffi::CStr::from_ptr(address as *const libc::c_char) };
     Some(std::ffi::OsStr::from_bytes(text.to_bytes()).into())
+}
+
+/// Bytes of a page of memory (sysconf(3) `_SC_PAGESIZE`).
+pub fn page_size() -> u64 {
+    // SAFETY: takes a number.
+    u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
+/// The unit of processor time in /proc (sysconf(3) `_SC_CLK_TCK`).
+pub fn ticks_per_second() -> u64 {
+    // SAFETY: takes a number.
+    u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).unwrap_or(100).max(1)
 }

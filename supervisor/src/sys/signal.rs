@@ -44,7 +44,7 @@ const NAMES: &[(&str, i32)] = &[
 ];
 
 /// The last signal number, `SIGRTMAX` of the kernel (128 on MIPS, which is no target).
-const LAST: i32 = 64;
+pub const LAST: i32 = 64;
 
 /// The number of a signal by its name, `SIGTERM` or `TERM`; `None` for a name that is none.
 pub fn number(name: &str) -> Option<i32> {
