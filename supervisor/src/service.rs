@@ -67,7 +67,9 @@ pub fn run(own: &Own, setting: &Setting<'_>) -> Result<u8, Failure> {
     for planted in state_folder::plant(&tree.root, &state, &manifest.seeds)? {
         say(&format!("state begins with {planted} in {}", state.display()));
     }
-    let values = Values { tree: &tree.root, state: Some(&state), manifest: &manifest };
+    let temporary = state_folder::temporary(&facts, &state, &say);
+    let temporary = temporary.as_deref();
+    let values = Values { tree: &tree.root, state: Some(&state), manifest: &manifest, temporary };
     let services = specs(&manifest, &values)?;
     let runtime = state_folder::runtime(&state)?;
     let logs = log_settings(&manifest.logs, &values, &runtime, setting)?;
