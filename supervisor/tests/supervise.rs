@@ -66,7 +66,7 @@ impl Svc {
         let program = ProgramSpec {
             path: program.into(),
             argv: [program, "-c", script].map(OsString::from).into(),
-            env: vec![("PATH".into(), "/usr/bin:/bin".into())],
+            env: vec![("PATH".into(), "/usr/bin:/bin".into())].into(),
             cwd: PathBuf::from(cwd),
         };
         let mut spec = ServiceSpec::new(name, program);

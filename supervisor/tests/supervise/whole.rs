@@ -32,7 +32,7 @@ pub fn run(manifest: &str) -> u8 {
     let manifest = Manifest::from_text(manifest).expect("a manifest");
     assert_eq!(manifest.fault(), None);
     let state = PathBuf::from(std::env::var_os(STATE).expect("a state folder"));
-    let values = Values { tree: Path::new("/"), state: Some(&state), manifest: &manifest };
+    let values = Values { tree: Path::new("/"), state: Some(&state), temporary: None, manifest: &manifest };
     supervise(Bundle {
         name: manifest.name.clone(),
         services: specs(&manifest, &values).unwrap_or_else(|failure| panic!("{failure}")),
