@@ -27,12 +27,12 @@ use crate::running::background::Report;
 use crate::running::default_log_folder;
 use crate::spawn::Setup;
 use crate::state::{Ms, Readiness, Rules, Watch};
-use crate::state_folder;
+use crate::state_folder::{self, StateLock};
 use crate::store::StoreError;
 use crate::supervise::{
     self, Bundle, ProgramSpec, Question, Schedule, ServiceSpec, What, When, signal_number,
 };
-use crate::unpack::{self, Compare, Opening};
+use crate::unpack::{self, Compare, InUse, Opening};
 use crate::zone::Zone;
 
 /// Where a zone is looked up after the bundle's own.
@@ -52,10 +52,20 @@ pub enum Setting<'a> {
 
 /// Runs the bundle's services until they end or are asked to. Returns the exit code.
 pub fn run(own: &Own, setting: &Setting<'_>) -> Result<u8, Failure> {
-    let manifest = own.bundle.manifest()?;
-    if manifest.is_tool() {
+    if own.bundle.is_tool() {
         return Ok(0);
     }
+    let (bundle, held) = prepare(own, setting)?;
+    let code = supervise::supervise(bundle);
+    // Nothing runs any more.
+    drop(held);
+    Ok(code)
+}
+
+/// All that has to be done before services run, and what has to be held while they do. What only this needs to
+/// know, the manifest and the list of files, is forgotten when it returns.
+fn prepare(own: &Own, setting: &Setting<'_>) -> Result<(Bundle, (StateLock, InUse)), Failure> {
+    let manifest = own.bundle.manifest()?;
     if let Setting::Machine(machine) = setting {
         machine.name(&manifest.name);
     }
@@ -80,7 +90,7 @@ pub fn run(own: &Own, setting: &Setting<'_>) -> Result<u8, Failure> {
     if let Setting::Background(report) = setting {
         report.supervising(&runtime)?;
     }
-    let code = supervise::supervise(Bundle {
+    let bundle = Bundle {
         name: manifest.name.clone(),
         version: manifest.version.clone(),
         services,
@@ -90,10 +100,8 @@ pub fn run(own: &Own, setting: &Setting<'_>) -> Result<u8, Failure> {
         tasks: Some(runtime.join("tasks")),
         stays: matches!(setting, Setting::Background(_)),
         control: Some(control),
-    });
-    // Held until nothing runs any more.
-    drop((lock, tree));
-    Ok(code)
+    };
+    Ok((bundle, (lock, tree.into_use())))
 }
 
 /// What becomes of what services print: in front, it is shown; behind, it goes to files.
