@@ -139,14 +139,14 @@ impl Places {
     }
 }
 
-/// True if anything of the bundle's has a state folder.
+/// True if the bundle has a state folder: one of services always, a tool where it is named.
 fn uses_state(plan: &Plan) -> bool {
     let commands = plan.manifest.commands();
     let mut texts = commands
         .iter()
         .flat_map(|(_, command)| command.argv.iter().chain(command.env.values()).chain(&command.cwd));
     let uses = |text: &String| Template::parse(text).is_ok_and(|template| template.0.contains(&Piece::State));
-    !plan.manifest.seeds.is_empty() || texts.any(uses)
+    !plan.manifest.is_tool() || !plan.manifest.seeds.is_empty() || texts.any(uses)
 }
 
 /// The state folder, as docs/operations.md says; `None` where only the runtime can tell.

@@ -7,7 +7,6 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use kitbag_format::exit;
-use kitbag_format::manifest::{Restart, default_stop_signal, default_stop_timeout_ms};
 use kitbag_format::template::{NAMES, Template, TemplateError};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -15,6 +14,11 @@ use toml::de::{DeTable, DeValue};
 use crate::diagnostic::{Diagnostic, Failure, Source, near_miss};
 use crate::preset::Preset;
 use crate::read::{Key, Reader, Section, Text};
+
+mod cron;
+mod services;
+
+pub use services::{ServiceSource, Supervised, TaskSource};
 
 /// The file's name.
 pub const FILE: &str = "kitbag.toml";
@@ -44,6 +48,8 @@ const TOP: &[Key] = &[
     ("seed", "[[seed]]"),
     ("command", "command = [\"bin/tool\", \"--flag\"]"),
     ("services", "[services.web]"),
+    ("tasks", "[tasks.backup]"),
+    ("logs", "[logs]"),
 ];
 const CARGO: &[Key] = &[
     ("package", "package = \"guestbook\""),
@@ -70,53 +76,6 @@ const COMMAND: &[Key] = &[
     ("env", "env = { LANG = \"C.UTF-8\" }"),
     ("cwd", "cwd = \"${state}\""),
 ];
-const SERVICE: &[Key] = &[
-    ("argv", "argv = [\"bin/web\", \"--port\", \"8080\"]"),
-    ("env", "env = { LANG = \"C.UTF-8\" }"),
-    ("cwd", "cwd = \"${state}\""),
-    ("restart", "restart = \"on-failure\""),
-    ("stop-signal", "stop-signal = \"SIGTERM\""),
-    ("stop-timeout", "stop-timeout = \"10s\""),
-];
-
-/// Signals by name, as signal(7) lists them for Linux.
-const SIGNALS: &[&str] = &[
-    "SIGHUP",
-    "SIGINT",
-    "SIGQUIT",
-    "SIGILL",
-    "SIGTRAP",
-    "SIGABRT",
-    "SIGBUS",
-    "SIGFPE",
-    "SIGKILL",
-    "SIGUSR1",
-    "SIGSEGV",
-    "SIGUSR2",
-    "SIGPIPE",
-    "SIGALRM",
-    "SIGTERM",
-    "SIGSTKFLT",
-    "SIGCHLD",
-    "SIGCONT",
-    "SIGSTOP",
-    "SIGTSTP",
-    "SIGTTIN",
-    "SIGTTOU",
-    "SIGURG",
-    "SIGXCPU",
-    "SIGXFSZ",
-    "SIGVTALRM",
-    "SIGPROF",
-    "SIGWINCH",
-    "SIGIO",
-    "SIGPWR",
-    "SIGSYS",
-];
-
-/// A longer wait than this is a mistake, and overflows clocks.
-const LONGEST_STOP_MS: u128 = 24 * 60 * 60 * 1000;
-
 /// A folder's manifest, read.
 #[derive(Debug)]
 pub struct Project {
@@ -250,8 +209,8 @@ pub enum RunSource {
     Wrong,
     /// `command`
     Command(CommandSource),
-    /// `[services.NAME]`
-    Services(Vec<(Text, ServiceSource)>),
+    /// `[services.NAME]`, `[tasks.NAME]` and `[logs]`
+    Services(Supervised),
 }
 
 /// A program with its arguments, environment and working directory; all templates are sound.
@@ -265,17 +224,11 @@ pub struct CommandSource {
     pub cwd: Option<Text>,
 }
 
-/// `[services.NAME]`
-#[derive(Debug)]
-pub struct ServiceSource {
-    /// What is started.
-    pub command: CommandSource,
-    /// When it is started again.
-    pub restart: Restart,
-    /// Signal name, `SIG…`.
-    pub stop_signal: String,
-    /// Milliseconds.
-    pub stop_timeout_ms: u64,
+impl CommandSource {
+    /// True if it says what the variable `name` is.
+    pub fn sets(&self, name: &str) -> bool {
+        self.env.iter().any(|(set, _)| set.get_ref() == name)
+    }
 }
 
 /// Reads the manifest of folder `dir`.
@@ -569,11 +522,15 @@ impl Reader<'_> {
 
     fn run(&mut self, top: &Section<'_>) -> RunSource {
         match (top.get("command"), top.get("services")) {
-            (None, None) => RunSource::None,
-            (Some(command), None) => {
-                self.command_value(top, command).map_or(RunSource::Wrong, RunSource::Command)
+            (None, None) => {
+                self.need_services(top);
+                RunSource::None
             }
-            (None, Some(_)) => self.services(top).map_or(RunSource::Wrong, RunSource::Services),
+            (Some(command), None) => {
+                self.need_services(top);
+                self.command_value(top, "command", command).map_or(RunSource::Wrong, RunSource::Command)
+            }
+            (None, Some(_)) => self.supervised(top).map_or(RunSource::Wrong, RunSource::Services),
             (Some(command), Some(services)) => {
                 let error = Diagnostic::new("both `command` and `services`")
                     .at(command.span(), "a bundle is a tool that behaves as this command …")
@@ -581,24 +538,31 @@ impl Reader<'_> {
                     .help("keep one of them");
                 self.errors.push(error);
                 // What else is wrong with them is worth knowing too.
-                self.command_value(top, command);
-                self.services(top);
+                self.command_value(top, "command", command);
+                self.supervised(top);
                 RunSource::Wrong
             }
         }
     }
 
-    fn command_value(&mut self, top: &Section<'_>, value: &Spanned<DeValue<'_>>) -> Option<CommandSource> {
+    /// A command as its strings alone, or as a table.
+    fn command_value(
+        &mut self,
+        section: &Section<'_>,
+        key: &str,
+        value: &Spanned<DeValue<'_>>,
+    ) -> Option<CommandSource> {
         if let Some(table) = value.get_ref().as_table() {
-            let section = self.section("`[command]`", table, value.span(), COMMAND);
+            let title = format!("`[{key}]`");
+            let section = self.section(&title, table, value.span(), COMMAND);
             return self.command(&section);
         }
         if !value.get_ref().is_array() {
-            self.wrong_type(top, "command", value, "a list of strings or a table");
+            self.wrong_type(section, key, value, "a list of strings or a table");
             return None;
         }
-        let argv = self.strings(top, "command")?;
-        let argv = self.argv(argv, "`command`")?;
+        let argv = self.strings(section, key)?;
+        let argv = self.argv(argv, &format!("`{key}`"))?;
         Some(CommandSource { argv, env: Vec::new(), cwd: None })
     }
 
@@ -673,88 +637,6 @@ impl Reader<'_> {
             Some(near) => error.at(span, "").near(Some(&format!("${{{near}}}"))),
             None => error.at(span, format!("expected one of {list}")).help("`$$` writes a dollar sign"),
         }
-    }
-
-    fn services(&mut self, top: &Section<'_>) -> Option<Vec<(Text, ServiceSource)>> {
-        let table = self.table(top, "services")?;
-        if table.get_ref().is_empty() {
-            let error = Diagnostic::new("`services` names no service").at(table.span(), "");
-            self.errors.push(error.help("write a table for each: `[services.web]`"));
-            return None;
-        }
-        let mut services = Vec::new();
-        for (name, value) in table.get_ref().iter() {
-            let name = Spanned::new(name.span(), name.get_ref().clone().into_owned());
-            self.check(&name, name_fault(name.get_ref()), "bad service name");
-            match value.get_ref().as_table() {
-                Some(table) => services.push((name.clone(), self.service(&name, table, value.span()))),
-                None => {
-                    let error = Diagnostic::new(format!("service `{}` must be a table", name.get_ref()))
-                        .at(value.span(), format!("expected a table, found {}", value.get_ref().type_str()))
-                        .help(format!("write `[services.{}]` and `argv` below it", name.get_ref()));
-                    self.errors.push(error);
-                    services.push((name, None));
-                }
-            }
-        }
-        services.into_iter().map(|(name, service)| Some((name, service?))).collect()
-    }
-
-    fn service(&mut self, name: &Text, table: &DeTable<'_>, span: Range<usize>) -> Option<ServiceSource> {
-        let title = format!("`[services.{}]`", name.get_ref());
-        let section = self.section(&title, table, span, SERVICE);
-        let command = self.command(&section);
-        let restart = self.string(&section, "restart").and_then(|text| self.restart(&text));
-        let stop_signal = self.string(&section, "stop-signal").and_then(|text| self.signal(&text));
-        let stop_timeout = self.string(&section, "stop-timeout").and_then(|text| self.duration_ms(&text));
-        Some(ServiceSource {
-            command: command?,
-            restart: restart.unwrap_or_default(),
-            stop_signal: stop_signal.unwrap_or_else(default_stop_signal),
-            stop_timeout_ms: stop_timeout.unwrap_or_else(default_stop_timeout_ms),
-        })
-    }
-
-    fn restart(&mut self, text: &Text) -> Option<Restart> {
-        const NAMES: &[&str] = &["always", "on-failure", "never"];
-        match text.get_ref().as_str() {
-            "always" => Some(Restart::Always),
-            "on-failure" => Some(Restart::OnFailure),
-            "never" => Some(Restart::Never),
-            other => {
-                let error = Diagnostic::new(format!("unknown restart policy `{other}`"))
-                    .at(text.span(), "expected `always`, `on-failure` or `never`")
-                    .near(near_miss(other, NAMES.iter().copied()));
-                self.errors.push(error);
-                None
-            }
-        }
-    }
-
-    /// A signal's full name, whether written with `SIG` or without.
-    fn signal(&mut self, text: &Text) -> Option<String> {
-        let written: &str = text.get_ref();
-        let full = if written.starts_with("SIG") { written.to_owned() } else { format!("SIG{written}") };
-        if SIGNALS.contains(&full.as_str()) {
-            return Some(full);
-        }
-        let error = Diagnostic::new(format!("unknown signal `{written}`"))
-            .at(text.span(), "expected a name of signal(7), such as `SIGTERM`")
-            .near(near_miss(&full.to_uppercase().replacen("SIGSIG", "SIG", 1), SIGNALS.iter().copied()));
-        self.errors.push(error);
-        None
-    }
-
-    fn duration_ms(&mut self, text: &Text) -> Option<u64> {
-        let fault = match humantime::parse_duration(text.get_ref()) {
-            Ok(duration) if duration.as_millis() <= LONGEST_STOP_MS => {
-                return u64::try_from(duration.as_millis()).ok();
-            }
-            Ok(_) => "expected 24 hours at most",
-            Err(_) => "expected a number with a unit, such as `500ms`, `10s` or `1m 30s`",
-        };
-        self.check(text, Some(fault.to_owned()), "bad duration");
-        None
     }
 }
 

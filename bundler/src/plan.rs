@@ -8,13 +8,15 @@ use std::path::{Path, PathBuf};
 use globset::GlobSet;
 use kitbag_closure::rewrite::Edits;
 use kitbag_format::manifest::{Command, Manifest, Run, Seed, Service};
-use kitbag_format::service::{Logs, More};
+use kitbag_format::service::{Logs, Schedule, Task};
 use kitbag_format::slots::{Pad, Slot};
 use kitbag_format::template::{Piece, Template};
 
 use crate::cargo::{self, CargoPackage};
-use crate::diagnostic::{Diagnostic, Failure, Source};
-use crate::manifest::{self, CommandSource, Project, RunSource, name_fault, version_fault};
+use crate::diagnostic::{Diagnostic, Failure, Source, near_miss};
+use crate::manifest::{
+    self, CommandSource, Project, RunSource, ServiceSource, Supervised, TaskSource, name_fault, version_fault,
+};
 use crate::origin::Origin;
 use crate::preset::{self, Expansion};
 use crate::read::Text;
@@ -24,6 +26,9 @@ use crate::tree::{self, Kind, Node, Planter, Tree, shown};
 
 /// zstd's own default.
 const DEFAULT_LEVEL: i32 = 3;
+
+/// Where time zones are, on a host and in a tree.
+const ZONES: &str = "usr/share/zoneinfo";
 
 /// What is packed.
 #[derive(Debug)]
@@ -200,6 +205,7 @@ impl<'a> Draft<'a> {
         self.expand(&name);
         self.grow_tree(&output, bins);
         let run = self.run();
+        let tasks = self.tasks();
         let seeds = self.seeds();
         let host = self.host();
         let (Some(run), true) = (run, self.errors.is_empty()) else {
@@ -210,17 +216,18 @@ impl<'a> Draft<'a> {
         let description =
             description.map_or("", String::as_str).split_whitespace().collect::<Vec<_>>().join(" ");
         let closure = self.closure();
+        let logs = match &source.run {
+            RunSource::Services(supervised) => supervised.logs.clone(),
+            _ => Logs::default(),
+        };
+        let manifest = Manifest { name, version, description, requires: Vec::new(), run, seeds, tasks, logs };
+        // Together things can be too many of which each is right.
+        if let Some(fault) = manifest.fault() {
+            let error = Diagnostic::new(format!("no bundle could start with this manifest: it {fault}"));
+            return Err(Failure::manifest(self.project.source.clone(), vec![error]));
+        }
         Ok(Plan {
-            manifest: Manifest {
-                name,
-                version,
-                description,
-                requires: Vec::new(),
-                run,
-                seeds,
-                tasks: BTreeMap::new(),
-                logs: Logs::default(),
-            },
+            manifest,
             compression: source.compression.unwrap_or(DEFAULT_LEVEL),
             entries: self.tree.nodes.into_iter().map(entry).collect(),
             output,
@@ -357,23 +364,73 @@ impl<'a> Draft<'a> {
             }
             RunSource::None => self.only_bin().map(Run::Command),
             RunSource::Command(command) => self.command(command).map(Run::Command),
-            RunSource::Services(services) => {
+            RunSource::Services(Supervised { services, .. }) => {
                 self.needs_no_entry();
-                let cwd = self.expansion.as_ref().and_then(|expansion| expansion.cwd.clone());
-                let mut run = BTreeMap::new();
-                for (name, service) in services {
-                    let command = self.command(&service.command).unwrap_or_default();
-                    let service = Service {
-                        command: Command { cwd: command.cwd.or_else(|| cwd.clone()), ..command },
-                        restart: service.restart,
-                        stop_signal: service.stop_signal.clone(),
-                        stop_timeout_ms: service.stop_timeout_ms,
-                        more: More::default(),
-                    };
-                    run.insert(name.get_ref().clone(), service);
-                }
-                Some(Run::Services(run))
+                let services = services.iter();
+                let run = services.map(|(name, source)| (name.get_ref().clone(), self.service(source)));
+                Some(Run::Services(run.collect()))
             }
+        }
+    }
+
+    fn service(&mut self, source: &ServiceSource) -> Service {
+        let mut service = source.service.clone();
+        for (command, source) in service.commands_mut().into_iter().zip(&source.commands) {
+            *command = self.supervised(source);
+        }
+        // A probe sees what its service sees.
+        let main = service.command.clone();
+        for (probe, source) in service.commands_mut().into_iter().zip(&source.commands).skip(1) {
+            let own = std::mem::replace(&mut probe.env, main.env.clone());
+            probe.env.extend(own.into_iter().filter(|(name, _)| source.sets(name)));
+            if source.cwd.is_none() {
+                probe.cwd.clone_from(&main.cwd);
+            }
+        }
+        service
+    }
+
+    fn tasks(&mut self) -> BTreeMap<String, Task> {
+        let RunSource::Services(Supervised { tasks, .. }) = &self.project.manifest.run else {
+            return BTreeMap::new();
+        };
+        let tasks = tasks.iter();
+        tasks.map(|(name, source)| (name.get_ref().clone(), self.task(source))).collect()
+    }
+
+    fn task(&mut self, source: &TaskSource) -> Task {
+        if let (Schedule::Cron(_), Some(zone)) = (&source.task.schedule, &source.zone) {
+            self.zone(zone);
+        }
+        Task { command: self.supervised(&source.command), ..source.task.clone() }
+    }
+
+    /// The command of a service or task, in the preset's folder unless it says where.
+    fn supervised(&mut self, source: &CommandSource) -> Command {
+        let command = self.command(source).unwrap_or_default();
+        let cwd = self.expansion.as_ref().and_then(|expansion| expansion.cwd.clone());
+        Command { cwd: command.cwd.or(cwd), ..command }
+    }
+
+    /// Whether there is such a time zone; where this machine has none at all, nobody can tell.
+    fn zone(&mut self, zone: &Text) {
+        let name = zone.get_ref().as_str();
+        if matches!(name, "UTC" | "local") {
+            return;
+        }
+        let known = Path::new("/").join(ZONES);
+        if known.is_dir() && !known.join(name).is_file() {
+            let error = Diagnostic::new(format!("unknown time zone `{name}`"))
+                .at(zone.span(), "expected `UTC`, `local`, or a name such as `Europe/Berlin`")
+                .near(near_zone(&known, name).as_deref());
+            self.errors.push(error);
+        } else if self.tree.resolve(format!("{ZONES}/{name}").as_bytes()).is_none() {
+            let line = self.project.source.line(zone.span().start);
+            self.warnings.push(format!(
+                "the time zone `{name}` is the host's, if it has it; `sets = [\"timezones\"]` in `[closure]` brings \
+                 it along ({} line {line})",
+                self.project.source.path
+            ));
         }
     }
 
@@ -543,6 +600,18 @@ impl<'a> Draft<'a> {
         }
         seeds
     }
+}
+
+/// The time zone of the same area whose name is nearest.
+fn near_zone(zones: &Path, name: &str) -> Option<String> {
+    let (area, _) = name.rsplit_once('/').unwrap_or_default();
+    let listed = fs::read_dir(zones.join(area)).ok()?.flatten();
+    let names: Vec<String> = listed
+        .filter(|entry| entry.path().is_file())
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .map(|last| if area.is_empty() { last } else { format!("{area}/{last}") })
+        .collect();
+    near_miss(name, names.iter().map(String::as_str)).map(str::to_owned)
 }
 
 /// A path in the tree, written with `${tree}/` before it or without; else what is wrong with it.

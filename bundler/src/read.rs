@@ -30,6 +30,21 @@ impl<'a> Section<'a> {
         self.table.get(key)
     }
 
+    /// Where `key` itself stands, or the table if it does not.
+    pub fn key_span(&self, key: &str) -> Range<usize> {
+        self.table.get_key_value(key).map_or_else(|| self.span.clone(), |(key, _)| key.span())
+    }
+
+    /// It has a key that it may not have, which is reported.
+    pub fn has_unknown(&self) -> bool {
+        self.table.keys().any(|key| !self.keys.iter().any(|(known, _)| *known == key.get_ref().as_ref()))
+    }
+
+    /// How messages call it.
+    pub const fn title(&self) -> &'a str {
+        self.title
+    }
+
     fn example(&self, key: &str) -> &'static str {
         self.keys.iter().find(|(name, _)| *name == key).map_or("", |(_, example)| example)
     }
@@ -38,7 +53,7 @@ impl<'a> Section<'a> {
 /// Collects what is wrong with a manifest while it is read.
 pub struct Reader<'a> {
     /// The whole file.
-    text: &'a str,
+    pub text: &'a str,
     /// Keys of the top level, to tell a key that stands in the wrong table.
     top: &'static [Key],
     /// Errors so far.
@@ -116,15 +131,41 @@ impl<'a> Reader<'a> {
 
     /// A string; `None` if there is none, or something else (then an error is noted).
     pub fn string(&mut self, section: &Section<'_>, key: &str) -> Option<Text> {
+        self.string_as(section, key, "a string")
+    }
+
+    /// The same for a string of a certain form, which messages call `expected`.
+    pub fn string_as(&mut self, section: &Section<'_>, key: &str, expected: &str) -> Option<Text> {
         let value = section.get(key)?;
         let text = self.text_of(value);
         if text.is_none() {
-            self.wrong_type(section, key, value, "a string");
+            self.wrong_type(section, key, value, expected);
         }
         text
     }
 
-    fn text_of(&self, value: &Spanned<DeValue<'_>>) -> Option<Text> {
+    /// One of `choices` by its name.
+    pub fn choice<T: Copy>(
+        &mut self,
+        section: &Section<'_>,
+        key: &str,
+        choices: &[(&'static str, T)],
+    ) -> Option<T> {
+        let text = self.string(section, key)?;
+        let written: &str = text.get_ref();
+        if let Some((_, choice)) = choices.iter().find(|(name, _)| *name == written) {
+            return Some(*choice);
+        }
+        let names = || choices.iter().map(|(name, _)| *name);
+        let error = Diagnostic::new(format!("unknown `{key}` `{written}`"))
+            .at(text.span(), format!("expected {}", alternatives(names())))
+            .near(near_miss(written, names()));
+        self.errors.push(error);
+        None
+    }
+
+    /// The string that `value` is.
+    pub fn text_of(&self, value: &Spanned<DeValue<'_>>) -> Option<Text> {
         let text = value.get_ref().as_str()?;
         Some(Spanned::new(value.span(), text.to_owned()))
     }
@@ -140,18 +181,18 @@ impl<'a> Reader<'a> {
     }
 
     /// A whole number within `range`.
-    pub fn integer(
+    pub fn integer<T>(
         &mut self,
         section: &Section<'_>,
         key: &str,
-        range: std::ops::RangeInclusive<i32>,
-    ) -> Option<i32> {
+        range: std::ops::RangeInclusive<T>,
+    ) -> Option<T>
+    where
+        T: Copy + PartialOrd + std::fmt::Display + TryFrom<i64>,
+    {
         let value = section.get(key)?;
-        let number = value
-            .get_ref()
-            .as_integer()
-            .and_then(|integer| i32::from_str_radix(integer.as_str(), integer.radix()).ok())
-            .filter(|number| range.contains(number));
+        let number = whole(value.get_ref()).and_then(|number| T::try_from(number).ok());
+        let number = number.filter(|number| range.contains(number));
         if number.is_none() {
             let expected = format!("a whole number from {} to {}", range.start(), range.end());
             self.wrong_type(section, key, value, &expected);
@@ -241,6 +282,22 @@ impl<'a> Reader<'a> {
                 self.errors.push(error);
             }
         }
+    }
+}
+
+/// The whole number that `value` is.
+pub fn whole(value: &DeValue<'_>) -> Option<i64> {
+    let integer = value.as_integer()?;
+    i64::from_str_radix(integer.as_str(), integer.radix()).ok()
+}
+
+/// "`a`, `b` or `c`"
+pub fn alternatives<'t>(names: impl Iterator<Item = &'t str>) -> String {
+    let mut names: Vec<String> = names.map(|name| format!("`{name}`")).collect();
+    match (names.pop(), names.is_empty()) {
+        (None, _) => String::new(),
+        (Some(last), true) => last,
+        (Some(last), false) => format!("{} or {last}", names.join(", ")),
     }
 }
 

@@ -18,5 +18,9 @@ pub const RUNNING: u8 = 6;
 pub const SERVICE_FAILED: u8 = 7;
 /// `kitbag audit`: the bundle asks more of a host than it may.
 pub const AUDIT: u8 = 8;
+/// The bundle is not running: there is nobody to ask.
+pub const NOT_RUNNING: u8 = 9;
+/// It runs, and is not ready; or a time that was given was over before what was waited for had come.
+pub const NOT_READY: u8 = 10;
 /// A tool bundle's program could not be started.
 pub const NOT_STARTED: u8 = 125;

@@ -17,7 +17,7 @@ use crate::error::{Error, Region};
 use crate::index::{Entry, Frame, Index, Kind, Span};
 use crate::parallel;
 use crate::reader::Bundle;
-use crate::slots::{self, FillError};
+use crate::slots::{self, FillError, Paths};
 
 /// Below this many bytes of tar one thread is faster than several.
 const ALONE: u64 = 1 << 20;
@@ -40,8 +40,8 @@ pub struct Extraction<'a> {
     pub written: &'a (dyn Fn(usize, &File) + Sync),
     /// Take the write permission from everything, folders too.
     pub read_only: bool,
-    /// The absolute path that slots are filled with: where the tree will be used.
-    pub tree: &'a Path,
+    /// What slots are filled with: where the tree will be used.
+    pub paths: Paths<'a>,
 }
 
 /// The number of threads worth using for this many bytes.
@@ -161,7 +161,7 @@ impl Extraction<'_> {
         for (number, entry) in self.index.entries.iter().enumerate() {
             if !entry.slots().is_empty() && self.wanted(number) {
                 let file = open_file(root, entry, OFlag::O_RDWR)?;
-                slots::fill_file(&file, entry.slots(), self.tree)
+                slots::fill_file(&file, entry.slots(), &self.paths)
                     .map_err(failed_io("put the path of the folder into", entry))?;
             }
         }
@@ -359,7 +359,7 @@ pub fn unpack_to(bundle: &Bundle, dir: &Path, progress: &(dyn Fn(u64) + Sync)) -
         progress,
         written: &|_, _| (),
         read_only: false,
-        tree,
+        paths: Paths::of_tree(tree),
     };
     extraction.run(root.as_fd())?;
     Ok(index)
@@ -391,7 +391,7 @@ pub fn packed_slots(
 pub fn misfit(bundle: &Bundle, index: &Index, tree: &Path) -> Result<Option<(usize, FillError)>, Error> {
     let slots = index.entries.iter().flat_map(Entry::slots);
     for ((number, packed), slot) in packed_slots(bundle, index, &|_| true)?.into_iter().zip(slots) {
-        if let Err(why) = slots::fill(&packed, slot.pad, tree) {
+        if let Err(why) = slots::fill(&packed, slot.pad, &Paths::of_tree(tree)) {
             return Ok(Some((number, why)));
         }
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::index::is_normal;
-use crate::service::{Logs, Task};
+use crate::service::{self, Logs, Task};
 pub use crate::service::{Restart, Service};
 
 /// Names in [`Manifest::requires`] that this version understands.
@@ -99,7 +99,8 @@ impl Manifest {
     }
 
     /// What a reader refuses, as words after "its manifest", or `None`. Names become parts of paths, so a hostile
-    /// one must not lead anywhere else.
+    /// one must not lead anywhere else; what it says of services is within bounds that a supervisor can live with
+    /// ([`service::fault`]).
     pub fn fault(&self) -> Option<&'static str> {
         let commands = self.commands();
         let programs = commands.iter().map(|(_, command)| command.argv.first().map_or("", String::as_str));
@@ -114,7 +115,7 @@ impl Manifest {
         {
             Some("has no program, or a path that leaves the tree")
         } else {
-            None
+            service::fault::fault(self)
         }
     }
 

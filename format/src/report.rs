@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::index::{Entry, Index, Kind};
 use crate::manifest::{Manifest, Run};
 use crate::reader::Bundle;
+use crate::service::Schedule;
 
 /// A bundle's vital facts.
 pub struct Summary {
@@ -75,6 +76,10 @@ impl Summary {
                 for (name, service) in services {
                     line("service", format!("{name}: {}", service.command.argv.join(" ")));
                 }
+                for (name, task) in &manifest.tasks {
+                    let argv = task.command.argv.join(" ");
+                    line("task", format!("{name}, {}: {argv}", when(&task.schedule)));
+                }
             }
         }
         for seed in &manifest.seeds {
@@ -102,6 +107,17 @@ impl Summary {
                 "frames": self.index.frames.len(),
             },
         })
+    }
+}
+
+/// When a task runs, in words.
+fn when(schedule: &Schedule) -> String {
+    match schedule {
+        Schedule::Start => "at the start".to_owned(),
+        Schedule::Asked => "when asked".to_owned(),
+        Schedule::Cron(cron) => format!("{} {}", cron.expression, cron.zone),
+        Schedule::Every(time) if time % 1000 == 0 => format!("every {} s", time / 1000),
+        Schedule::Every(time) => format!("every {time} ms"),
     }
 }
 

@@ -2,6 +2,10 @@
 //!
 //! A dynamic program names its loader and the folders of its libraries by absolute paths, since only these work
 //! without `/proc`. What they are is known on the target alone. The packed file says [`TREE`] for it.
+//!
+//! Most of these paths lead into the [closure](is_in_closure), which seldom changes from one version to the next. They
+//! may be filled with another path than the tree's, one that equal closures have in common: then the same program is
+//! the same bytes in each version's tree.
 
 use std::fmt;
 use std::fs::File;
@@ -44,6 +48,36 @@ pub enum Pad {
     Space,
 }
 
+/// What goes into slots: where the tree is used.
+#[derive(Debug, Clone, Copy)]
+pub struct Paths<'a> {
+    /// The absolute path of the tree.
+    pub tree: &'a Path,
+    /// An absolute path below which the tree's closure is found too, for what an ELF file names of it. `None`: it is
+    /// named by the tree's path like everything else.
+    pub closure: Option<&'a Path>,
+}
+
+impl<'a> Paths<'a> {
+    /// The tree's path and no other.
+    pub const fn of_tree(tree: &'a Path) -> Self {
+        Self { tree, closure: None }
+    }
+
+    /// What a place in a slot's text becomes.
+    fn at(&self, place: &Place, pad: Pad) -> &'a Path {
+        self.closure.filter(|_| place.in_closure && pad == Pad::Nul).unwrap_or(self.tree)
+    }
+}
+
+/// True for a path in the tree that belongs to its closure: `.kitbag/lib`, `.kitbag/lib.2` and so on, `.kitbag/etc`, and
+/// what is below them.
+pub fn is_in_closure(path: &[u8]) -> bool {
+    let Some(rest) = path.strip_prefix(b".kitbag/") else { return false };
+    let name = rest.split(|byte| *byte == b'/').next().unwrap_or_default();
+    name == b"lib" || name.starts_with(b"lib.") || name == b"etc"
+}
+
 /// Why a tree's path cannot go into a slot. Shown as what is wrong with it, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FillError {
@@ -74,39 +108,42 @@ impl fmt::Display for FillError {
 
 impl std::error::Error for FillError {}
 
-/// The slot's bytes with `tree` in the place of each [`TREE`] that begins the text or follows `:`, and is followed
+/// The slot's bytes with a path in the place of each [`TREE`] that begins the text or follows `:`, and is followed
 /// by `/`, `:` or the end. A slot without one stays as it is.
-pub fn fill(packed: &[u8], pad: Pad, tree: &Path) -> Result<Vec<u8>, FillError> {
+pub fn fill(packed: &[u8], pad: Pad, paths: &Paths) -> Result<Vec<u8>, FillError> {
     let text = text(packed, pad);
-    let count = places(text).count();
-    if count == 0 {
-        return Ok(packed.to_vec());
-    }
-    let tree = tree.as_os_str().as_bytes();
-    check(tree, pad)?;
+    let places: Vec<Place> = places(text).collect();
+    let put = |place: &Place| paths.at(place, pad).as_os_str().as_bytes();
+    places.iter().try_for_each(|place| check(put(place), pad))?;
+    let Some(length) = places.iter().map(|place| put(place).len()).max() else { return Ok(packed.to_vec()) };
     let room = packed.len() - usize::from(pad == Pad::Nul);
-    let most = room.saturating_sub(text.len() - count * TREE.len()) / count;
-    if tree.len() > most {
-        return Err(FillError::TooLong { length: tree.len(), most });
+    let most = room.saturating_sub(text.len() - places.len() * TREE.len()) / places.len();
+    if length > most {
+        return Err(FillError::TooLong { length, most });
     }
     let mut filled = Vec::with_capacity(packed.len());
     let mut done = 0;
-    for at in places(text) {
-        filled.extend_from_slice(&text[done..at]);
-        filled.extend_from_slice(tree);
-        done = at + TREE.len();
+    for place in &places {
+        filled.extend_from_slice(&text[done..place.at]);
+        filled.extend_from_slice(put(place));
+        done = place.at + TREE.len();
     }
     filled.extend_from_slice(&text[done..]);
     filled.resize(packed.len(), pad.byte());
     Ok(filled)
 }
 
+/// True if a slot's packed bytes name anything of the tree but its closure: what it is filled with is one tree's own.
+pub fn names_tree(packed: &[u8], pad: Pad) -> bool {
+    places(text(packed, pad)).any(|place| !place.in_closure || pad != Pad::Nul)
+}
+
 /// Fills all slots of a file that has its packed bytes.
-pub fn fill_file(file: &File, slots: &[Slot], tree: &Path) -> io::Result<()> {
+pub fn fill_file(file: &File, slots: &[Slot], paths: &Paths) -> io::Result<()> {
     for slot in slots {
         let mut packed = vec![0; slot.length as usize];
         file.read_exact_at(&mut packed, slot.at)?;
-        let filled = fill(&packed, slot.pad, tree).map_err(io::Error::other)?;
+        let filled = fill(&packed, slot.pad, paths).map_err(io::Error::other)?;
         file.write_all_at(&filled, slot.at)?;
     }
     Ok(())
@@ -131,13 +168,24 @@ fn text(packed: &[u8], pad: Pad) -> &[u8] {
     &packed[..end]
 }
 
-/// Where the tree is named.
-fn places(text: &[u8]) -> impl Iterator<Item = usize> {
+/// Where the tree is named in a text.
+struct Place {
+    at: usize,
+    /// True if what is named there belongs to the closure.
+    in_closure: bool,
+}
+
+fn places(text: &[u8]) -> impl Iterator<Item = Place> {
     let begins = |at: &usize| *at == 0 || text[*at - 1] == b':';
-    let named = |at: &usize| {
-        text[*at..].strip_prefix(TREE.as_bytes()).is_some_and(|rest| matches!(rest, [] | [b'/' | b':', ..]))
-    };
-    (0..text.len()).filter(begins).filter(named)
+    (0..text.len()).filter(begins).filter_map(|at| {
+        let rest = text[at..].strip_prefix(TREE.as_bytes())?;
+        let path = rest.split(|byte| *byte == b':').next().unwrap_or_default();
+        match path.split_first() {
+            None => Some(Place { at, in_closure: false }),
+            Some((b'/', path)) => Some(Place { at, in_closure: is_in_closure(path) }),
+            Some(_) => None,
+        }
+    })
 }
 
 /// In an ELF file `:` ends a path and `$` begins a name that the loader replaces (ld.so(8)); musl's also ends a path

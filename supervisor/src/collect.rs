@@ -19,6 +19,7 @@ use std::time::{Duration, SystemTime};
 use kitbag_format::{Digest, extract};
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::closure;
 use crate::owned::Size;
 use crate::record::Record;
 use crate::store::{self, Store, StoreError};
@@ -130,6 +131,9 @@ pub fn collect(store: &Store, policy: &Policy) -> Result<Report, StoreError> {
     }
     report.freed = report.items.iter().map(|item| item.freed).sum();
     report.freed += sweep(store, policy.dry_run)?;
+    if !policy.dry_run {
+        closure::sweep(store)?;
+    }
     Ok(report)
 }
 
@@ -160,7 +164,7 @@ fn item(store: &Store, digest: Digest) -> Item {
 }
 
 /// Time since the tree was last used: a tool's start writes or touches `start`, a service bundle's `record`.
-fn idle(dir: &Path) -> Duration {
+pub fn idle(dir: &Path) -> Duration {
     let time = |path: PathBuf| fs::symlink_metadata(path).and_then(|found| found.modified());
     let used = time(dir.join("start")).or_else(|_| time(dir.join("record"))).or_else(|_| time(dir.into()));
     used.ok().and_then(|used| SystemTime::now().duration_since(used).ok()).unwrap_or_default()
@@ -194,7 +198,7 @@ fn remove(store: &Store, item: &mut Item, policy: &Policy) -> Result<(), StoreEr
     }
     let trash = store.work(&format!("{}.trash", item.digest));
     item.freed = store::remove(&trash).map_err(StoreError::io("remove", &trash))?;
-    fs::rename(&dir, &trash).map_err(StoreError::io("move", &dir))?;
+    move_away(store, item, &dir, &trash)?;
     if used().is_none_or(|used| used.contains(&item.digest)) {
         item.kept = Some(BUSY);
         return fs::rename(&trash, &dir).map_err(StoreError::io("put back", &dir));
@@ -203,6 +207,13 @@ fn remove(store: &Store, item: &mut Item, policy: &Policy) -> Result<(), StoreEr
     drop(folder);
     lock.remove();
     Ok(())
+}
+
+/// Programs of other trees find their closure in another one from now on.
+fn move_away(store: &Store, item: &Item, dir: &Path, trash: &Path) -> Result<(), StoreError> {
+    let _lock = if store.closures().exists() { Some(store.lock_closures()?) } else { None };
+    closure::hand_over(store, &item.digest)?;
+    fs::rename(dir, trash).map_err(StoreError::io("move", dir))
 }
 
 /// Removes from the working folder what no living process works on: its lock is free.

@@ -17,8 +17,9 @@ use crate::collect::{self, Policy};
 use crate::expand::ExpandError;
 use crate::open::{self, Own};
 use crate::place::{self, Facts};
+use crate::service::Setting;
 use crate::store::StoreError;
-use crate::{heal, machine, service, tool};
+use crate::{heal, machine, near, running, service, tool};
 
 /// Why a bundle's command, or its start, did not work.
 #[derive(Debug)]
@@ -36,8 +37,26 @@ pub enum Failure {
         /// Why.
         error: io::Error,
     },
+    /// A service cannot be what its manifest asks for on this host.
+    Service(String),
     /// The command line.
     Usage(String),
+    /// The bundle is to be asked something, and does not run.
+    NotRunning {
+        /// Its name.
+        name: String,
+        /// Where its state is; `None`: there is none yet.
+        state: Option<PathBuf>,
+    },
+    /// It runs, and what was asked of it did not work: a sentence.
+    Running(String),
+    /// It runs, and did not come to what was waited for.
+    NotReady {
+        /// What it answered.
+        answer: serde_json::Value,
+        /// It is not going to by itself.
+        never: bool,
+    },
     /// Found and reported; only the code is left to say.
     Found(u8),
 }
@@ -75,6 +94,18 @@ impl fmt::Display for Failure {
             Self::Expand(error) => error.fmt(f),
             Self::NotStarted { program, error } => write!(f, "cannot start {}: {error}", program.display()),
             Self::Usage(why) => write!(f, "{why}\n  to fix  see `--help`; of a tool bundle, `--kitbag help`"),
+            Self::Service(why) => f.write_str(why),
+            Self::NotRunning { name, state } => {
+                write!(f, "{name} is not running")?;
+                if let Some(state) = state {
+                    write!(f, " with its state in {}", state.display())?;
+                }
+                f.write_str("\n  to fix  `FILE start` starts it; KITBAG_STATE names another state folder")
+            }
+            Self::Running(what) => f.write_str(what),
+            Self::NotReady { answer, .. } => {
+                f.write_str(answer["error"].as_str().unwrap_or("it is not ready"))
+            }
             Self::Found(_) => Ok(()),
         }
     }
@@ -86,8 +117,17 @@ impl Failure {
         match self {
             Self::Usage(_) => exit::USAGE,
             Self::Found(code) => *code,
+            Self::NotRunning { .. } => exit::NOT_RUNNING,
+            Self::Running(_) => exit::FAILURE,
+            Self::NotReady { never, .. } => {
+                if *never {
+                    exit::SERVICE_FAILED
+                } else {
+                    exit::NOT_READY
+                }
+            }
             _ if starting_tool => exit::NOT_STARTED,
-            Self::Bundle(Error::Io { .. }) | Self::Expand(_) => exit::FAILURE,
+            Self::Bundle(Error::Io { .. }) | Self::Expand(_) | Self::Service(_) => exit::FAILURE,
             Self::Bundle(_) => exit::DAMAGED,
             Self::Store(error) => error.exit_code(),
             Self::NotStarted { .. } => exit::NOT_STARTED,
@@ -101,7 +141,16 @@ pub fn say(text: &str) {
     let _ = writeln!(io::stderr(), "kitbag: {text}");
 }
 
+/// Which bundles have a command.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum For {
+    All,
+    /// Bundles of services.
+    Services,
+}
+
 struct Command {
+    whose: For,
     name: &'static str,
     arguments: &'static str,
     about: &'static str,
@@ -110,20 +159,106 @@ struct Command {
 
 const COMMANDS: &[Command] = &[
     Command {
+        whose: For::Services,
+        name: "start",
+        arguments: "[--timeout 60s] [--oknodo] [SVC…]",
+        about: "run in the background, and return when all is ready; or start these services again",
+        run: running::start,
+    },
+    Command {
+        whose: For::Services,
+        name: "status",
+        arguments: "[--json]",
+        about: "how the running services are, and what to do next",
+        run: running::status,
+    },
+    Command {
+        whose: For::Services,
+        name: "stop",
+        arguments: "[--oknodo] [SVC…]",
+        about: "stop everything that runs, or these services, and return when it is gone",
+        run: running::stop,
+    },
+    Command {
+        whose: For::Services,
+        name: "restart",
+        arguments: "[--timeout 60s] [SVC…]",
+        about: "stop and start all services or these, and return when they are ready",
+        run: running::restart,
+    },
+    Command {
+        whose: For::Services,
+        name: "logs",
+        arguments: "[-f] [-n N] [SVC…]",
+        about: "what services printed; -f goes on with what they print",
+        run: running::logs,
+    },
+    Command {
+        whose: For::Services,
+        name: "wait",
+        arguments: "--ready [--timeout 30s] [SVC…]",
+        about: "until all services or these are ready",
+        run: running::wait,
+    },
+    Command {
+        whose: For::Services,
+        name: "signal",
+        arguments: "SIG SVC…",
+        about: "send services a signal",
+        run: running::signal,
+    },
+    Command {
+        whose: For::Services,
+        name: "scale",
+        arguments: "SVC=N…",
+        about: "run so many instances of a service",
+        run: running::scale,
+    },
+    Command {
+        whose: For::Services,
+        name: "run-task",
+        arguments: "NAME [--wait] [--timeout 1h]",
+        about: "run a task now",
+        run: running::run_task,
+    },
+    Command {
+        whose: For::Services,
+        name: "exec",
+        arguments: "SVC -- CMD",
+        about: "run a command with a service's environment, folder and user",
+        run: running::exec,
+    },
+    Command {
+        whose: For::Services,
+        name: "events",
+        arguments: "[-f]",
+        about: "what happened last to services, as JSON lines; -f goes on",
+        run: running::events,
+    },
+    Command {
+        whose: For::All,
         name: "inspect",
         arguments: "[--json]",
         about: "what the bundle is, and where it unpacks",
         run: inspect,
     },
-    Command { name: "list", arguments: "[--long]", about: "the files in it", run: list },
-    Command { name: "unpack", arguments: "DIR", about: "its files into a new or empty folder", run: unpack },
+    Command { whose: For::All, name: "list", arguments: "[--long]", about: "the files in it", run: list },
     Command {
+        whose: For::All,
+        name: "unpack",
+        arguments: "DIR",
+        about: "its files into a new or empty folder",
+        run: unpack,
+    },
+    Command {
+        whose: For::All,
         name: "verify",
         arguments: "[--unpacked]",
         about: "every byte against its digest; also those unpacked earlier",
         run: verify,
     },
     Command {
+        whose: For::All,
         name: "gc",
         arguments: "[--keep N] [--older-than 30d] [--dry-run]",
         about: "remove unpacked bundles that nothing runs: all but the N last used of each app, and what was not used for that long",
@@ -150,7 +285,8 @@ pub fn main(arguments: Vec<OsString>) -> u8 {
     result.unwrap_or_else(|failure| report_failure(&failure, starting_tool))
 }
 
-fn report_failure(failure: &Failure, starting_tool: bool) -> u8 {
+/// Says what went wrong. Returns the exit code.
+pub fn report_failure(failure: &Failure, starting_tool: bool) -> u8 {
     if !matches!(failure, Failure::Found(_)) {
         let _ = writeln!(io::stderr(), "kitbag: error: {failure}");
     }
@@ -171,6 +307,11 @@ fn dispatch(own: &Own, arguments: &[OsString]) -> Result<u8, Failure> {
             print(format!("{} {}\n", manifest.name, manifest.version).as_bytes())?;
         }
         _ => match COMMANDS.iter().find(|command| command.name == name) {
+            Some(command) if command.whose == For::Services && own.bundle.is_tool() => {
+                return Err(Failure::Usage(format!(
+                    "`{name}` is for bundles of services; this one is a tool, which runs in front of whoever started it"
+                )));
+            }
             Some(command) => (command.run)(own, rest)?,
             None => return Err(Failure::Usage(unknown(&name))),
         },
@@ -180,35 +321,19 @@ fn dispatch(own: &Own, arguments: &[OsString]) -> Result<u8, Failure> {
 
 /// Runs the services here. The first process of a machine switches it off afterwards, however that went.
 fn run(own: &Own) -> Result<u8, Failure> {
-    let Some(machine) = machine::begin() else { return service::run(own, None) };
-    if let Err(failure) = service::run(own, Some(&machine)) {
+    let Some(machine) = machine::begin() else { return service::run(own, &Setting::Foreground) };
+    if let Err(failure) = service::run(own, &Setting::Machine(&machine)) {
         report_failure(&failure, false);
     }
     machine.power_off()
 }
 
 fn unknown(name: &str) -> String {
-    let near =
-        COMMANDS.iter().map(|command| command.name).chain(["run", "help"]).find(|known| is_near(name, known));
-    match near {
+    let known = COMMANDS.iter().map(|command| command.name).chain(["run", "help"]);
+    match near::nearest(name, known) {
         Some(near) => format!("there is no command `{name}`; did you mean `{near}`?"),
         None => format!("there is no command `{name}`"),
     }
-}
-
-/// One letter added, lost, or changed; letters in another order; or a beginning.
-fn is_near(typed: &str, known: &str) -> bool {
-    let shared = typed.bytes().zip(known.bytes()).take_while(|(a, b)| a == b).count();
-    let tail = typed.bytes().rev().zip(known.bytes().rev()).take_while(|(a, b)| a == b).count();
-    let longest = typed.len().max(known.len());
-    let letters = |word: &str| {
-        let mut letters: Vec<u8> = word.bytes().collect();
-        letters.sort_unstable();
-        letters
-    };
-    (shared >= 2 && shared == typed.len())
-        || (shared + tail + 1 >= longest && longest > 2)
-        || letters(typed) == letters(known)
 }
 
 fn help(own: &Own) -> Result<String, Failure> {
@@ -227,7 +352,7 @@ fn help(own: &Own) -> Result<String, Failure> {
             text.push_str(&format!("  FILE [run]\n      run here until stopped: {}\n", names.join(", ")));
         }
     }
-    for command in COMMANDS {
+    for command in COMMANDS.iter().filter(|command| command.whose == For::All || !tool) {
         text.push_str(&format!(
             "  {prefix} {} {}\n      {}\n",
             command.name, command.arguments, command.about
@@ -237,7 +362,7 @@ fn help(own: &Own) -> Result<String, Failure> {
         "\nEnvironment:\n  KITBAG_STORE   folder to unpack in\n  KITBAG_STATE   folder of this app's state\n  \
          KITBAG_GC=off  keep unpacked bundles until `gc` is asked for\n\n\
          Exit codes: 0 done, 1 failed, 2 usage, 4 damaged, 5 no place or disk full, 6 running already,\n\
-         7 a service failed, 125 the tool's program could not be started\n",
+         7 a service failed, 9 not running, 10 not ready in time, 125 the tool's program could not be started\n",
     );
     Ok(text)
 }
@@ -348,7 +473,7 @@ fn duration(text: &str) -> Result<Duration, Failure> {
 }
 
 /// Writes to stdout; a reader that has gone (`| head`) is no failure.
-fn print(bytes: &[u8]) -> Result<(), Failure> {
+pub fn print(bytes: &[u8]) -> Result<(), Failure> {
     match io::stdout().write_all(bytes) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(Error::io("write to stdout")(error).into())

@@ -13,14 +13,15 @@ use std::{error, fmt};
 
 use kitbag_format::extract::{self, Extraction};
 use kitbag_format::index::{Entry, Kind};
-use kitbag_format::slots::{self, Slot};
+use kitbag_format::slots::{self, Paths, Slot};
 use kitbag_format::{Bundle, Digest, Error, Index};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, mkdirat};
 use nix::unistd::{linkat, symlinkat};
 
-use crate::record::{self, Stat, path_of};
+use crate::closure::{self, Home};
+use crate::record::{self, Record, Stat, path_of};
 use crate::store::{self, Store, StoreError};
 use kitbag_format::parallel;
 
@@ -90,7 +91,8 @@ impl error::Error for Finding {}
 /// Compares every entry of the unpacked tree with the bundle's digests, in parallel. `None`: it is not
 /// unpacked here. Changes nothing.
 pub fn verify_unpacked(store: &Store, bundle: &Bundle) -> Result<Option<Vec<Finding>>, StoreError> {
-    let path = store.tree_dir(&bundle.digest()).join("tree");
+    let dir = store.tree_dir(&bundle.digest());
+    let path = dir.join("tree");
     let root = match extract::open_dir(&path) {
         Ok(root) => root,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -98,7 +100,10 @@ pub fn verify_unpacked(store: &Store, bundle: &Bundle) -> Result<Option<Vec<Find
     };
     let index = bundle.index()?;
     let all: Vec<usize> = (0..=index.entries.len()).collect();
-    let filling = Filling::of(bundle, &index, &path, &all)?;
+    let record = Record::read(&dir, &bundle.digest());
+    let closure = record.map_or_else(|| closure::digest(&index), |record| record.closure);
+    let home = Home::new(store, &bundle.digest(), closure);
+    let filling = Filling::of(bundle, &index, home.paths(), &all)?;
     let mut findings = examine_all(root.as_fd(), &index, &all, &filling).1;
     let names = sorted_paths(&index);
     for number in all.into_iter().filter(|number| is_dir(&index, *number)) {
@@ -106,31 +111,49 @@ pub fn verify_unpacked(store: &Store, bundle: &Bundle) -> Result<Option<Vec<Find
             findings.push((number, What::Stranger, stranger));
         }
     }
+    findings.extend(home.closure.iter().flat_map(|path| wrong_in_closure(path, root.as_fd(), &index)));
     Ok(Some(findings.into_iter().map(|(_, what, path)| Finding { path, what }).collect()))
+}
+
+/// What is wrong with the closure where programs look for it: mostly that is the tree, which was compared.
+fn wrong_in_closure(path: &Path, root: BorrowedFd, index: &Index) -> Wrong {
+    let members = closure::members(index);
+    match closure::open_link(path) {
+        _ if closure::leads_to(path, root) => Vec::new(),
+        Ok(there) => examine_all(there.as_fd(), index, &members, &Filling::none()).1,
+        Err(_) => vec![(0, What::Deleted, b".kitbag".to_vec())],
+    }
 }
 
 /// What the slots of a tree's files must hold.
 pub struct Filling<'a> {
-    tree: &'a Path,
+    paths: Paths<'a>,
     /// Packed bytes of the slots, each with its file's number, in order.
     packed: Vec<(usize, Vec<u8>)>,
 }
 
 impl<'a> Filling<'a> {
-    /// For the tree at this absolute path and those of its entries that are to be examined.
-    pub fn of(bundle: &Bundle, index: &Index, tree: &'a Path, numbers: &[usize]) -> Result<Self, Error> {
+    /// For a tree that these paths lead to, and those of its entries that are to be examined.
+    pub fn of(bundle: &Bundle, index: &Index, paths: Paths<'a>, numbers: &[usize]) -> Result<Self, Error> {
         let mut examined = vec![false; index.entries.len() + 1];
         numbers.iter().for_each(|number| examined[index.owner(*number)] = true);
-        Ok(Self { tree, packed: extract::packed_slots(bundle, index, &|number| examined[number])? })
+        Ok(Self { paths, packed: extract::packed_slots(bundle, index, &|number| examined[number])? })
     }
 
     /// For files without slots.
     pub fn none() -> Self {
-        Self { tree: Path::new(""), packed: Vec::new() }
+        Self { paths: Paths::of_tree(Path::new("")), packed: Vec::new() }
+    }
+
+    /// True if an entry's slots name the closure by its own path, and nothing else of the tree: it is filled with the
+    /// same in every tree that has this closure. The entry is among those that this was made for.
+    pub fn is_common(&self, index: &Index, number: usize) -> bool {
+        let mut slots = self.slots(index, number);
+        self.paths.closure.is_some() && slots.all(|(slot, packed)| !slots::names_tree(packed, slot.pad))
     }
 
     /// The slots of an entry's contents with their packed bytes.
-    fn slots(&self, index: &'a Index, number: usize) -> impl Iterator<Item = (&Slot, &Vec<u8>)> {
+    fn slots<'b>(&'b self, index: &'b Index, number: usize) -> impl Iterator<Item = (&'b Slot, &'b Vec<u8>)> {
         let first = self.packed.partition_point(|(file, _)| *file < index.owner(number));
         index.slots(number).iter().zip(self.packed[first..].iter().map(|(_, packed)| packed))
     }
@@ -148,6 +171,8 @@ pub struct Healing<'a> {
     pub root: BorrowedFd<'a>,
     /// Its path.
     pub path: &'a Path,
+    /// What its slots are filled with.
+    pub paths: Paths<'a>,
     /// Called with a sentence for everything that was healed.
     pub say: &'a (dyn Fn(&str) + Sync),
 }
@@ -196,7 +221,7 @@ impl Healing<'_> {
         self.heal_dirs(&mut suspect, open, (&mut fine, &mut again))?;
         let others: Vec<usize> =
             (0..suspect.len()).filter(|number| suspect[*number] && !is_dir(self.index, *number)).collect();
-        let filling = Filling::of(self.bundle, self.index, self.path, &others)?;
+        let filling = Filling::of(self.bundle, self.index, self.paths, &others)?;
         let (right, wrong) = examine_all(self.root, self.index, &others, &filling);
         fine.extend(right);
         // All of them, as a rule: the store was moved.
@@ -357,7 +382,7 @@ impl Healing<'_> {
             progress: &|_| {},
             written: &|_, _| {},
             read_only: false,
-            tree: self.path,
+            paths: self.paths,
         };
         extraction.run(root.as_fd())?;
         Ok(tree)
@@ -478,7 +503,7 @@ pub fn examine(root: BorrowedFd, index: &Index, number: usize, filling: &Filling
         return Err(What::Replaced);
     }
     if let Some((size, digest, _)) = index.file(number) {
-        let compare = |file: &File| compare(file, digest, filling.slots(index, number), filling.tree);
+        let compare = |file: &File| compare(file, digest, filling.slots(index, number), &filling.paths);
         return examine_file(root, path, size, &compare)
             .and_then(|now| check_mode(&now, mode(index, number)));
     }
@@ -519,12 +544,12 @@ fn examine_file(
 }
 
 /// Compares a file's content with the digest of its packed bytes: those of its slots are hashed in place of what is
-/// there, which is compared with what the path makes of them.
+/// there, which is compared with what the paths make of them.
 fn compare<'a>(
     file: &File,
     digest: Digest,
     slots: impl Iterator<Item = (&'a Slot, &'a Vec<u8>)>,
-    tree: &Path,
+    paths: &Paths,
 ) -> io::Result<Result<(), What>> {
     let mut hasher = blake3::Hasher::new();
     let (mut at, mut filled) = (0, true);
@@ -532,7 +557,7 @@ fn compare<'a>(
         hash(&mut hasher, file, at..slot.at)?;
         let mut found = vec![0; packed.len()];
         file.read_exact_at(&mut found, slot.at)?;
-        filled &= slots::fill(packed, slot.pad, tree).is_ok_and(|filled| filled == found);
+        filled &= slots::fill(packed, slot.pad, paths).is_ok_and(|filled| filled == found);
         hasher.update(packed);
         at = slot.end();
     }

@@ -13,9 +13,10 @@ use kitbag_format::{Bundle, Error, Index, extract};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{AccessFlags, access};
 
+use crate::closure;
 use crate::owned::{self, Refusal};
 use crate::record::path_of;
-use crate::share;
+use crate::share::Sharing;
 use crate::store::{Store, StoreError};
 
 /// What the choice depends on.
@@ -208,7 +209,9 @@ fn usable(path: &Path, uid: u32, bundle: &Bundle) -> Result<Result<Store, Refusa
     let needs = crate::unpack::need(&index);
     Ok(match room(&store, uid, needs) {
         Err(Refusal::Space(..) | Refusal::Inodes(..)) => {
-            room(&store, uid, share::still_needed(&store, &index, needs))
+            let closure = closure::digest(&index);
+            let sharing = Sharing { store: &store, bundle, index: &index, closure };
+            room(&store, uid, sharing.still_needed(needs))
         }
         other => other,
     }

@@ -11,7 +11,7 @@
 //! from the start: whoever removes `/proc` gives up this one comparison.
 //!
 //! ```text
-//!  0  8  magic "KITBREC" 2
+//!  0  8  magic "KITBREC" 3
 //!  8  32 BLAKE3 of all that follows
 //! 40  32 bundle digest
 //! 72  36 boot id as /proc/sys/kernel/random/boot_id shows it, or zeros
@@ -19,6 +19,7 @@
 //! 116 8  length of the payload
 //! 124 2  length of the name, name; the same with the version, and with the tree's path, which its slots were
 //!        filled with
+//!     32 digest of the closure whose path its slots were filled with (closure.rs); zeros: with the tree's alone
 //!     4  number of stats; each 8 size, 8 inode, 8 ctime, 4 its nanoseconds: the index's entries, then the tree
 //!     …  the index, as in the bundle
 //! ```
@@ -41,7 +42,7 @@ use nix::sys::stat::{FileStat, fstatat};
 
 use kitbag_format::parallel;
 
-const MAGIC: &[u8; 8] = b"KITBREC\x02";
+const MAGIC: &[u8; 8] = b"KITBREC\x03";
 const HEADER: usize = 40;
 /// Most bytes of a record: a million files have some 100 MB.
 const MOST: u64 = 256 << 20;
@@ -87,6 +88,8 @@ pub struct Record {
     pub version: String,
     /// The absolute path of the tree that its slots were filled with.
     pub tree: PathBuf,
+    /// The closure by whose path its slots name it; `None`: by the tree's.
+    pub closure: Option<Digest>,
     /// The bundle's digest.
     pub bundle: Digest,
     /// In which boot the record is good; zeros: in any.
@@ -116,6 +119,7 @@ impl Record {
             out.extend_from_slice(&(text.len() as u16).to_le_bytes());
             out.extend_from_slice(text);
         }
+        out.extend_from_slice(&self.closure.unwrap_or_default().0);
         out.extend_from_slice(&(self.stats.len() as u32).to_le_bytes());
         for stat in &self.stats {
             out.extend_from_slice(&stat.size.to_le_bytes());
@@ -141,6 +145,7 @@ impl Record {
         let payload_length = u64::from_le_bytes(reader.array()?);
         let (name, version) = (reader.text()?, reader.text()?);
         let tree = OsStr::from_bytes(reader.bytes()?).into();
+        let closure = Some(Digest(reader.array()?)).filter(|closure| *closure != Digest::default());
         let count = u32::from_le_bytes(reader.array()?) as usize;
         let stats = reader.take(count.checked_mul(STAT)?)?.as_chunks::<STAT>().0.iter().map(parse_stat);
         let stats: Vec<Stat> = stats.collect::<Option<_>>()?;
@@ -149,6 +154,7 @@ impl Record {
             name,
             version,
             tree,
+            closure,
             bundle,
             boot_id,
             created,

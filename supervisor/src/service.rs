@@ -1,27 +1,59 @@
-//! A service bundle in the foreground: unpack, compare the whole tree, then supervise.
+//! A service bundle: unpack, compare the whole tree, then supervise.
 
-use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use kitbag_format::manifest::{Manifest, Run, Service};
+use kitbag_format::manifest::{Command, Manifest, Run, Service};
+use kitbag_format::service::{
+    self, HealthWhen, HttpProbe, LogFormat, LogTo, Logs, Probe, Process, ReadyWhen, Restart, Success, Task,
+};
 
+use crate::cgroup::Limits;
 use crate::commands::{Failure, say};
-use crate::expand::{self, Values};
+use crate::control::Control;
+use crate::cron::Expression;
+use crate::environment::environment;
+use crate::expand::Values;
+use crate::identity::Accounts;
+use crate::logs;
 use crate::machine::Machine;
 use crate::open::Own;
 use crate::place::{self, Facts};
+use crate::probe::{self, Ask};
+use crate::running::background::Report;
+use crate::running::default_log_folder;
+use crate::spawn::Setup;
+use crate::state::{Ms, Readiness, Rules, Watch};
 use crate::state_folder;
-use crate::supervise::{self, ServiceSpec};
+use crate::store::StoreError;
+use crate::supervise::{
+    self, Bundle, ProgramSpec, Question, Schedule, ServiceSpec, What, When, signal_number,
+};
 use crate::unpack::{self, Compare, Opening};
+use crate::zone::Zone;
 
-/// Runs the bundle's services until they end or are asked to. Returns the exit code. `machine`: the one that this is
-/// the first process of.
-pub fn run(own: &Own, machine: Option<&Machine>) -> Result<u8, Failure> {
+/// Where a zone is looked up after the bundle's own.
+const HOST_ZONES: &str = "/usr/share/zoneinfo";
+/// A try to find out whether a service is ready may take so long.
+const READY_TRY: Ms = 5_000;
+
+/// Where the services run.
+pub enum Setting<'a> {
+    /// In front of whoever started them.
+    Foreground,
+    /// Behind whoever started them, who waits for this report.
+    Background(&'a Report),
+    /// On the machine whose first process this is.
+    Machine(&'a Machine),
+}
+
+/// Runs the bundle's services until they end or are asked to. Returns the exit code.
+pub fn run(own: &Own, setting: &Setting<'_>) -> Result<u8, Failure> {
     let manifest = own.bundle.manifest()?;
-    let Run::Services(services) = &manifest.run else { return Ok(0) };
-    if let Some(machine) = machine {
+    if manifest.is_tool() {
+        return Ok(0);
+    }
+    if let Setting::Machine(machine) = setting {
         machine.name(&manifest.name);
     }
     let facts = Facts::of_process(Some(&own.path));
@@ -30,53 +62,241 @@ pub fn run(own: &Own, machine: Option<&Machine>) -> Result<u8, Failure> {
         Opening { bundle: &own.bundle, manifest: &manifest, compare: Compare::Everything, say: &say };
     let tree = unpack::open_tree(&store, &opening)?;
     tree.touch();
-    let state = if needs_state(&manifest, services) {
-        Some(state_folder::choose(&facts, &manifest.name)?)
-    } else {
-        None
-    };
-    let lock = state.as_deref().map(state_folder::lock).transpose()?;
-    if let Some(state) = &state {
-        for planted in state_folder::plant(&tree.root, state, &manifest.seeds)? {
-            say(&format!("state begins with {planted} in {}", state.display()));
-        }
+    let state = state_folder::choose(&facts, &manifest.name)?;
+    let lock = state_folder::lock(&state)?;
+    for planted in state_folder::plant(&tree.root, &state, &manifest.seeds)? {
+        say(&format!("state begins with {planted} in {}", state.display()));
     }
-    let values = Values { tree: &tree.root, state: state.as_deref(), manifest: &manifest };
-    let specs =
-        services.iter().map(|(name, service)| spec(name, service, &values)).collect::<Result<Vec<_>, _>>()?;
-    let code = supervise::supervise(&manifest.name, specs);
+    let values = Values { tree: &tree.root, state: Some(&state), manifest: &manifest };
+    let services = specs(&manifest, &values)?;
+    let runtime = state_folder::runtime(&state)?;
+    let logs = log_settings(&manifest.logs, &values, &runtime, setting)?;
+    let control = Control::bind(&runtime).map_err(StoreError::io("listen in", &runtime))?;
+    if let Setting::Background(report) = setting {
+        report.supervising(&runtime)?;
+    }
+    let code = supervise::supervise(Bundle {
+        name: manifest.name.clone(),
+        version: manifest.version.clone(),
+        services,
+        state_folder: state,
+        log_folder: logs.files.as_ref().map(|files| files.folder.clone()),
+        logs,
+        tasks: Some(runtime.join("tasks")),
+        stays: matches!(setting, Setting::Background(_)),
+        control: Some(control),
+    });
     // Held until nothing runs any more.
     drop((lock, tree));
     Ok(code)
 }
 
-fn needs_state(manifest: &Manifest, services: &BTreeMap<String, Service>) -> bool {
-    !manifest.seeds.is_empty() || services.values().any(|service| expand::uses_state(&service.command))
+/// What becomes of what services print: in front, it is shown; behind, it goes to files.
+fn log_settings(
+    logs: &Logs,
+    values: &Values<'_>,
+    runtime: &Path,
+    setting: &Setting<'_>,
+) -> Result<logs::Settings, Failure> {
+    let behind = matches!(setting, Setting::Background(_));
+    let folder = match &logs.to {
+        LogTo::Auto if behind => Some(default_log_folder(runtime)),
+        LogTo::Auto | LogTo::Stdout => None,
+        LogTo::Files(folder) => Some(PathBuf::from(values.text(folder)?)),
+    };
+    let files = folder.map(|folder| logs::files::Settings {
+        folder,
+        format: logs.format,
+        max_size: logs.max_size,
+        max_age: logs.max_age_ms,
+        keep: logs.keep as usize,
+        compress: logs.compress,
+    });
+    Ok(logs::Settings {
+        quiet: behind && files.is_some(),
+        json: logs.format == LogFormat::Json,
+        when_slow: logs.when_slow,
+        files,
+    })
 }
 
-fn spec(name: &str, service: &Service, values: &Values) -> Result<ServiceSpec, Failure> {
-    let command = &service.command;
-    let program = values.program(command);
-    let mut argv = vec![program.clone().into_os_string()];
-    for argument in command.argv.iter().skip(1) {
-        argv.push(values.text(argument)?);
+/// The services and tasks of a service bundle, with every template filled in and every name looked up on this host.
+///
+/// # Errors
+/// What this host does not have: a user, an environment file, a time zone.
+pub fn specs(manifest: &Manifest, values: &Values) -> Result<Vec<ServiceSpec>, Failure> {
+    let Run::Services(services) = &manifest.run else { return Ok(Vec::new()) };
+    let maker = Maker { values, accounts: Accounts::of_host() };
+    let services = services.iter().map(|(name, service)| maker.service(name, service));
+    let tasks = manifest.tasks.iter().map(|(name, task)| maker.task(name, task));
+    services.chain(tasks).collect()
+}
+
+/// Makes specs of what the manifest says.
+struct Maker<'a> {
+    values: &'a Values<'a>,
+    accounts: Accounts,
+}
+
+impl Maker<'_> {
+    fn service(&self, name: &str, service: &Service) -> Result<ServiceSpec, Failure> {
+        let more = &service.more;
+        let (mut spec, program) = self.spec(name, &service.command, &more.process)?;
+        let program = |command: &Command| -> Result<ProgramSpec, Failure> {
+            Ok(ProgramSpec { env: program.env.clone(), ..self.program(command)? })
+        };
+        spec.stop_signal = signal(&service.stop_signal, libc::SIGTERM);
+        spec.needs.clone_from(&more.needs);
+        spec.instances = more.instances;
+        spec.rules = Rules {
+            restart: service.restart,
+            backoff: more.backoff,
+            give_up: more.give_up,
+            timeout: Some(more.ready.timeout_ms),
+            stop_timeout: service.stop_timeout_ms,
+            ..rules(&more.success)
+        };
+        let interval = more.ready.interval_ms;
+        spec.rules.ready = match &more.ready.when {
+            ReadyWhen::UpFor(span) => Readiness::UpFor(*span),
+            ReadyWhen::Newline(number) => {
+                spec.newline = Some(i32::from(*number));
+                Readiness::Told
+            }
+            ReadyWhen::Notify => {
+                spec.notify = true;
+                Readiness::Told
+            }
+            ReadyWhen::Probe(probe) => {
+                spec.ready = Some(self.question(name, probe, READY_TRY, &program)?);
+                Readiness::Probe { interval }
+            }
+        };
+        if let Some(health) = &more.health {
+            spec.abort_signal = signal(&health.kill_signal, libc::SIGABRT);
+            let interval = health.interval_ms;
+            spec.rules.watch = Some(match &health.when {
+                HealthWhen::Watchdog => {
+                    spec.notify = true;
+                    Watch::Silence(interval)
+                }
+                HealthWhen::Probe(probe) => {
+                    spec.health = Some(self.question(name, probe, health.timeout_ms, &program)?);
+                    Watch::Probe { interval, failures: health.failures }
+                }
+            });
+        }
+        Ok(spec)
     }
-    let mut env: BTreeMap<OsString, OsString> = expand::inherited(command).collect();
-    for (name, text) in &command.env {
-        env.insert(name.into(), values.text(text)?);
+
+    fn task(&self, name: &str, task: &Task) -> Result<ServiceSpec, Failure> {
+        let (mut spec, _) = self.spec(name, &task.command, &task.process)?;
+        spec.stop_signal = signal(&task.stop_signal, libc::SIGTERM);
+        spec.needs.clone_from(&task.needs);
+        spec.rules = Rules {
+            restart: Restart::Never,
+            ready: Readiness::Done,
+            timeout: task.timeout_ms,
+            stop_timeout: task.stop_timeout_ms,
+            ..rules(&task.success)
+        };
+        let when = match &task.schedule {
+            service::Schedule::Start => When::Start,
+            service::Schedule::Asked => When::Asked,
+            service::Schedule::Every(span) => When::Every(*span),
+            service::Schedule::Cron(cron) => {
+                let expression = Expression::parse(&cron.expression).map_err(wrong("task", name))?;
+                let zone = self.zone(&cron.zone).map_err(wrong("task", name))?;
+                When::Cron(Box::new((expression, zone)))
+            }
+        };
+        spec.schedule = Some(Schedule { when, overlap: task.overlap, catch_up: task.catch_up });
+        Ok(spec)
     }
-    let cwd = match &command.cwd {
-        Some(cwd) => PathBuf::from(values.text(cwd)?),
-        None => Path::to_owned(values.tree),
-    };
-    Ok(ServiceSpec {
-        name: name.to_owned(),
-        program,
-        argv,
-        env: env.into_iter().collect(),
-        cwd,
-        restart: service.restart,
-        stop_signal: supervise::signal_number(&service.stop_signal).unwrap_or(15),
-        stop_timeout: Duration::from_millis(service.stop_timeout_ms),
-    })
+
+    /// What services and tasks have in common.
+    fn spec(
+        &self,
+        name: &str,
+        command: &Command,
+        process: &Process,
+    ) -> Result<(ServiceSpec, ProgramSpec), Failure> {
+        let (setup, identity) =
+            Setup::resolve(process, self.values, &self.accounts).map_err(wrong("service", name))?;
+        let env =
+            environment(command, process, identity.as_ref(), self.values).map_err(wrong("service", name))?;
+        let program = ProgramSpec { env, ..self.program(command)? };
+        let mut spec = ServiceSpec::new(name, program.clone());
+        spec.setup = setup;
+        spec.limits = Limits { memory: process.memory_max, pids: process.pids_max };
+        Ok((spec, program))
+    }
+
+    /// A command without its environment.
+    fn program(&self, command: &Command) -> Result<ProgramSpec, Failure> {
+        let path = self.values.program(command);
+        let mut argv = vec![path.clone().into_os_string()];
+        for argument in command.argv.iter().skip(1) {
+            argv.push(self.values.text(argument)?);
+        }
+        let cwd = match &command.cwd {
+            Some(cwd) => PathBuf::from(self.values.text(cwd)?),
+            None => Path::to_owned(self.values.tree),
+        };
+        Ok(ProgramSpec { path, argv, env: Vec::new(), cwd })
+    }
+
+    fn question(
+        &self,
+        name: &str,
+        probe: &Probe,
+        timeout: Ms,
+        program: &dyn Fn(&Command) -> Result<ProgramSpec, Failure>,
+    ) -> Result<Question, Failure> {
+        let address = |text: &str| -> Result<probe::Address, Failure> {
+            let text = self.values.text(text)?;
+            probe::parse_address(&text.to_string_lossy()).map_err(wrong("service", name))
+        };
+        let what = match probe {
+            Probe::Tcp(text) => What::Network(Ask::Tcp(address(text)?)),
+            Probe::Http(HttpProbe { address: text, path, status }) => {
+                let path = self.values.text(path)?.to_string_lossy().into_owned();
+                What::Network(Ask::Http { address: address(text)?, path, status: status.clone() })
+            }
+            Probe::Command(command) => {
+                let mut program = program(command)?;
+                for (name, text) in &command.env {
+                    program.env.retain(|(known, _)| known != name.as_str());
+                    program.env.push((name.into(), self.values.text(text)?));
+                }
+                What::Program(program)
+            }
+        };
+        Ok(Question { what, timeout })
+    }
+
+    fn zone(&self, name: &str) -> Result<Zone, crate::zone::ZoneError> {
+        let tz = std::env::var("TZ").ok();
+        let folders = [self.values.tree.join("usr/share/zoneinfo"), PathBuf::from(HOST_ZONES)];
+        Zone::load(name, tz.as_deref(), &folders)
+    }
+}
+
+/// Rules with these ends as good.
+fn rules(success: &Success) -> Rules {
+    Rules {
+        good_codes: success.codes.clone(),
+        good_signals: success.signals.iter().filter_map(|name| signal_number(name)).collect(),
+        ..Rules::default()
+    }
+}
+
+/// The number of a signal; the bundler has made sure that the name is one.
+fn signal(name: &str, default: i32) -> i32 {
+    signal_number(name).unwrap_or(default)
+}
+
+/// Marks an error with the service or task that it is about.
+fn wrong<E: Display>(kind: &'static str, name: &str) -> impl Fn(E) -> Failure {
+    move |error| Failure::Service(format!("{kind} {name}: {error}"))
 }

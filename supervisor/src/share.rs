@@ -5,26 +5,42 @@
 //! the other trees say which contents are where. A file is shared with one of equal digest and equal
 //! permissions only; its bytes are hashed *after* the link was made, between two looks at its ctime, so that
 //! the ctime which goes into the records is that of bytes which were seen to be right.
+//!
+//! A file with slots is shared if they name nothing of the tree but its closure, and the other tree names an equal
+//! closure by the same path (closure.rs).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Mutex;
 
-use kitbag_format::index::Kind;
-use kitbag_format::{Digest, Index, extract};
+use kitbag_format::index::{Entry, Kind};
+use kitbag_format::{Bundle, Digest, Index, extract};
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
+use crate::closure::Home;
 use crate::heal::{self, Filling};
 use crate::place::Need;
-use crate::record::{Record, Stat};
+use crate::record::{self, Record, Stat};
 use crate::store::Store;
 use kitbag_format::parallel;
 
-/// Content with permissions.
-type Key = (Digest, bool);
+/// Content with permissions, and whether it has slots.
+type Key = (Digest, bool, bool);
+
+/// A tree that is to share what others have.
+pub struct Sharing<'a> {
+    /// The store.
+    pub store: &'a Store,
+    /// The tree's bundle.
+    pub bundle: &'a Bundle,
+    /// Its index.
+    pub index: &'a Index,
+    /// The closure that its slots name.
+    pub closure: Option<Digest>,
+}
 
 /// Another tree.
 struct Other {
@@ -55,66 +71,129 @@ impl Donors {
     }
 }
 
-/// A shared inode with its present stat. Sorted by content, one each.
+/// A shared inode with its present stat, and one of its entries. Sorted by content, one each.
 struct Moved {
     key: Key,
     stat: Stat,
+    entry: usize,
 }
 
-/// Links what other trees have into the tree at `root`. Makes the tree's folders. Returns for each entry of
-/// the index the stat of the file that is there now, or `None` if it is to be unpacked. What cannot be
-/// shared, for whatever reason, is unpacked.
-pub fn link(store: &Store, bundle: &Digest, root: BorrowedFd, index: &Index) -> Vec<Option<Stat>> {
-    let mut present = vec![None; index.entries.len()];
-    let others = others(store, bundle);
-    let wanted = wanted(index);
-    let donors = donors(&others, &wanted);
-    if donors.keys.is_empty() || make_dirs(root, index).is_err() {
-        return present;
-    }
-    let groups: Vec<&[(Key, usize)]> = wanted.chunk_by(|a, b| a.0 == b.0).collect();
-    let linked = Mutex::new(vec![None; groups.len()]);
-    parallel::for_each(groups.len(), 8, &|number| {
-        let group = groups[number];
-        let mut candidates = donors.of(group[0].0);
-        let result = candidates.find_map(|donor| link_group(&others, donor, root, index, group));
-        if let Ok(mut linked) = linked.lock() {
-            linked[number] = result;
+/// What a tree shares.
+pub struct Shared {
+    /// For each entry of the index the stat of the file that is there now; `None`: it is to be unpacked.
+    pub present: Vec<Option<Stat>>,
+    others: Vec<Other>,
+    moved: Vec<Moved>,
+}
+
+impl Sharing<'_> {
+    /// Links what other trees have into the tree at `root`. Makes the tree's folders. What cannot be shared, for
+    /// whatever reason, is unpacked.
+    pub fn link(&self, root: BorrowedFd) -> Shared {
+        let index = self.index;
+        let mut present = vec![None; index.entries.len()];
+        let digest = self.bundle.digest();
+        let others = others(self.store, &digest);
+        let mut wanted = wanted(index);
+        let donors = self.donors(&others, &wanted);
+        let mut moved = Vec::new();
+        if donors.keys.is_empty() || make_dirs(root, index).is_err() {
+            return Shared { present, others, moved };
         }
-    });
-    let mut moved = Vec::new();
-    for (group, result) in groups.iter().zip(linked.into_inner().unwrap_or_default()) {
-        let Some((done, stat)) = result else { continue };
-        moved.push(Moved { key: group[0].0, stat });
-        group[..done].iter().for_each(|(_, entry)| present[*entry] = Some(stat));
+        let home = Home::new(self.store, &digest, self.closure);
+        let filling = self.keep_common(&home, &mut wanted, &donors);
+        let groups: Vec<&[(Key, usize)]> = wanted.chunk_by(|a, b| a.0 == b.0).collect();
+        let linked = Mutex::new(vec![None; groups.len()]);
+        parallel::for_each(groups.len(), 8, &|number| {
+            let group = groups[number];
+            let mut candidates = donors.of(group[0].0);
+            let link = |donor| link_group(&others, donor, root, (index, &filling), group);
+            let result = candidates.find_map(link);
+            if let Ok(mut linked) = linked.lock() {
+                linked[number] = result;
+            }
+        });
+        for (group, result) in groups.iter().zip(linked.into_inner().unwrap_or_default()) {
+            let Some((done, stat)) = result else { continue };
+            moved.push(Moved { key: group[0].0, stat, entry: group[0].1 });
+            group[..done].iter().for_each(|(_, entry)| present[*entry] = Some(stat));
+        }
+        Shared { present, others, moved }
     }
-    follow(store, &others, &moved);
-    present
+
+    /// What the tree needs when everything that other trees have is shared.
+    pub fn still_needed(&self, needs: Need) -> Need {
+        let mut wanted = wanted(self.index);
+        let others = others(self.store, &self.bundle.digest());
+        let donors = self.donors(&others, &wanted);
+        let home = Home::new(self.store, &self.bundle.digest(), self.closure);
+        self.keep_common(&home, &mut wanted, &donors);
+        wanted.retain(|(key, _)| donors.of(*key).next().is_some());
+        let entries = wanted.iter().map(|(_, number)| &self.index.entries[*number]);
+        let bytes: u64 = entries.map(crate::unpack::on_disk).sum();
+        Need {
+            bytes: needs.bytes.saturating_sub(bytes),
+            files: needs.files.saturating_sub(wanted.len() as u64),
+        }
+    }
+
+    /// Of the files with slots, keeps those that another tree has and that are the same in it. Returns what they hold.
+    /// Only their frames are read.
+    fn keep_common<'a>(
+        &self,
+        home: &'a Home,
+        wanted: &mut Vec<(Key, usize)>,
+        donors: &Donors,
+    ) -> Filling<'a> {
+        let slotted = wanted.iter().filter(|(key, _)| key.2 && donors.of(*key).next().is_some());
+        let mut slotted: Vec<usize> = slotted.map(|(_, number)| *number).collect();
+        slotted.sort_unstable();
+        // What is wrong with the bundle is said when it is unpacked.
+        let filling = Filling::of(self.bundle, self.index, home.paths(), &slotted);
+        let filling = filling.unwrap_or_else(|_| Filling::none());
+        wanted.retain(|(key, number)| {
+            let is_known = || slotted.binary_search(number).is_ok();
+            !key.2 || (is_known() && filling.is_common(self.index, *number))
+        });
+        filling
+    }
+
+    fn donors(&self, others: &[Other], wanted: &[(Key, usize)]) -> Donors {
+        let mut donors = Donors::default();
+        for (tree, other) in others.iter().enumerate() {
+            let Some(record) = Record::read(&other.dir, &other.digest) else { continue };
+            let same_closure = self.closure.is_some() && record.closure == self.closure;
+            for entry in record.index.entries {
+                if let Some(key) = key(&entry)
+                    && (!key.2 || same_closure)
+                    && wanted.binary_search_by(|(wanted, _)| wanted.cmp(&key)).is_ok()
+                {
+                    donors.keys.push((key, donors.files.len()));
+                    donors.files.push(Donor { tree, path: entry.path });
+                }
+            }
+        }
+        donors.keys.sort_unstable();
+        donors
+    }
 }
 
-/// What a tree needs when everything that other trees have is shared.
-pub fn still_needed(store: &Store, index: &Index, needs: Need) -> Need {
-    let wanted = wanted(index);
-    let others = others(store, &Digest::default());
-    let donors = donors(&others, &wanted);
-    let shared: Vec<&(Key, usize)> =
-        wanted.iter().filter(|(key, _)| donors.of(*key).next().is_some()).collect();
-    let bytes: u64 = shared.iter().map(|(_, number)| crate::unpack::on_disk(&index.entries[*number])).sum();
-    Need { bytes: needs.bytes.saturating_sub(bytes), files: needs.files.saturating_sub(shared.len() as u64) }
-}
-
-/// Sorted by content. An empty file has nothing to share, and what one with slots holds is its own tree's path.
+/// The contents that are worth sharing, sorted, with their entries. An empty file has nothing to share. Of files with
+/// slots and equal contents the first counts: nothing says that the slots of the others are the same.
 fn wanted(index: &Index) -> Vec<(Key, usize)> {
-    let files = index.entries.iter().enumerate();
-    let mut wanted: Vec<(Key, usize)> = files
-        .filter(|(_, entry)| entry.slots().is_empty())
-        .filter_map(|(number, entry)| match entry.kind {
-            Kind::File { size, digest, executable, .. } if size > 0 => Some(((digest, executable), number)),
-            _ => None,
-        })
-        .collect();
+    let files = index.entries.iter().enumerate().filter(|(_, entry)| entry.size() > 0);
+    let mut wanted: Vec<(Key, usize)> =
+        files.filter_map(|(number, entry)| Some((key(entry)?, number))).collect();
     wanted.sort_unstable();
+    wanted.dedup_by(|next, before| next.0.2 && next.0 == before.0);
     wanted
+}
+
+fn key(entry: &Entry) -> Option<Key> {
+    match &entry.kind {
+        Kind::File { digest, executable, slots, .. } => Some((*digest, *executable, !slots.is_empty())),
+        _ => None,
+    }
 }
 
 fn others(store: &Store, bundle: &Digest) -> Vec<Other> {
@@ -126,24 +205,6 @@ fn others(store: &Store, bundle: &Digest) -> Vec<Other> {
             Some(Other { digest, dir, root })
         })
         .collect()
-}
-
-fn donors(others: &[Other], wanted: &[(Key, usize)]) -> Donors {
-    let mut donors = Donors::default();
-    for (tree, other) in others.iter().enumerate() {
-        let Some(record) = Record::read(&other.dir, &other.digest) else { continue };
-        for entry in record.index.entries {
-            if let Kind::File { digest, executable, ref slots, .. } = entry.kind
-                && slots.is_empty()
-                && wanted.binary_search_by(|(key, _)| key.cmp(&(digest, executable))).is_ok()
-            {
-                donors.keys.push(((digest, executable), donors.files.len()));
-                donors.files.push(Donor { tree, path: entry.path });
-            }
-        }
-    }
-    donors.keys.sort_unstable();
-    donors
 }
 
 fn make_dirs(root: BorrowedFd, index: &Index) -> Result<(), Errno> {
@@ -159,7 +220,7 @@ fn link_group(
     others: &[Other],
     donor: &Donor,
     root: BorrowedFd,
-    index: &Index,
+    (index, filling): (&Index, &Filling),
     group: &[(Key, usize)],
 ) -> Option<(usize, Stat)> {
     let path = |entry: &(Key, usize)| index.entries[entry.1].path.as_slice();
@@ -167,7 +228,7 @@ fn link_group(
     let link = |to: &[u8]| linkat(from, donor.path.as_slice(), root, to, AtFlags::empty());
     let done = group.iter().take_while(|entry| link(path(entry)).is_ok()).count();
     let first = group[..done].first()?;
-    match heal::examine(root, index, first.1, &Filling::none()) {
+    match heal::examine(root, index, first.1, filling) {
         Ok(stat) => Some((done, stat)),
         Err(_) => {
             for entry in &group[..done] {
@@ -178,15 +239,28 @@ fn link_group(
     }
 }
 
-/// The records follow the new ctimes. Where a tree's lock cannot be had at once, its next start hashes what
-/// was shared and writes the record itself.
-fn follow(store: &Store, others: &[Other], moved: &[Moved]) {
-    for other in others {
-        let Ok(Some(_lock)) = store.try_lock(&other.digest) else { continue };
-        let Some(mut record) = Record::read(&other.dir, &other.digest) else { continue };
-        if update(&mut record, moved) && other.is_there() {
-            // What cannot be written costs the next start a comparison.
-            let _ = record.write(&other.dir);
+impl Shared {
+    /// The other trees' records follow the new ctimes, once this tree has all its links. Where a tree's lock cannot be
+    /// had at once, its next start hashes what was shared and writes the record itself.
+    pub fn follow(mut self, store: &Store, root: BorrowedFd, index: &Index) {
+        let linked = index.entries.iter().filter_map(|entry| match entry.kind {
+            Kind::Link(to) => Some(to),
+            _ => None,
+        });
+        let mut linked: Vec<usize> = linked.collect();
+        linked.sort_unstable();
+        for moved in self.moved.iter_mut().filter(|moved| linked.binary_search(&moved.entry).is_ok()) {
+            // Its second names moved the ctime once more.
+            let found = record::stat(root, record::path_of(index, moved.entry));
+            moved.stat = found.as_ref().map_or(moved.stat, Stat::from);
+        }
+        for other in &self.others {
+            let Ok(Some(_lock)) = store.try_lock(&other.digest) else { continue };
+            let Some(mut record) = Record::read(&other.dir, &other.digest) else { continue };
+            if update(&mut record, &self.moved) && other.is_there() {
+                // What cannot be written costs the next start a comparison.
+                let _ = record.write(&other.dir);
+            }
         }
     }
 }
@@ -194,9 +268,9 @@ fn follow(store: &Store, others: &[Other], moved: &[Moved]) {
 fn update(record: &mut Record, moved: &[Moved]) -> bool {
     let mut changed = false;
     for number in 0..record.index.entries.len() {
-        let Some((_, digest, executable)) = record.index.file(number) else { continue };
+        let Some(key) = record.index.entries.get(record.index.owner(number)).and_then(key) else { continue };
         let stat = &mut record.stats[number];
-        if let Ok(found) = moved.binary_search_by_key(&(digest, executable), |moved| moved.key)
+        if let Ok(found) = moved.binary_search_by_key(&key, |moved| moved.key)
             && moved[found].stat.ino == stat.ino
             && *stat != moved[found].stat
         {

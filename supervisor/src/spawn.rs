@@ -1,16 +1,21 @@
 //! A service's process from the decision to start it to its program's first instruction.
 //!
-//! Everything that can fail is acquired before the fork; each stage after it reports its failure, with errno,
-//! through a pipe that a successful execve(2) closes.
+//! A launch is over when [`Spawner::start`] returns: the program runs, or a stage has failed and nothing is left.
 
 use std::ffi::{CString, OsString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
+use kitbag_format::service::Process;
+
+use crate::expand::{ExpandError, Values};
+use crate::identity::{Accounts, Identity, IdentityError, Ids};
+use crate::limits::{self, Limit, LimitError};
 use crate::state::{Fault, Stage};
 use crate::sys::child::{self, Files, Image};
-use crate::sys::{Errno, Pid, fd};
+use crate::sys::fd::Slots;
+use crate::sys::{Errno, Pid};
 
 /// What a program needs in order to run.
 #[derive(Debug)]
@@ -23,36 +28,121 @@ pub struct Program<'a> {
     pub env: &'a [(OsString, OsString)],
     /// Its working directory.
     pub cwd: &'a PathBuf,
+    /// What its process is.
+    pub setup: &'a Setup,
 }
 
-/// A process on its way to its program.
+/// What a process is beside its program, as numbers. The default is what the supervisor is.
+#[derive(Debug, Clone, Default)]
+pub struct Setup {
+    /// Its user and groups.
+    pub ids: Option<Ids>,
+    /// Its limits; see [`limits::resolve`].
+    pub limits: Vec<Limit>,
+    /// Its priority, -20 to 19.
+    pub nice: Option<i8>,
+    /// Its `oom_score_adj`, -1000 to 1000. A supervisor that changes its own passes here what it was.
+    pub oom_score: Option<i16>,
+    /// Its umask(2).
+    pub umask: Option<u32>,
+    /// `cgroup.procs` of the cgroup that it joins.
+    pub cgroup: Option<CString>,
+}
+
+impl Setup {
+    /// What a manifest asks for, with this host's users, and the identity that the environment depends on. The cgroup is
+    /// added by whoever makes it.
+    pub fn resolve(
+        process: &Process,
+        values: &Values<'_>,
+        accounts: &Accounts,
+    ) -> Result<(Self, Option<Identity>), SetupError> {
+        let text = |text: &String| values.text(text).map(|text| text.to_string_lossy().into_owned());
+        let user = process.user.as_ref().map(text).transpose()?;
+        let group = process.group.as_ref().map(text).transpose()?;
+        let groups = process.groups.as_ref().map(|groups| groups.iter().map(text).collect()).transpose()?;
+        let identity = accounts.identity(user.as_deref(), group.as_deref(), groups)?;
+        let setup = Self {
+            ids: identity.as_ref().map(|identity| identity.ids.clone()),
+            limits: limits::resolve(&process.limits)?,
+            nice: process.nice,
+            oom_score: process.oom_score,
+            umask: process.umask,
+            cgroup: None,
+        };
+        Ok((setup, identity))
+    }
+}
+
+/// Why a process cannot be what its manifest asks for.
 #[derive(Debug)]
-pub struct Launch {
-    /// Its id, which is its process group and session too.
-    pub pid: Pid,
-    /// Where [`read_report`] finds out how it went.
-    pub report: OwnedFd,
+pub enum SetupError {
+    /// A template.
+    Expand(ExpandError),
+    /// A user or group.
+    Identity(IdentityError),
+    /// A limit.
+    Limit(LimitError),
 }
 
-/// How a launch went, as far as it is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Report {
-    /// It has not come to execve(2) yet.
-    Pending,
-    /// The program runs, or the process was killed on the way.
-    Executed,
-    /// A stage failed; the process is about to exit.
-    Failed(Fault),
+impl fmt::Display for SetupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Expand(error) => error.fmt(f),
+            Self::Identity(error) => error.fmt(f),
+            Self::Limit(error) => error.fmt(f),
+        }
+    }
 }
 
-/// Forks the program's process. It runs in a session of its own, with empty signal mask and default
-/// dispositions, and gets SIGTERM when the supervisor dies. A service whose program changes its
-/// user or gains privileges by execve(2) loses that last protection (prctl(2)).
-pub fn start(program: &Program<'_>, files: &Files<'_>) -> Result<Launch, Fault> {
-    let image = image(program).ok_or(Fault { stage: Stage::Arguments, errno: Errno::EINVAL as i32 })?;
-    let (report, write) = fd::pipe().map_err(|errno| fault(Stage::Pipes, errno))?;
-    let pid = child::start(&image, files, &write).map_err(|errno| fault(Stage::Fork, errno))?;
-    Ok(Launch { pid, report })
+impl std::error::Error for SetupError {}
+
+impl From<ExpandError> for SetupError {
+    fn from(error: ExpandError) -> Self {
+        Self::Expand(error)
+    }
+}
+
+impl From<IdentityError> for SetupError {
+    fn from(error: IdentityError) -> Self {
+        Self::Identity(error)
+    }
+}
+
+impl From<LimitError> for SetupError {
+    fn from(error: LimitError) -> Self {
+        Self::Limit(error)
+    }
+}
+
+/// Starts programs. Made before the supervisor opens other files, for the low numbers it keeps.
+#[derive(Debug)]
+pub struct Spawner {
+    slots: Slots,
+}
+
+impl Default for Spawner {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Spawner {
+    /// Cannot fail: where the kernel is old or descriptors are short, launches take longer.
+    pub fn new() -> Self {
+        Self { slots: Slots::reserve() }
+    }
+
+    /// Starts the program's process and returns its id, which is its process group and session too, when the program
+    /// runs. It has an empty signal mask and default dispositions, inherits `files` alone, and gets SIGTERM when the
+    /// supervisor dies; a program that gains privileges by execve(2) loses that last protection (prctl(2)).
+    ///
+    /// A fault leaves no process behind, and SIGCHLD pending at most. One that hangs on its way is ended after
+    /// [`child::DEADLINE`] (`ETIMEDOUT`); nothing else happens in this thread until then.
+    pub fn start(&mut self, program: &Program<'_>, files: &Files<'_>) -> Result<Pid, Fault> {
+        let image = image(program).ok_or_else(|| fault(Stage::Arguments, Errno::EINVAL))?;
+        child::start(&image, files, &mut self.slots)
+    }
 }
 
 /// A failed stage.
@@ -60,22 +150,30 @@ pub const fn fault(stage: Stage, errno: Errno) -> Fault {
     Fault { stage, errno: errno as i32 }
 }
 
-/// Reads how a launch went, without waiting for it.
-pub fn read_report(report: &OwnedFd) -> Report {
-    let mut bytes = [0; child::REPORT];
-    match fd::read(report.as_fd(), &mut bytes) {
-        Ok(None) => Report::Pending,
-        Ok(Some(child::REPORT)) => {
-            let [number, errno @ ..] = bytes;
-            let stage = Stage::from_number(number).unwrap_or(Stage::Exec);
-            Report::Failed(Fault { stage, errno: i32::from_ne_bytes(errno) })
-        }
-        Ok(Some(_)) | Err(_) => Report::Executed,
-    }
+/// What could not be done, for a sentence: `execute /srv/app/bin/web`.
+pub fn stage_name(stage: Stage, program: &Program<'_>) -> String {
+    let plain = match stage {
+        Stage::Arguments => "arguments and environment",
+        Stage::Pipes => "pipes",
+        Stage::Fork => "fork",
+        Stage::Session => "session",
+        Stage::StandardFiles => "standard input and output",
+        Stage::Limits => "resource limits",
+        Stage::Cgroup => "join its cgroup",
+        Stage::Nice => "priority (nice)",
+        Stage::OomScore => "oom score",
+        Stage::Groups => "supplementary groups",
+        Stage::ParentDeath => "parent death signal",
+        Stage::Group => return format!("group {}", program.setup.ids.as_ref().map_or(0, |ids| ids.gid)),
+        Stage::User => return format!("user {}", program.setup.ids.as_ref().map_or(0, |ids| ids.uid)),
+        Stage::WorkingDirectory => return format!("working directory {}", program.cwd.display()),
+        Stage::Exec => return format!("execute {}", program.path.display()),
+    };
+    plain.to_owned()
 }
 
 /// The program as C strings; `None` if one of them has a NUL byte inside.
-fn image(program: &Program<'_>) -> Option<Image> {
+fn image<'a>(program: &Program<'a>) -> Option<Image<'a>> {
     let pair = |(name, value): &(OsString, OsString)| {
         let mut text = name.as_bytes().to_vec();
         text.push(b'=');
@@ -87,6 +185,7 @@ fn image(program: &Program<'_>) -> Option<Image> {
         argv: program.argv.iter().map(|argument| c_string(argument.clone())).collect::<Option<_>>()?,
         env: program.env.iter().map(pair).collect::<Option<_>>()?,
         cwd: c_string(program.cwd.as_os_str().to_owned())?,
+        setup: program.setup,
     })
 }
 

@@ -1,11 +1,17 @@
 //! What a service does next: pure values, no clock and no system call.
 //!
-//! [`Service::step`] takes one service from an [`Event`] to its next [`State`] and says what is to be done;
-//! [`Whole::step`] does the same for the bundle. Time comes in as milliseconds on a monotonic clock. All of
-//! it is plain data, so that a supervisor's knowledge can be written down and read back by the next one.
+//! [`Service::step`] takes one instance of a service, or a task, from an [`Event`] to its next [`State`] and says
+//! what is to be done; [`Whole::step`] does the same for the bundle. Time comes in as milliseconds on a monotonic
+//! clock. All of it is plain data, so that a supervisor's knowledge can be written down and read back by the next one.
 //! The whole behaviour stands in `docs/transitions.txt`, which a test compares with this code.
 
-use kitbag_format::manifest::Restart;
+use kitbag_format::service::{Backoff, GiveUp, Restart};
+
+mod whole;
+pub use whole::{Deed, Phase, Turn, Whole};
+
+#[cfg(test)]
+mod tests;
 
 /// Milliseconds on a monotonic clock, or a span of it.
 pub type Ms = u64;
@@ -13,12 +19,6 @@ pub type Ms = u64;
 /// A process group, which is also the process id of the service's leader.
 pub type Group = i32;
 
-/// Delay before the first restart; each further one doubles it.
-pub const FIRST_DELAY: Ms = 100;
-/// The delay grows no further.
-pub const LONGEST_DELAY: Ms = 30_000;
-/// A service that ran this long starts with [`FIRST_DELAY`] again.
-pub const STABLE_AFTER: Ms = 10_000;
 /// How long the kernel may take to end what got SIGKILL. A process in uninterruptible sleep may take longer;
 /// nobody waits for it.
 pub const DEATH_DEADLINE: Ms = 5_000;
@@ -39,13 +39,6 @@ pub enum End {
     NotStarted(Fault),
 }
 
-impl End {
-    /// True for exit status 0 alone.
-    pub const fn well(self) -> bool {
-        matches!(self, Self::Status(0))
-    }
-}
-
 /// A failed step between the decision to start a program and its first instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault {
@@ -57,53 +50,136 @@ pub struct Fault {
 
 /// The steps from the decision to start a program to its first instruction, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Stage {
     /// Arguments and environment as C strings (a NUL byte in one is `EINVAL`).
-    Arguments = 1,
-    /// Pipes for its output and for the report of these stages.
+    Arguments,
+    /// Pipes for its output.
     Pipes,
-    /// fork(2)
+    /// clone(2)
     Fork,
     /// setsid(2)
     Session,
+    /// Standard input, output and error, and what else it inherits.
+    StandardFiles,
+    /// setrlimit(2)
+    Limits,
+    /// Joining its cgroup.
+    Cgroup,
+    /// setpriority(2)
+    Nice,
+    /// `/proc/self/oom_score_adj`
+    OomScore,
+    /// setgroups(2)
+    Groups,
+    /// setgid(2)
+    Group,
+    /// setuid(2)
+    User,
     /// prctl(2) `PR_SET_PDEATHSIG`
     ParentDeath,
-    /// Standard input, output and error.
-    StandardFiles,
-    /// setrlimit(2), back to the limit on open files that the supervisor was started with.
-    Limits,
     /// chdir(2)
     WorkingDirectory,
     /// execve(2)
     Exec,
 }
 
-impl Stage {
-    /// The stage with this number.
-    pub const fn from_number(number: u8) -> Option<Self> {
-        Some(match number {
-            1 => Self::Arguments,
-            2 => Self::Pipes,
-            3 => Self::Fork,
-            4 => Self::Session,
-            5 => Self::ParentDeath,
-            6 => Self::StandardFiles,
-            7 => Self::Limits,
-            8 => Self::WorkingDirectory,
-            9 => Self::Exec,
-            _ => return None,
-        })
-    }
-}
-
-/// How a service is treated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How a service is treated. A task is a service that is never started again and is done when it has ended well.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
     /// When an ended service is started again.
     pub restart: Restart,
+    /// Exit statuses that count as good beside 0.
+    pub good_codes: Vec<u8>,
+    /// Signals whose death counts as good.
+    pub good_signals: Vec<i32>,
+    /// How soon it is started again.
+    pub backoff: Backoff,
+    /// When it is not started again any more.
+    pub give_up: Option<GiveUp>,
+    /// What makes it ready.
+    pub ready: Readiness,
+    /// From its start to readiness, or a task's to its end; then it has failed.
+    pub timeout: Option<Ms>,
+    /// How it is watched once it is ready.
+    pub watch: Option<Watch>,
     /// From its stop signal to SIGKILL.
     pub stop_timeout: Ms,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            restart: Restart::Always,
+            good_codes: Vec::new(),
+            good_signals: Vec::new(),
+            backoff: Backoff::default(),
+            give_up: None,
+            ready: Readiness::UpFor(0),
+            timeout: None,
+            watch: None,
+            stop_timeout: 10_000,
+        }
+    }
+}
+
+impl Rules {
+    /// True for an end that counts as good.
+    pub fn is_good(&self, end: End) -> bool {
+        match end {
+            End::Status(0) => true,
+            End::Status(status) => u8::try_from(status).is_ok_and(|code| self.good_codes.contains(&code)),
+            End::Signal(number) => self.good_signals.contains(&number),
+            End::NotStarted(_) => false,
+        }
+    }
+}
+
+/// What makes a running service ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readiness {
+    /// It has run for so long.
+    UpFor(Ms),
+    /// It says so: by a newline, or by `READY=1`.
+    Told,
+    /// A probe succeeds.
+    Probe {
+        /// From an answer to the next try.
+        interval: Ms,
+    },
+    /// Nothing: it is a task, whose good end is what others wait for.
+    Done,
+}
+
+/// How a ready service is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watch {
+    /// It gives a sign of life within each such span.
+    Silence(Ms),
+    /// A probe succeeds.
+    Probe {
+        /// From an answer to the next try.
+        interval: Ms,
+        /// So many failures in a row are one too many.
+        failures: u32,
+    },
+}
+
+impl Watch {
+    /// From readiness to the first look.
+    const fn span(self) -> Ms {
+        match self {
+            Self::Silence(span) | Self::Probe { interval: span, .. } => span,
+        }
+    }
+}
+
+/// One life of a service's process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// Its process group.
+    pub group: Group,
+    /// When it was started.
+    pub since: Ms,
 }
 
 /// Where a service stands.
@@ -111,6 +187,8 @@ pub struct Rules {
 pub enum State {
     /// Not started yet.
     New,
+    /// It is to start, and what it needs is not ready.
+    Needing,
     /// To be forked.
     Starting {
         /// Since when.
@@ -118,22 +196,41 @@ pub enum State {
     },
     /// Forked; the program's exec is not known to have worked.
     Executing {
-        /// Its process group.
-        group: Group,
-        /// Since when.
-        since: Ms,
+        /// Its process.
+        run: Run,
     },
-    /// The program runs.
+    /// The program runs and is not ready. A task stays here until its end.
     Running {
-        /// Its process group.
-        group: Group,
-        /// Since when.
-        since: Ms,
+        /// Its process.
+        run: Run,
+        /// When this has taken too long.
+        late_at: Option<Ms>,
+        /// When it is ready, or probed; `None` while a probe is asking.
+        next: Option<Ms>,
     },
-    /// Its process group was asked to end: on request, or because its leader ended and left others behind.
+    /// The program runs and is ready.
+    Ready {
+        /// Its process.
+        run: Run,
+        /// When it is probed, or has been silent too long; `None` while a probe is asking.
+        next: Option<Ms>,
+        /// Probes that failed in a row.
+        strikes: u32,
+        /// It has said that it reloads; when that has taken too long.
+        reloading: Option<Ms>,
+    },
+    /// It has said that it stops by itself.
+    Leaving {
+        /// Its process.
+        run: Run,
+        /// When this has taken too long.
+        late_at: Ms,
+    },
+    /// Its process group was asked to end: on request, because it failed, or because its leader ended and left
+    /// others behind.
     Stopping {
-        /// Its process group.
-        group: Group,
+        /// Its process.
+        run: Run,
         /// When it gets SIGKILL.
         kill_at: Ms,
         /// What follows when the group is gone.
@@ -141,8 +238,8 @@ pub enum State {
     },
     /// Its process group got SIGKILL.
     Killing {
-        /// Its process group.
-        group: Group,
+        /// Its process.
+        run: Run,
         /// When nobody waits for it any longer.
         give_up_at: Ms,
         /// What follows when the group is gone.
@@ -153,7 +250,7 @@ pub enum State {
         /// When.
         until: Ms,
     },
-    /// Nothing runs and nothing is going to.
+    /// Nothing runs and nothing is going to, until somebody starts it.
     Ended(Outcome),
 }
 
@@ -176,8 +273,19 @@ pub enum Outcome {
     Succeeded,
     /// Its last run failed and its restart policy asks for no other.
     Failed,
+    /// It failed too often within too short a time.
+    GivenUp,
+    /// What it needs has failed.
+    NeedFailed,
     /// It was told to stop.
     Stopped,
+}
+
+impl Outcome {
+    /// True for the ways to fail.
+    pub const fn is_failure(self) -> bool {
+        matches!(self, Self::Failed | Self::GivenUp | Self::NeedFailed)
+    }
 }
 
 /// What happens to a service.
@@ -185,10 +293,33 @@ pub enum Outcome {
 pub enum Event {
     /// Somebody wants it to run.
     Start,
+    /// Somebody wants it to end and to run again.
+    Restart,
+    /// All that it needs is ready.
+    NeedsMet,
+    /// Something that it needs has failed for good.
+    NeedFailed,
     /// Its process was forked.
     Forked(Group),
     /// Its program's first instruction is next.
     Executed,
+    /// It says that it is ready.
+    SaysReady,
+    /// It says that it reads its configuration again; it says so when that is done, too.
+    SaysReloading,
+    /// It says that it stops by itself.
+    SaysStopping,
+    /// It gives a sign of life.
+    SaysAlive,
+    /// It says that it is stuck.
+    SaysStuck,
+    /// It asks for so much more time, from now.
+    Extend(Ms),
+    /// What a probe found.
+    Probed {
+        /// It succeeded.
+        well: bool,
+    },
     /// Its leader ended, or did not come to life.
     Exited(End),
     /// No process of its group is left.
@@ -204,14 +335,49 @@ pub enum Event {
 /// What is to be done for a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
+    /// Find out whether all that it needs is ready; answered by [`Event::NeedsMet`] or [`Event::NeedFailed`],
+    /// now or later.
+    Need,
     /// Fork its process; answered by [`Event::Forked`] or [`Event::Exited`].
     Spawn,
+    /// Probe it; answered by [`Event::Probed`] while it is in this state.
+    Probe,
     /// Send its stop signal to its group, and SIGCONT after it.
     Ask(Group),
+    /// Send the signal for a hung process to its group, and SIGCONT after it.
+    Abort(Group),
     /// Send SIGKILL to its group.
     Kill(Group),
     /// Tell the person in front.
     Say(Note),
+}
+
+/// Why a running process is ended without anybody having asked for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// It was not ready in time.
+    NotReady,
+    /// A task took too long.
+    Overtime,
+    /// Probes failed too often.
+    Unhealthy,
+    /// It has given no sign of life for too long.
+    Silent,
+    /// It said so itself.
+    Stuck,
+    /// It said that it stops, and does not.
+    Lingering,
+}
+
+/// What follows the end of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// A start after this delay.
+    Again(Ms),
+    /// Nothing, by its restart policy.
+    Rest,
+    /// Nothing: it has failed too often.
+    GivenUp,
 }
 
 /// What a person is told about a service.
@@ -223,654 +389,542 @@ pub enum Note {
         end: End,
         /// How long it ran.
         after: Ms,
-        /// The delay before its next start, if there is one.
-        again: Option<Ms>,
+        /// What follows.
+        next: Next,
+    },
+    /// Its run is being ended.
+    Failing {
+        /// Why.
+        trouble: Trouble,
+        /// How long it ran.
+        after: Ms,
+        /// What follows.
+        next: Next,
     },
     /// It did not stop in time and gets SIGKILL.
     Overdue,
     /// It did not even end after SIGKILL.
     Undead,
+    /// It is not started, as what it needs has failed.
+    NeedFailed,
+    /// It did not say that its reload is done; nothing follows.
+    ReloadLate,
 }
 
 impl State {
     /// When [`Event::Tick`] changes this state, if it ever does.
-    pub const fn deadline(&self) -> Option<Ms> {
+    pub fn deadline(&self) -> Option<Ms> {
         match *self {
-            Self::Stopping { kill_at: at, .. }
+            Self::Running { late_at: one, next: other, .. }
+            | Self::Ready { next: one, reloading: other, .. } => one.into_iter().chain(other).min(),
+            Self::Leaving { late_at: at, .. }
+            | Self::Stopping { kill_at: at, .. }
             | Self::Killing { give_up_at: at, .. }
             | Self::Waiting { until: at } => Some(at),
-            Self::New
-            | Self::Starting { .. }
-            | Self::Executing { .. }
-            | Self::Running { .. }
-            | Self::Ended(_) => None,
+            Self::New | Self::Needing | Self::Starting { .. } | Self::Executing { .. } | Self::Ended(_) => {
+                None
+            }
         }
     }
 
-    /// The process group that exists in this state.
-    pub const fn group(&self) -> Option<Group> {
+    /// The process that exists in this state.
+    pub const fn run(&self) -> Option<Run> {
         match *self {
-            Self::Executing { group, .. }
-            | Self::Running { group, .. }
-            | Self::Stopping { group, .. }
-            | Self::Killing { group, .. } => Some(group),
-            Self::New | Self::Starting { .. } | Self::Waiting { .. } | Self::Ended(_) => None,
+            Self::Executing { run }
+            | Self::Running { run, .. }
+            | Self::Ready { run, .. }
+            | Self::Leaving { run, .. }
+            | Self::Stopping { run, .. }
+            | Self::Killing { run, .. } => Some(run),
+            Self::New | Self::Needing | Self::Starting { .. } | Self::Waiting { .. } | Self::Ended(_) => None,
         }
+    }
+
+    /// The process that exists in this state and is not being ended.
+    const fn live(&self) -> Option<Run> {
+        match *self {
+            Self::Stopping { .. } | Self::Killing { .. } => None,
+            _ => self.run(),
+        }
+    }
+
+    /// True if nothing runs and nothing is going to by itself.
+    pub const fn is_at_rest(&self) -> bool {
+        matches!(self, Self::New | Self::Ended(_))
+    }
+
+    /// True if what waits for it may go on.
+    pub const fn is_good(&self) -> bool {
+        matches!(self, Self::Ready { .. } | Self::Ended(Outcome::Succeeded))
+    }
+
+    /// True if what waits for it waits in vain.
+    pub const fn has_failed(&self) -> bool {
+        matches!(self, Self::Ended(outcome) if outcome.is_failure())
     }
 }
 
-/// All that a supervisor remembers about a service.
+/// The last run that came to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Last {
+    /// When it was started.
+    pub since: Ms,
+    /// When it ended, or when its end was decided.
+    pub at: Ms,
+    /// Why it was ended, unless it was asked to or ended by itself.
+    pub trouble: Option<Trouble>,
+    /// How its process ended, once that is known.
+    pub end: Option<End>,
+}
+
+/// All that a supervisor remembers about a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
     /// Where it stands.
     pub state: State,
-    /// Ends in a row, none after [`STABLE_AFTER`]: what the delay grows with.
+    /// Ends in a row, none after a stable run: what the delay grows with.
     pub failures: u32,
+    /// Times of the failures that [`Rules::give_up`] still counts, oldest first; never more than it allows.
+    pub recent: Vec<Ms>,
+    /// Starts that its restart policy has asked for.
+    pub restarts: u32,
+    /// Its last run.
+    pub last: Option<Last>,
 }
 
 impl Default for Service {
     fn default() -> Self {
-        Self { state: State::New, failures: 0 }
+        Self { state: State::New, failures: 0, recent: Vec::new(), restarts: 0, last: None }
+    }
+}
+
+/// What a step is taken with.
+#[derive(Debug, Clone, Copy)]
+struct With<'a> {
+    now: Ms,
+    rules: &'a Rules,
+    jitter: u8,
+}
+
+impl With<'_> {
+    const fn in_(&self, span: Ms) -> Ms {
+        self.now.saturating_add(span)
     }
 }
 
 impl Service {
-    /// The service after `event` at time `now`, and what is to be done, in this order.
+    /// Takes the service through `event` at time `now`, and returns what is to be done, in this order.
     /// `jitter` (any number, best a random one) lengthens a delay by up to a quarter.
     #[must_use]
-    pub fn step(self, event: Event, now: Ms, rules: &Rules, jitter: u8) -> (Self, Vec<Action>) {
-        let same = (self, Vec::new());
-        match (self.state, event) {
-            (State::New | State::Waiting { .. } | State::Ended(_), Event::Start) => self.start(now),
-            (State::Stopping { .. } | State::Killing { .. }, Event::Start) => {
-                (self.followed_by(Then::Start { at: now }), Vec::new())
-            }
-            (State::Starting { .. } | State::Executing { .. } | State::Running { .. }, Event::Start) => same,
-
-            (State::Starting { since }, Event::Forked(group)) => {
-                (self.to(State::Executing { group, since }), Vec::new())
-            }
-            // A process that nobody is waiting for any more.
-            (State::New | State::Waiting { .. } | State::Ended(_), Event::Forked(group)) => {
-                let then = match self.state {
-                    State::Waiting { until } => Then::Start { at: until },
-                    _ => Then::End(Outcome::Stopped),
-                };
-                self.kill(group, now, then)
-            }
-            (
-                State::Executing { .. }
-                | State::Running { .. }
-                | State::Stopping { .. }
-                | State::Killing { .. },
-                Event::Forked(_),
-            ) => same,
-
-            (State::Executing { group, since }, Event::Executed) => {
-                (self.to(State::Running { group, since }), Vec::new())
-            }
-            (
-                State::New
-                | State::Starting { .. }
-                | State::Running { .. }
-                | State::Stopping { .. }
-                | State::Killing { .. }
-                | State::Waiting { .. }
-                | State::Ended(_),
-                Event::Executed,
-            ) => same,
-
-            (State::Starting { since }, Event::Exited(end)) => {
-                let (next, then, note) = self.judge(end, since, now, rules, jitter);
-                (next.settle(then), vec![note])
-            }
-            (State::Executing { group, since } | State::Running { group, since }, Event::Exited(end)) => {
-                let (next, then, note) = self.judge(end, since, now, rules, jitter);
-                let kill_at = now.saturating_add(rules.stop_timeout);
-                (next.to(State::Stopping { group, kill_at, then }), vec![note, Action::Ask(group)])
-            }
-            (
-                State::New
-                | State::Stopping { .. }
-                | State::Killing { .. }
-                | State::Waiting { .. }
-                | State::Ended(_),
-                Event::Exited(_),
-            ) => same,
-
-            (State::Stopping { then, .. } | State::Killing { then, .. }, Event::GroupGone) => {
-                (self.settle(then), Vec::new())
-            }
-            (
-                State::New
-                | State::Starting { .. }
-                | State::Executing { .. }
-                | State::Running { .. }
-                | State::Waiting { .. }
-                | State::Ended(_),
-                Event::GroupGone,
-            ) => same,
-
-            (State::Waiting { until }, Event::Tick) if until <= now => self.start(now),
-            (State::Stopping { group, kill_at, then }, Event::Tick) if kill_at <= now => {
-                let (next, mut actions) = self.kill(group, now, then);
-                actions.insert(0, Action::Say(Note::Overdue));
-                (next, actions)
-            }
-            (State::Killing { give_up_at, then, .. }, Event::Tick) if give_up_at <= now => {
-                (self.settle(then), vec![Action::Say(Note::Undead)])
-            }
-            (
-                State::New
-                | State::Starting { .. }
-                | State::Executing { .. }
-                | State::Running { .. }
-                | State::Stopping { .. }
-                | State::Killing { .. }
-                | State::Waiting { .. }
-                | State::Ended(_),
-                Event::Tick,
-            ) => same,
-
-            (State::Executing { group, .. } | State::Running { group, .. }, Event::Stop) => {
-                let kill_at = now.saturating_add(rules.stop_timeout);
-                let then = Then::End(Outcome::Stopped);
-                (self.to(State::Stopping { group, kill_at, then }), vec![Action::Ask(group)])
-            }
-            (State::Executing { group, .. } | State::Running { group, .. }, Event::Kill)
-            | (State::Stopping { group, .. }, Event::Kill) => {
-                self.kill(group, now, Then::End(Outcome::Stopped))
-            }
-            (State::Stopping { .. }, Event::Stop) | (State::Killing { .. }, Event::Stop | Event::Kill) => {
-                (self.followed_by(Then::End(Outcome::Stopped)), Vec::new())
-            }
-            // A fork under way is answered by `Forked`, which finds nobody waiting.
-            (State::New | State::Starting { .. } | State::Waiting { .. }, Event::Stop | Event::Kill) => {
-                (self.to(State::Ended(Outcome::Stopped)), Vec::new())
-            }
-            (State::Ended(_), Event::Stop | Event::Kill) => same,
+    pub fn step(&mut self, event: Event, now: Ms, rules: &Rules, jitter: u8) -> Vec<Action> {
+        let with = &With { now, rules, jitter };
+        match event {
+            Event::Start => self.wanted(with),
+            Event::Restart => self.restart(with),
+            Event::NeedsMet => self.needs_met(with),
+            Event::NeedFailed => self.need_failed(),
+            Event::Forked(group) => self.forked(group, with),
+            Event::Executed => self.executed(with),
+            Event::SaysReady => self.says_ready(with),
+            Event::SaysReloading => self.says_reloading(with),
+            Event::SaysStopping => self.says_stopping(with),
+            Event::SaysAlive => self.says_alive(with),
+            Event::SaysStuck => self.says_stuck(with),
+            Event::Extend(span) => self.extend(with.in_(span)),
+            Event::Probed { well } => self.probed(well, with),
+            Event::Exited(end) => self.exited(end, with),
+            Event::GroupGone => self.group_gone(with),
+            Event::Tick => self.tick(with),
+            Event::Stop => self.stop(with),
+            Event::Kill => self.kill_now(with),
         }
     }
 
-    const fn to(self, state: State) -> Self {
-        Self { state, ..self }
+    // --- What somebody wants ---
+
+    /// A start by hand never spends the budget of restarts; it begins it anew.
+    fn forgive(&mut self) {
+        self.failures = 0;
+        self.recent.clear();
     }
 
-    fn start(self, now: Ms) -> (Self, Vec<Action>) {
-        (self.to(State::Starting { since: now }), vec![Action::Spawn])
+    fn wanted(&mut self, with: &With<'_>) -> Vec<Action> {
+        match self.state {
+            State::New | State::Ended(_) => {
+                self.forgive();
+                self.state = State::Needing;
+                vec![Action::Need]
+            }
+            State::Waiting { .. } => {
+                self.forgive();
+                self.begin(with)
+            }
+            State::Stopping { .. } | State::Killing { .. } => {
+                self.forgive();
+                self.followed_by(Then::Start { at: with.now })
+            }
+            _ => Vec::new(),
+        }
     }
 
-    fn kill(self, group: Group, now: Ms, then: Then) -> (Self, Vec<Action>) {
-        let give_up_at = now.saturating_add(DEATH_DEADLINE);
-        (self.to(State::Killing { group, give_up_at, then }), vec![Action::Kill(group)])
+    fn restart(&mut self, with: &With<'_>) -> Vec<Action> {
+        match self.state.live() {
+            Some(run) => {
+                self.forgive();
+                self.end(run, Then::Start { at: with.now }, with)
+            }
+            None => self.wanted(with),
+        }
+    }
+
+    fn stop(&mut self, with: &With<'_>) -> Vec<Action> {
+        let then = Then::End(Outcome::Stopped);
+        match self.state {
+            State::Stopping { .. } | State::Killing { .. } => self.followed_by(then),
+            _ => match self.state.live() {
+                Some(run) => self.end(run, then, with),
+                None => self.stay_stopped(),
+            },
+        }
+    }
+
+    fn kill_now(&mut self, with: &With<'_>) -> Vec<Action> {
+        let then = Then::End(Outcome::Stopped);
+        match self.state {
+            State::Killing { .. } => self.followed_by(then),
+            _ => match self.state.run() {
+                Some(run) => self.kill(run, then, with),
+                None => self.stay_stopped(),
+            },
+        }
+    }
+
+    /// Nothing runs. A fork under way is answered by `Forked`, which finds nobody waiting.
+    fn stay_stopped(&mut self) -> Vec<Action> {
+        if !matches!(self.state, State::Ended(_)) {
+            self.state = State::Ended(Outcome::Stopped);
+        }
+        Vec::new()
+    }
+
+    // --- From the start to readiness ---
+
+    fn needs_met(&mut self, with: &With<'_>) -> Vec<Action> {
+        if self.state == State::Needing { self.begin(with) } else { Vec::new() }
+    }
+
+    fn need_failed(&mut self) -> Vec<Action> {
+        if self.state != State::Needing {
+            return Vec::new();
+        }
+        self.state = State::Ended(Outcome::NeedFailed);
+        vec![Action::Say(Note::NeedFailed)]
+    }
+
+    fn begin(&mut self, with: &With<'_>) -> Vec<Action> {
+        self.state = State::Starting { since: with.now };
+        vec![Action::Spawn]
+    }
+
+    fn forked(&mut self, group: Group, with: &With<'_>) -> Vec<Action> {
+        let then = match self.state {
+            State::Starting { since } => {
+                self.state = State::Executing { run: Run { group, since } };
+                return Vec::new();
+            }
+            // A process that nobody is waiting for any more.
+            State::Waiting { until } => Then::Start { at: until },
+            State::New | State::Needing | State::Ended(_) => Then::End(Outcome::Stopped),
+            _ => return Vec::new(),
+        };
+        self.kill(Run { group, since: with.now }, then, with)
+    }
+
+    fn executed(&mut self, with: &With<'_>) -> Vec<Action> {
+        let State::Executing { run } = self.state else { return Vec::new() };
+        let late_at = with.rules.timeout.map(|timeout| run.since.saturating_add(timeout));
+        match with.rules.ready {
+            Readiness::UpFor(0) => self.is_ready(run, with),
+            // It needs no other limit.
+            Readiness::UpFor(span) => {
+                self.state = State::Running { run, late_at: None, next: Some(with.in_(span)) };
+                Vec::new()
+            }
+            Readiness::Told | Readiness::Done => {
+                self.state = State::Running { run, late_at, next: None };
+                Vec::new()
+            }
+            Readiness::Probe { .. } => {
+                self.state = State::Running { run, late_at, next: None };
+                vec![Action::Probe]
+            }
+        }
+    }
+
+    fn is_ready(&mut self, run: Run, with: &With<'_>) -> Vec<Action> {
+        let next = with.rules.watch.map(|watch| with.in_(watch.span()));
+        self.state = State::Ready { run, next, strikes: 0, reloading: None };
+        Vec::new()
+    }
+
+    // --- What it says ---
+
+    fn says_ready(&mut self, with: &With<'_>) -> Vec<Action> {
+        match &mut self.state {
+            State::Running { run, .. } if with.rules.ready == Readiness::Told => {
+                let run = *run;
+                self.is_ready(run, with)
+            }
+            State::Ready { reloading, .. } => {
+                *reloading = None;
+                Vec::new()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn says_reloading(&mut self, with: &With<'_>) -> Vec<Action> {
+        if let State::Ready { reloading, .. } = &mut self.state {
+            *reloading = Some(with.in_(with.rules.timeout.unwrap_or(Ms::MAX)));
+        }
+        Vec::new()
+    }
+
+    fn says_stopping(&mut self, with: &With<'_>) -> Vec<Action> {
+        if let State::Running { run, .. } | State::Ready { run, .. } = self.state {
+            self.state = State::Leaving { run, late_at: with.in_(with.rules.stop_timeout) };
+        }
+        Vec::new()
+    }
+
+    fn says_alive(&mut self, with: &With<'_>) -> Vec<Action> {
+        if let (State::Ready { next, .. }, Some(Watch::Silence(span))) = (&mut self.state, with.rules.watch) {
+            *next = Some(with.in_(span));
+        }
+        Vec::new()
+    }
+
+    fn says_stuck(&mut self, with: &With<'_>) -> Vec<Action> {
+        match self.state {
+            State::Running { run, .. } | State::Ready { run, .. } | State::Leaving { run, .. } => {
+                self.fail(run, Trouble::Stuck, with)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// sd_notify(3), `EXTEND_TIMEOUT_USEC`: for start, reload and stop, whichever is going on.
+    fn extend(&mut self, until: Ms) -> Vec<Action> {
+        match &mut self.state {
+            State::Running { late_at: Some(at), .. }
+            | State::Ready { reloading: Some(at), .. }
+            | State::Leaving { late_at: at, .. }
+            | State::Stopping { kill_at: at, .. } => *at = until.max(*at),
+            _ => {}
+        }
+        Vec::new()
+    }
+
+    fn probed(&mut self, well: bool, with: &With<'_>) -> Vec<Action> {
+        match (&mut self.state, with.rules.ready, with.rules.watch) {
+            (State::Running { run, next, .. }, Readiness::Probe { interval }, _) => {
+                let run = *run;
+                if well {
+                    return self.is_ready(run, with);
+                }
+                *next = Some(with.in_(interval));
+            }
+            (State::Ready { run, next, strikes, .. }, _, Some(Watch::Probe { interval, failures })) => {
+                *strikes = if well { 0 } else { strikes.saturating_add(1) };
+                let (run, unhealthy) = (*run, *strikes >= failures.max(1));
+                *next = Some(with.in_(interval));
+                if unhealthy {
+                    return self.fail(run, Trouble::Unhealthy, with);
+                }
+            }
+            _ => {}
+        }
+        Vec::new()
+    }
+
+    // --- Time ---
+
+    fn tick(&mut self, with: &With<'_>) -> Vec<Action> {
+        let due = |at: Option<Ms>| at.is_some_and(|at| at <= with.now);
+        match self.state {
+            State::Waiting { until } if until <= with.now => self.begin(with),
+            State::Running { run, late_at, .. } if due(late_at) => {
+                let task = with.rules.ready == Readiness::Done;
+                self.fail(run, if task { Trouble::Overtime } else { Trouble::NotReady }, with)
+            }
+            State::Running { run, late_at, next } if due(next) => match with.rules.ready {
+                Readiness::UpFor(_) => self.is_ready(run, with),
+                _ => {
+                    self.state = State::Running { run, late_at, next: None };
+                    vec![Action::Probe]
+                }
+            },
+            State::Ready { run, next, strikes, reloading } if due(reloading) => {
+                self.state = State::Ready { run, next, strikes, reloading: None };
+                vec![Action::Say(Note::ReloadLate)]
+            }
+            State::Ready { run, next, strikes, reloading } if due(next) => match with.rules.watch {
+                Some(Watch::Silence(_)) => self.fail(run, Trouble::Silent, with),
+                _ => {
+                    self.state = State::Ready { run, next: None, strikes, reloading };
+                    vec![Action::Probe]
+                }
+            },
+            State::Leaving { run, late_at } if late_at <= with.now => {
+                self.fail(run, Trouble::Lingering, with)
+            }
+            State::Stopping { run, kill_at, then } if kill_at <= with.now => {
+                let mut actions = self.kill(run, then, with);
+                actions.insert(0, Action::Say(Note::Overdue));
+                actions
+            }
+            State::Killing { give_up_at, then, .. } if give_up_at <= with.now => {
+                let mut actions = self.settle(then, with);
+                actions.insert(0, Action::Say(Note::Undead));
+                actions
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    // --- The end of a run ---
+
+    fn exited(&mut self, end: End, with: &With<'_>) -> Vec<Action> {
+        let since = match self.state {
+            State::Starting { since } => since,
+            State::Stopping { .. } | State::Killing { .. } => {
+                self.note_end(end, with.now);
+                return Vec::new();
+            }
+            _ => match self.state.live() {
+                Some(run) => run.since,
+                None => return Vec::new(),
+            },
+        };
+        let (then, next) = self.judge(Some(end), since, with);
+        self.last = Some(Last { since, at: with.now, trouble: None, end: Some(end) });
+        let mut actions = vec![Action::Say(Note::Ended { end, after: with.now.saturating_sub(since), next })];
+        actions.extend(match self.state.live() {
+            Some(run) => self.end_with(run, then, Action::Ask(run.group), with),
+            None => self.settle(then, with),
+        });
+        actions
+    }
+
+    /// The process has ended that a request, or trouble, was ending.
+    fn note_end(&mut self, end: End, now: Ms) {
+        let since = self.state.run().map_or(now, |run| run.since);
+        match &mut self.last {
+            Some(last) if last.since == since => last.end = last.end.or(Some(end)),
+            last => *last = Some(Last { since, at: now, trouble: None, end: Some(end) }),
+        }
+    }
+
+    fn group_gone(&mut self, with: &With<'_>) -> Vec<Action> {
+        match self.state {
+            State::Stopping { then, .. } | State::Killing { then, .. } => self.settle(then, with),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Ends a run that goes wrong, which counts as a failure like a crash.
+    fn fail(&mut self, run: Run, trouble: Trouble, with: &With<'_>) -> Vec<Action> {
+        let (then, next) = self.judge(None, run.since, with);
+        self.last = Some(Last { since: run.since, at: with.now, trouble: Some(trouble), end: None });
+        let after = with.now.saturating_sub(run.since);
+        let action = match trouble {
+            Trouble::Unhealthy | Trouble::Silent | Trouble::Stuck => Action::Abort(run.group),
+            Trouble::NotReady | Trouble::Overtime | Trouble::Lingering => Action::Ask(run.group),
+        };
+        let mut actions = vec![Action::Say(Note::Failing { trouble, after, next })];
+        actions.extend(self.end_with(run, then, action, with));
+        actions
+    }
+
+    fn end(&mut self, run: Run, then: Then, with: &With<'_>) -> Vec<Action> {
+        self.end_with(run, then, Action::Ask(run.group), with)
+    }
+
+    fn end_with(&mut self, run: Run, then: Then, action: Action, with: &With<'_>) -> Vec<Action> {
+        self.state = State::Stopping { run, kill_at: with.in_(with.rules.stop_timeout), then };
+        vec![action]
+    }
+
+    fn kill(&mut self, run: Run, then: Then, with: &With<'_>) -> Vec<Action> {
+        self.state = State::Killing { run, give_up_at: with.in_(DEATH_DEADLINE), then };
+        vec![Action::Kill(run.group)]
     }
 
     /// The same stop, with another sequel.
-    const fn followed_by(self, then: Then) -> Self {
-        match self.state {
-            State::Stopping { group, kill_at, .. } => self.to(State::Stopping { group, kill_at, then }),
-            State::Killing { group, give_up_at, .. } => self.to(State::Killing { group, give_up_at, then }),
-            _ => self,
+    const fn followed_by(&mut self, sequel: Then) -> Vec<Action> {
+        if let State::Stopping { then, .. } | State::Killing { then, .. } = &mut self.state {
+            *then = sequel;
         }
+        Vec::new()
     }
 
-    const fn settle(self, then: Then) -> Self {
+    fn settle(&mut self, then: Then, with: &With<'_>) -> Vec<Action> {
         match then {
-            Then::Start { at } => self.to(State::Waiting { until: at }),
-            Then::End(outcome) => self.to(State::Ended(outcome)),
+            Then::Start { at } if at <= with.now => return self.begin(with),
+            Then::Start { at } => self.state = State::Waiting { until: at },
+            Then::End(outcome) => self.state = State::Ended(outcome),
         }
+        Vec::new()
     }
 
-    /// What the restart policy makes of an end that nobody asked for.
-    fn judge(mut self, end: End, since: Ms, now: Ms, rules: &Rules, jitter: u8) -> (Self, Then, Action) {
-        let after = now.saturating_sub(since);
-        if after >= STABLE_AFTER {
+    /// What the restart policy makes of an end that nobody asked for; `None`: of trouble.
+    fn judge(&mut self, end: Option<End>, since: Ms, with: &With<'_>) -> (Then, Next) {
+        let &With { now, rules, jitter } = with;
+        let good = end.is_some_and(|end| rules.is_good(end));
+        if now.saturating_sub(since) >= rules.backoff.stable_ms {
             self.failures = 0;
         }
         let again = match rules.restart {
             Restart::Always => true,
-            Restart::OnFailure => !end.well(),
+            Restart::OnFailure => !good,
             Restart::Never => false,
         };
-        let (then, again) = if again {
-            let delay = delay(self.failures, jitter);
-            self.failures = self.failures.saturating_add(1);
-            (Then::Start { at: now.saturating_add(delay) }, Some(delay))
-        } else {
-            (Then::End(if end.well() { Outcome::Succeeded } else { Outcome::Failed }), None)
-        };
-        (self, then, Action::Say(Note::Ended { end, after, again }))
+        if !again {
+            return (Then::End(if good { Outcome::Succeeded } else { Outcome::Failed }), Next::Rest);
+        }
+        if !good && self.spends_the_last(now, rules.give_up) {
+            return (Then::End(Outcome::GivenUp), Next::GivenUp);
+        }
+        // Nothing ran: whatever is missing is hardly there in the next millisecond.
+        if matches!(end, Some(End::NotStarted(_))) {
+            self.failures = self.failures.max(1);
+        }
+        let delay = delay(&rules.backoff, self.failures, jitter);
+        self.failures = self.failures.saturating_add(1);
+        self.restarts = self.restarts.saturating_add(1);
+        (Then::Start { at: with.in_(delay) }, Next::Again(delay))
+    }
+
+    /// Counts a failure; true if that is one too many.
+    fn spends_the_last(&mut self, now: Ms, rule: Option<GiveUp>) -> bool {
+        let Some(GiveUp { failures, within_ms }) = rule else { return false };
+        self.recent.retain(|at| now.saturating_sub(*at) < within_ms);
+        self.recent.push(now);
+        self.recent.len() >= failures.max(1) as usize
     }
 }
 
-/// The delay before a start that follows `failures` failed ones, lengthened by up to a quarter.
-fn delay(failures: u32, jitter: u8) -> Ms {
-    let grown = FIRST_DELAY.checked_shl(failures.min(32)).unwrap_or(LONGEST_DELAY).min(LONGEST_DELAY);
-    (grown + grown * Ms::from(jitter) / 1024).min(LONGEST_DELAY)
-}
-
-/// Where the bundle stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// Services run, or wait to.
-    Serving,
-    /// Every service was told to stop.
-    Stopping {
-        /// Since when.
-        since: Ms,
-    },
-    /// No service is left. What they left behind was asked to end.
-    Asking {
-        /// When that gets SIGKILL.
-        kill_at: Ms,
-    },
-    /// What the services left behind gets SIGKILL.
-    Killing {
-        /// When nobody waits for it any longer.
-        give_up_at: Ms,
-    },
-    /// No process is left. What they printed is written out.
-    Draining {
-        /// When the rest is dropped: after a stop. Otherwise the reader may take its time.
-        give_up_at: Option<Ms>,
-    },
-    /// Nothing is left to do.
-    Over,
-}
-
-/// All that a supervisor remembers beside its services.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Whole {
-    /// Where the bundle stands.
-    pub phase: Phase,
-    /// Somebody asked for the stop.
-    pub requested: bool,
-    /// Somebody asked twice.
-    pub forced: bool,
-}
-
-impl Default for Whole {
-    fn default() -> Self {
-        Self { phase: Phase::Serving, requested: false, forced: false }
-    }
-}
-
-/// What happens to the bundle.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Turn {
-    /// SIGTERM or SIGINT: asked for a second time, it forces.
-    Stop,
-    /// SIGHUP or SIGQUIT, which never forces: a closing terminal sends more than one signal.
-    StopGently,
-    /// No service runs or is going to.
-    AllEnded,
-    /// No child process is left.
-    NoneLeft,
-    /// The reader of our output took some.
-    Progress,
-    /// All output is written.
-    Drained,
-    /// The time of [`Whole::deadline`] may have come.
-    Tick,
-}
-
-/// What is to be done for the bundle.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Deed {
-    /// [`Event::Stop`] to every service.
-    StopAll,
-    /// [`Event::Kill`] to every service.
-    KillAll,
-    /// SIGTERM and SIGCONT to what the services left behind, now and whenever more of it comes to light.
-    AskLeft,
-    /// SIGKILL to it, now and whenever more of it comes to light.
-    KillLeft,
-    /// Say that some of it could not be ended.
-    GiveUp,
-}
-
-impl Whole {
-    /// The bundle after `turn` at time `now`, and what is to be done. `grace` is how long
-    /// what services left behind has between SIGTERM and SIGKILL.
-    #[must_use]
-    pub fn step(self, turn: Turn, now: Ms, grace: Ms) -> (Self, Option<Deed>) {
-        let asked = Self { requested: true, ..self };
-        match (self.phase, turn) {
-            (Phase::Serving, Turn::Stop | Turn::StopGently) => {
-                (asked.to(Phase::Stopping { since: now }), Some(Deed::StopAll))
-            }
-            (Phase::Stopping { since }, Turn::Stop) if now.saturating_sub(since) >= SAME_REQUEST => {
-                (Self { forced: true, ..asked }, Some(Deed::KillAll))
-            }
-            (Phase::Stopping { .. }, Turn::Stop | Turn::StopGently) => (asked, None),
-            (Phase::Asking { .. }, Turn::Stop) => asked.kill(now),
-            (Phase::Asking { .. }, Turn::StopGently)
-            | (Phase::Killing { .. }, Turn::Stop | Turn::StopGently) => (asked, None),
-            (Phase::Draining { .. }, Turn::Stop | Turn::StopGently) => (asked.to(Phase::Over), None),
-
-            (Phase::Serving | Phase::Stopping { .. }, Turn::AllEnded) if self.forced => self.kill(now),
-            (Phase::Serving | Phase::Stopping { .. }, Turn::AllEnded) => {
-                let kill_at = now.saturating_add(grace);
-                (self.to(Phase::Asking { kill_at }), Some(Deed::AskLeft))
-            }
-            (
-                Phase::Asking { .. } | Phase::Killing { .. } | Phase::Draining { .. } | Phase::Over,
-                Turn::AllEnded,
-            ) => (self, None),
-
-            (Phase::Asking { .. } | Phase::Killing { .. }, Turn::NoneLeft) => (self.drain(now), None),
-            (
-                Phase::Serving | Phase::Stopping { .. } | Phase::Draining { .. } | Phase::Over,
-                Turn::NoneLeft,
-            ) => (self, None),
-
-            (Phase::Draining { .. }, Turn::Progress) => (self.drain(now), None),
-            (Phase::Draining { .. }, Turn::Drained) => (self.to(Phase::Over), None),
-            (
-                Phase::Serving
-                | Phase::Stopping { .. }
-                | Phase::Asking { .. }
-                | Phase::Killing { .. }
-                | Phase::Over,
-                Turn::Progress | Turn::Drained,
-            ) => (self, None),
-
-            (Phase::Asking { kill_at }, Turn::Tick) if kill_at <= now => self.kill(now),
-            (Phase::Killing { give_up_at }, Turn::Tick) if give_up_at <= now => {
-                (self.drain(now), Some(Deed::GiveUp))
-            }
-            (Phase::Draining { give_up_at: Some(at) }, Turn::Tick) if at <= now => {
-                (self.to(Phase::Over), None)
-            }
-            (
-                Phase::Serving
-                | Phase::Stopping { .. }
-                | Phase::Asking { .. }
-                | Phase::Killing { .. }
-                | Phase::Draining { .. }
-                | Phase::Over,
-                Turn::Tick,
-            ) => (self, None),
-
-            (Phase::Over, Turn::Stop | Turn::StopGently) => (self, None),
-        }
-    }
-
-    /// When [`Turn::Tick`] changes this state, if it ever does.
-    pub const fn deadline(&self) -> Option<Ms> {
-        match self.phase {
-            Phase::Asking { kill_at: at } | Phase::Killing { give_up_at: at } => Some(at),
-            Phase::Draining { give_up_at } => give_up_at,
-            Phase::Serving | Phase::Stopping { .. } | Phase::Over => None,
-        }
-    }
-
-    const fn to(self, phase: Phase) -> Self {
-        Self { phase, ..self }
-    }
-
-    const fn kill(self, now: Ms) -> (Self, Option<Deed>) {
-        let give_up_at = now.saturating_add(DEATH_DEADLINE);
-        (self.to(Phase::Killing { give_up_at }), Some(Deed::KillLeft))
-    }
-
-    fn drain(self, now: Ms) -> Self {
-        let give_up_at = self.requested.then(|| now.saturating_add(DRAIN_DEADLINE));
-        self.to(Phase::Draining { give_up_at })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::fmt::Write;
-
-    const POLICIES: [Restart; 3] = [Restart::Always, Restart::OnFailure, Restart::Never];
-    const RUN: Rules = Rules { restart: Restart::Always, stop_timeout: 10_000 };
-    const WELL: End = End::Status(0);
-    const BADLY: End = End::Signal(9);
-    const FAULT: End = End::NotStarted(Fault { stage: Stage::Exec, errno: 2 });
-
-    /// One state of each kind as they stand at time 1000, all deadlines at 1000.
-    fn states() -> Vec<State> {
-        let (group, since, at) = (7, 0, 1000);
-        let mut states = vec![
-            State::New,
-            State::Starting { since },
-            State::Executing { group, since },
-            State::Running { group, since },
-        ];
-        for then in [Then::Start { at: 2000 }, Then::End(Outcome::Stopped)] {
-            states.push(State::Stopping { group, kill_at: at, then });
-            states.push(State::Killing { group, give_up_at: at, then });
-        }
-        states.push(State::Waiting { until: at });
-        states.extend([Outcome::Succeeded, Outcome::Failed, Outcome::Stopped].map(State::Ended));
-        states
-    }
-
-    const EVENTS: [Event; 10] = [
-        Event::Start,
-        Event::Forked(7),
-        Event::Executed,
-        Event::Exited(WELL),
-        Event::Exited(BADLY),
-        Event::Exited(FAULT),
-        Event::GroupGone,
-        Event::Tick,
-        Event::Stop,
-        Event::Kill,
-    ];
-
-    const TURNS: [Turn; 7] = [
-        Turn::Stop,
-        Turn::StopGently,
-        Turn::AllEnded,
-        Turn::NoneLeft,
-        Turn::Progress,
-        Turn::Drained,
-        Turn::Tick,
-    ];
-
-    fn table() -> String {
-        let mut text = String::from(
-            "What a service and a bundle do next. Written from supervisor/src/state.rs by its test; times in ms.\n\
-             Now is 1000 and what has a deadline has reached it; stop_timeout is 10000; jitter is 0.\n\
-             An event that is not listed changes nothing in that state.\n",
-        );
-        for state in states() {
-            let _ = writeln!(text, "\n{state:?}");
-            for event in EVENTS {
-                let ends = matches!(event, Event::Exited(_));
-                let told_apart = ends
-                    && matches!(
-                        state,
-                        State::Starting { .. } | State::Executing { .. } | State::Running { .. }
-                    );
-                for restart in if told_apart { &POLICIES[..] } else { &POLICIES[..1] } {
-                    let before = Service { state, failures: 0 };
-                    let (after, actions) = before.step(event, 1000, &Rules { restart: *restart, ..RUN }, 0);
-                    if (after, actions.is_empty()) == (before, true) {
-                        continue;
-                    }
-                    let policy = if told_apart { format!(" restart={restart:?}") } else { String::new() };
-                    let _ = writeln!(text, "    {event:?}{policy}\n        -> {:?}", after.state);
-                    for action in actions {
-                        let _ = writeln!(text, "        {action:?}");
-                    }
-                }
-            }
-        }
-        text + &whole_table()
-    }
-
-    fn whole_table() -> String {
-        let mut text =
-            String::from("\n\nThe bundle. `requested` and `forced` are false before, except where shown.\n");
-        let phases = [
-            Phase::Serving,
-            Phase::Stopping { since: 0 },
-            Phase::Asking { kill_at: 1000 },
-            Phase::Killing { give_up_at: 1000 },
-            Phase::Draining { give_up_at: None },
-            Phase::Draining { give_up_at: Some(1000) },
-            Phase::Over,
-        ];
-        for phase in phases {
-            let asked = matches!(phase, Phase::Stopping { .. } | Phase::Draining { give_up_at: Some(_) });
-            for forced in [false, true] {
-                if forced && !matches!(phase, Phase::Stopping { .. }) {
-                    continue;
-                }
-                let before = Whole { phase, requested: asked, forced };
-                let _ = writeln!(text, "\n{phase:?} requested={asked} forced={forced}");
-                for turn in TURNS {
-                    let (after, deed) = before.step(turn, 1000, 10_000);
-                    if (after, deed) != (before, None) {
-                        let Whole { phase, requested, forced } = after;
-                        let _ = writeln!(
-                            text,
-                            "    {turn:?}\n        -> {phase:?} requested={requested} forced={forced}"
-                        );
-                        if let Some(deed) = deed {
-                            let _ = writeln!(text, "        {deed:?}");
-                        }
-                    }
-                }
-            }
-        }
-        text
-    }
-
-    /// Write it anew with `KITBAG_BLESS=1 cargo test -p kitbag-supervisor transition`.
-    #[test]
-    fn the_transition_table_in_the_documentation_is_what_the_code_does() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/transitions.txt");
-        let table = table();
-        if std::env::var_os("KITBAG_BLESS").is_some() {
-            std::fs::write(path, &table).expect("docs can be written");
-        }
-        let committed = std::fs::read_to_string(path).unwrap_or_default();
-        assert!(table == committed, "docs/transitions.txt is not what the code does:\n{table}");
-    }
-
-    /// Numbers that look random and are the same in each run (Knuth's MMIX generator).
-    struct Lcg(u64);
-
-    impl Lcg {
-        fn below(&mut self, limit: usize) -> usize {
-            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (self.0 >> 33) as usize % limit
-        }
-    }
-
-    #[test]
-    fn whatever_happens_there_is_one_process_and_a_way_to_end_it() {
-        let mut random = Lcg(1);
-        for _ in 0..2_000 {
-            let rules =
-                Rules { restart: POLICIES[random.below(3)], stop_timeout: random.below(20_000) as Ms };
-            let (mut service, mut now, mut group) = (Service::default(), 0, 100);
-            for _ in 0..100 {
-                now += random.below(15_000) as Ms;
-                let event = EVENTS[random.below(EVENTS.len())];
-                // A fork is answered for a spawn alone: the loop does so before any other event.
-                let (before, (after, actions)) = match event {
-                    Event::Forked(_) => continue,
-                    _ => (service, service.step(event, now, &rules, random.below(256) as u8)),
-                };
-                let spawns = actions.iter().filter(|action| **action == Action::Spawn).count();
-                assert!(spawns <= 1);
-                if spawns == 1 {
-                    assert_eq!(before.state.group(), None, "a second process: {before:?} {event:?}");
-                    group += 1;
-                    service = after.step(Event::Forked(group), now, &rules, 0).0;
-                    assert_eq!(service.state.group(), Some(group));
-                } else {
-                    service = after;
-                }
-                for action in actions {
-                    if let Action::Ask(asked) | Action::Kill(asked) = action {
-                        assert_eq!(
-                            before.state.group(),
-                            Some(asked),
-                            "a stranger is signalled: {before:?} {event:?}"
-                        );
-                    }
-                }
-                if matches!(service.state, State::New | State::Ended(_)) {
-                    assert_eq!(service.state.deadline(), None);
-                }
-                if let State::Waiting { until } = service.state {
-                    assert!(until <= now + LONGEST_DELAY);
-                }
-            }
-            end(service, now, &rules);
-        }
-    }
-
-    /// From any state, a stop and the passing of time lead to rest, with SIGKILL for what is left on the way.
-    fn end(service: Service, mut now: Ms, rules: &Rules) {
-        let resting = matches!(service.state, State::Ended(_));
-        let (mut service, _) = service.step(Event::Stop, now, rules, 0);
-        for _ in 0..3 {
-            if let Some(at) = service.state.deadline() {
-                now = now.max(at);
-                let (next, actions) = service.step(Event::Tick, now, rules, 0);
-                assert!(!actions.contains(&Action::Spawn), "a start during a stop: {service:?}");
-                service = next;
-            }
-        }
-        let stopped = service.state == State::Ended(Outcome::Stopped);
-        assert!(stopped || (resting && matches!(service.state, State::Ended(_))), "{service:?}");
-    }
-
-    #[test]
-    fn a_fork_that_nobody_waits_for_is_killed() {
-        let (service, _) = Service::default().step(Event::Start, 0, &RUN, 0);
-        let (service, _) = service.step(Event::Stop, 0, &RUN, 0);
-        let (service, actions) = service.step(Event::Forked(7), 0, &RUN, 0);
-        assert_eq!(actions, [Action::Kill(7)]);
-        assert_eq!(service.step(Event::GroupGone, 0, &RUN, 0).0.state, State::Ended(Outcome::Stopped));
-    }
-
-    #[test]
-    fn the_delay_doubles_to_its_limit_and_a_stable_run_resets_it() {
-        let mut service = Service::default();
-        let mut delays = Vec::new();
-        let mut now = 0;
-        let mut run = |service: &mut Service, ran: Ms| {
-            for event in [Event::Start, Event::Forked(7), Event::Executed] {
-                *service = service.step(event, now, &RUN, 0).0;
-            }
-            now += ran;
-            *service = service.step(Event::Exited(BADLY), now, &RUN, 0).0;
-            *service = service.step(Event::GroupGone, now, &RUN, 0).0;
-            let until = service.state.deadline().expect("it waits");
-            let delay = until - now;
-            now = until;
-            delay
-        };
-        for _ in 0..11 {
-            delays.push(run(&mut service, 5));
-        }
-        assert_eq!(delays, [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000]);
-        assert_eq!(run(&mut service, STABLE_AFTER), FIRST_DELAY);
-        assert_eq!(delay(0, 255), 124);
-        assert_eq!(delay(u32::MAX, 255), LONGEST_DELAY);
-    }
-
-    #[test]
-    fn a_stop_of_the_whole_comes_to_its_end_by_time_alone() {
-        for stop in [Turn::Stop, Turn::StopGently] {
-            let (mut whole, mut now) = (Whole::default().step(stop, 0, 500).0, 0);
-            whole = whole.step(Turn::AllEnded, now, 500).0;
-            while let Some(at) = whole.deadline() {
-                assert!(at >= now);
-                now = at;
-                whole = whole.step(Turn::Tick, now, 500).0;
-            }
-            assert_eq!((whole.phase, now), (Phase::Over, 500 + DEATH_DEADLINE + DRAIN_DEADLINE));
-        }
-    }
+/// The delay before a start that follows `failures` others in a row: none for the first, then doubling from the first
+/// delay to the longest, lengthened by up to a quarter.
+fn delay(backoff: &Backoff, failures: u32, jitter: u8) -> Ms {
+    let longest = backoff.longest_ms.max(backoff.first_ms);
+    let Some(doublings) = failures.checked_sub(1) else { return 0 };
+    let grown = 1_u64
+        .checked_shl(doublings)
+        .and_then(|factor| backoff.first_ms.checked_mul(factor))
+        .unwrap_or(longest)
+        .min(longest);
+    grown
+        .saturating_add(grown / 1024 * Ms::from(jitter) + grown % 1024 * Ms::from(jitter) / 1024)
+        .min(longest)
 }

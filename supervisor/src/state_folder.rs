@@ -16,6 +16,8 @@ use crate::store::{self, StoreError, lock_file, read_pid};
 
 /// Name of the lock in a state folder.
 const LOCK: &str = ".kitbag.lock";
+/// The supervisor's own folder in a state folder: its socket, its logs.
+const RUNTIME: &str = ".kitbag";
 /// What the names of half copies begin with.
 const PART: &str = ".kitbag.part.";
 
@@ -38,6 +40,50 @@ pub fn choose(facts: &Facts, name: &str) -> Result<PathBuf, StoreError> {
         }
     }
     Err(StoreError::NoState(tried))
+}
+
+/// The state folder of the app `name` that somebody has used already, for a look at who does; makes nothing.
+pub fn find(facts: &Facts, name: &str) -> Option<PathBuf> {
+    let all = candidates(facts, name);
+    let explicit = facts.path("KITBAG_STATE").is_some();
+    let set = all.into_iter().filter_map(|(_, path)| path).take(if explicit { 1 } else { usize::MAX });
+    set.filter_map(|path| path.canonicalize().ok()).find(|path| path.join(LOCK).is_file())
+}
+
+/// Makes the supervisor's own folder in a state folder, for its user alone.
+pub fn runtime(state: &Path) -> Result<PathBuf, StoreError> {
+    let folder = runtime_in(state);
+    match fs::DirBuilder::new().mode(0o700).create(&folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(StoreError::io("make", &folder)(error))
+        }
+        _ => Ok(folder),
+    }
+}
+
+/// Where [`runtime`] makes it.
+pub fn runtime_in(state: &Path) -> PathBuf {
+    state.join(RUNTIME)
+}
+
+/// True if somebody uses this state folder.
+pub fn is_in_use(state: &Path) -> bool {
+    let Ok(file) = File::open(state.join(LOCK)) else { return false };
+    Flock::lock(file, FlockArg::LockSharedNonblock).is_err()
+}
+
+/// Waits until nobody uses this state folder any more.
+pub fn wait_until_free(state: &Path) {
+    if let Ok(mut file) = File::open(state.join(LOCK)) {
+        while let Err((back, Errno::EINTR)) = Flock::lock(file, FlockArg::LockShared) {
+            file = back;
+        }
+    }
+}
+
+/// The process that uses this state folder, or did last.
+pub fn user_of(state: &Path) -> Option<u32> {
+    read_pid(&state.join(LOCK))
 }
 
 fn candidates(facts: &Facts, name: &str) -> Vec<(&'static str, Option<PathBuf>)> {

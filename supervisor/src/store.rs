@@ -4,7 +4,9 @@
 //! <place>/v1/trees/<bundle digest>/tree/…   the files, read-only
 //! <place>/v1/trees/<bundle digest>/record   what stat said of each when it was unpacked (record.rs)
 //! <place>/v1/trees/<bundle digest>/start    a tool's later start (crate kitbag-entry)
+//! <place>/v1/closures/<closure digest>      link to a tree that has this closure (closure.rs)
 //! <place>/v1/locks/<bundle digest>          held while the tree is made, healed or removed
+//! <place>/v1/locks/closures                 held while links to trees are changed
 //! <place>/v1/work/…                         what is not a tree yet, or no longer
 //! ```
 //!
@@ -171,6 +173,16 @@ impl Store {
         self.trees().join(bundle.to_string())
     }
 
+    /// Where the links to trees by closure are.
+    pub fn closures(&self) -> PathBuf {
+        self.place.join("v1/closures")
+    }
+
+    /// The path by which programs name this closure.
+    pub fn closure(&self, closure: &Digest) -> PathBuf {
+        self.closures().join(closure.to_string())
+    }
+
     /// A path in the working folder.
     pub fn work(&self, name: &str) -> PathBuf {
         self.place.join("v1/work").join(name)
@@ -185,26 +197,17 @@ impl Store {
     /// Takes the lock of this bundle's tree. When that takes over a second, `waiting` is called once, with
     /// the holder's process id if it is known.
     pub fn lock(&self, bundle: &Digest, waiting: &dyn Fn(Option<u32>)) -> Result<Lock, StoreError> {
-        let begin = Instant::now();
-        let mut said = false;
-        loop {
-            if let Some(lock) = self.try_lock(bundle)? {
-                return Ok(lock);
-            }
-            if !said && begin.elapsed() > PATIENCE {
-                said = true;
-                waiting(read_pid(&self.lock_path(bundle)));
-            }
-            std::thread::sleep(POLL);
-        }
+        wait_for(&self.lock_path(bundle), waiting)
+    }
+
+    /// Takes the lock that all links of closures are under. It is held for a few system calls at a time.
+    pub fn lock_closures(&self) -> Result<Lock, StoreError> {
+        wait_for(&self.place.join("v1/locks/closures"), &|_| ())
     }
 
     /// Takes the lock if nobody has it.
     pub fn try_lock(&self, bundle: &Digest) -> Result<Option<Lock>, StoreError> {
-        let path = self.lock_path(bundle);
-        lock_file(&path)
-            .map(|lock| lock.map(|file| Lock { file, path: path.clone() }))
-            .map_err(StoreError::io("lock", &path))
+        try_lock_at(&self.lock_path(bundle))
     }
 
     fn lock_path(&self, bundle: &Digest) -> PathBuf {
@@ -212,7 +215,28 @@ impl Store {
     }
 }
 
-/// The right to make, heal or remove one tree. Ends when dropped, or with the process.
+fn wait_for(path: &Path, waiting: &dyn Fn(Option<u32>)) -> Result<Lock, StoreError> {
+    let begin = Instant::now();
+    let mut said = false;
+    loop {
+        if let Some(lock) = try_lock_at(path)? {
+            return Ok(lock);
+        }
+        if !said && begin.elapsed() > PATIENCE {
+            said = true;
+            waiting(read_pid(path));
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+fn try_lock_at(path: &Path) -> Result<Option<Lock>, StoreError> {
+    lock_file(path)
+        .map(|lock| lock.map(|file| Lock { file, path: path.to_owned() }))
+        .map_err(StoreError::io("lock", path))
+}
+
+/// The right to make, heal or remove one tree, or to change links. Ends when dropped, or with the process.
 pub struct Lock {
     file: Flock<File>,
     path: PathBuf,

@@ -1,51 +1,72 @@
-//! The one event loop: signals, children, timers, output. One thread, which sleeps in epoll_wait(2) alone.
+//! The one event loop: signals, children, timers, probes, requests, output. One thread, which sleeps in
+//! epoll_wait(2) alone.
 //!
 //! Nothing in here ends the supervisor because of an error: once services run, an error is an event that
-//! [`crate::state`] answers, or a sentence on standard error.
+//! [`crate::state`] answers, or a sentence on standard error. What one event costs does not grow with the number of
+//! services: processes and times are found in sorted order, and [`order::Order`] knows whom a change concerns.
 //!
 //! SIGTERM, SIGINT, SIGQUIT and SIGHUP (unless it is ignored, as under nohup(1)) stop the bundle; SIGTERM or
 //! SIGINT for a second time kills. All other signals stay blocked: SIGUSR1, SIGUSR2 and SIGWINCH are not forwarded.
 //! Services run in sessions of their own, so that a terminal's `^C` reaches the supervisor alone.
 
-use std::ffi::OsString;
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use kitbag_format::exit;
-use kitbag_format::manifest::Restart;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signalfd::SignalFd;
+use nix::sys::timerfd::TimerFd;
 
-use crate::output::{Lines, Output};
-use crate::spawn::{self, Launch, Program, Report};
-use crate::state::{
-    Action, Deed, End, Event, Fault, Group, Ms, Note, Outcome, Phase, Rules, Service, Stage, State, Turn,
-    Whole,
-};
-use crate::sys::child::Files;
+use crate::cgroup::Cgroups;
+use crate::control::Control;
+use crate::logs::{self, Logs};
+use crate::notify::Notify;
+use crate::probe::Probes;
+use crate::spawn::Spawner;
+use crate::state::{Action, Deed, Event, Group, Ms, Outcome, Phase, State, Turn, Whole};
+use crate::status::{self, UnixMs};
 use crate::sys::wait::{self, Children};
 use crate::sys::{self, Errno, Pid, fd, signal};
 
-/// A service, with every template filled in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServiceSpec {
-    /// Its name, which stands before each line that it prints.
+mod children;
+mod launch;
+pub mod order;
+mod requests;
+pub mod schedule;
+pub mod spec;
+mod tasks;
+mod units;
+mod watching;
+mod words;
+
+use order::{Needs, Order, Part};
+use schedule::Plan;
+pub use spec::{ProgramSpec, Question, Schedule, ServiceSpec, What, When};
+use units::{Id, Members, Pids, Timers, Unit};
+
+/// What is supervised.
+#[derive(Default)]
+pub struct Bundle {
+    /// Its name.
     pub name: String,
-    /// Path of its program; no search in `PATH`.
-    pub program: PathBuf,
-    /// Its arguments, the first one included.
-    pub argv: Vec<OsString>,
-    /// Its complete environment.
-    pub env: Vec<(OsString, OsString)>,
-    /// Its working directory.
-    pub cwd: PathBuf,
-    /// When it is started again.
-    pub restart: Restart,
-    /// The signal that asks it to stop; see [`signal_number`].
-    pub stop_signal: i32,
-    /// From that signal to SIGKILL.
-    pub stop_timeout: Duration,
+    /// Its version.
+    pub version: String,
+    /// Its services and tasks.
+    pub services: Vec<ServiceSpec>,
+    /// The app's state folder, for whoever asks.
+    pub state_folder: PathBuf,
+    /// What becomes of what services print.
+    pub logs: logs::Settings,
+    /// Where its logs are, for whoever asks.
+    pub log_folder: Option<PathBuf>,
+    /// Where records of tasks are kept; `None`: nowhere.
+    pub tasks: Option<PathBuf>,
+    /// Go on when services have failed for good: somebody may look at them, and start them again.
+    pub stays: bool,
+    /// Where it is asked.
+    pub control: Option<Control>,
 }
 
 /// The number of a signal by its name, `SIGTERM` or `TERM`; `None` for a name that is none.
@@ -60,11 +81,12 @@ pub fn signal_number(name: &str) -> Option<i32> {
 ///
 /// The caller has one thread (a second one would get the signals that are blocked here) and exits with
 /// what this returns: signal mask, dispositions and the limit on open files stay changed.
-pub fn supervise(bundle: &str, services: Vec<ServiceSpec>) -> u8 {
-    match Supervisor::new(bundle, services) {
+pub fn supervise(bundle: Bundle) -> u8 {
+    let name = bundle.name.clone();
+    match Supervisor::new(bundle) {
         Ok(supervisor) => supervisor.run(),
         Err((what, errno)) => {
-            Output::new(&[]).fail(&format!("cannot supervise {bundle}: {what}: {}", errno.desc()));
+            logs::fail(&format!("cannot supervise {name}: {what}: {}", errno.desc()));
             exit::FAILURE
         }
     }
@@ -74,97 +96,92 @@ pub fn supervise(bundle: &str, services: Vec<ServiceSpec>) -> u8 {
 #[derive(Debug, Clone, Copy)]
 enum Source {
     Signals,
-    /// One or more services have printed something.
-    Prints,
-    /// Standard output or error takes more.
-    Room,
-    /// A launch has got to execve(2), or failed.
-    Report(usize),
+    /// Services have printed something, or a destination takes more of it.
+    Logs,
+    /// A probe of the network has come to its end.
+    Probes,
+    /// A service says something by sd_notify(3).
+    Notify,
+    /// A task is due by the wall clock, or that was set.
+    Clock,
+    /// Somebody asks for something.
+    Control,
+    /// A service says that it is ready by a newline.
+    Newline(Id),
 }
 
 impl Source {
     const fn token(self) -> u64 {
         match self {
             Self::Signals => 0,
-            Self::Prints => 1,
-            Self::Room => 2,
-            Self::Report(index) => 3 + index as u64,
+            Self::Logs => 1,
+            Self::Probes => 3,
+            Self::Notify => 4,
+            Self::Clock => 5,
+            Self::Control => 6,
+            Self::Newline(id) => 7 + id as u64,
         }
     }
 
     fn from_token(token: u64) -> Self {
         match token {
             0 => Self::Signals,
-            1 => Self::Prints,
-            2 => Self::Room,
-            index => Self::Report(usize::try_from(index - 3).unwrap_or(usize::MAX)),
+            1 => Self::Logs,
+            3 => Self::Probes,
+            4 => Self::Notify,
+            5 => Self::Clock,
+            6 => Self::Control,
+            id => Self::Newline(usize::try_from(id - 7).unwrap_or(usize::MAX)),
         }
     }
 }
 
 /// Ready descriptors taken at a time.
 const READY: usize = 64;
-/// Bytes read from a service at a time.
-const CHUNK: usize = 16 * 1024;
-/// Ended children reaped before other events get their turn.
-const REAP_BATCH: usize = 4096;
-
-/// One of a service's two outputs. The pipe outlives the process: no line is lost over a restart, and
-/// a grandchild that still holds it keeps nobody waiting.
-#[derive(Debug)]
-struct Stream {
-    read: OwnedFd,
-    write: OwnedFd,
-    lines: Lines,
-    /// The leader has ended: an empty pipe means that its last line is complete.
-    ended: bool,
-}
-
-/// A service with what belongs to it here.
-#[derive(Debug)]
-struct Unit {
-    spec: ServiceSpec,
-    rules: Rules,
-    service: Service,
-    /// Its process, until it is reaped.
-    leader: Option<Pid>,
-    /// Where its launch is reported, until that is known.
-    report: Option<OwnedFd>,
-    /// Why its launch failed, until its process is reaped.
-    fault: Option<Fault>,
-    /// Made at the first start.
-    streams: Vec<Stream>,
-}
-
-impl Unit {
-    fn new(spec: ServiceSpec) -> Self {
-        let stop_timeout = Ms::try_from(spec.stop_timeout.as_millis()).unwrap_or(Ms::MAX);
-        let rules = Rules { restart: spec.restart, stop_timeout };
-        let service = Service::default();
-        Self { spec, rules, service, leader: None, report: None, fault: None, streams: Vec::new() }
-    }
-
-    fn program(&self) -> Program<'_> {
-        let ServiceSpec { program: path, argv, env, cwd, .. } = &self.spec;
-        Program { path, argv, env, cwd }
-    }
-}
 
 struct Supervisor {
     bundle: String,
+    version: String,
+    state_folder: PathBuf,
+    log_folder: Option<PathBuf>,
+    /// Services and tasks.
+    parts: Vec<Members>,
     units: Vec<Unit>,
+    order: Order,
+    /// Units that are not at rest.
+    active: usize,
     whole: Whole,
+    stays: bool,
     /// The longest `stop_timeout`: what daemons left behind have, too.
     grace: Ms,
-    output: Output,
+
+    timers: Timers,
+    pids: Pids,
+    /// Units whose leader is reaped and whose group may have members.
+    closing: Vec<Id>,
+    /// Parts whose neighbours have to be looked at.
+    touched: VecDeque<Part>,
+    /// Tasks that start once more.
+    again: VecDeque<Id>,
+
+    logs: Logs,
     events: Epoll,
-    /// The read ends of all services' pipes, apart: not reading them is taking this one out of `events`.
-    prints: Epoll,
-    prints_wanted: bool,
-    /// Standard output and error are being polled.
-    room_wanted: [bool; 2],
     signals: SignalFd,
+    probes: Probes,
+    notify: Notify,
+    /// Goes off when a task is due by the wall clock; there is one where a task has such a schedule.
+    clock: Option<TimerFd>,
+    /// Tasks that come due by themselves.
+    repeated: Vec<Part>,
+    /// Where records of tasks are kept.
+    tasks: Option<PathBuf>,
+    /// Taken out while it is served.
+    control: Option<Control>,
+    /// What has happened while a request was served.
+    unpublished: Vec<status::Event>,
     nothing: OwnedFd,
+    spawner: Spawner,
+    cgroups: Option<Cgroups>,
     limit: Option<libc::rlimit>,
     /// Children that this process had before it became the supervisor; not ours to end.
     strangers: Vec<Pid>,
@@ -173,56 +190,121 @@ struct Supervisor {
     /// More children have ended than one batch.
     more: bool,
     origin: Instant,
+    began: UnixMs,
     random: u32,
 }
 
-type Setup<T> = Result<T, (&'static str, Errno)>;
+type Begun<T> = Result<T, (&'static str, Errno)>;
 
 impl Supervisor {
-    fn new(bundle: &str, services: Vec<ServiceSpec>) -> Setup<Self> {
+    fn new(bundle: Bundle) -> Begun<Self> {
         fd::sanitise();
+        let spawner = Spawner::new();
         let strangers = if wait::look() == Children::None { Vec::new() } else { wait::children() };
         let signals = signal::take().map_err(|errno| ("signals", errno))?;
-        let epoll = || Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|errno| ("epoll", errno));
-        let (events, prints) = (epoll()?, epoll()?);
-        events.add(&signals, readable(Source::Signals.token())).map_err(|errno| ("epoll", errno))?;
-        events.add(&prints.0, readable(Source::Prints.token())).map_err(|errno| ("epoll", errno))?;
-        let nothing = fd::nothing().map_err(|errno| ("standard input", errno))?;
-        let names: Vec<&str> = services.iter().map(|spec| spec.name.as_str()).collect();
-        let mut output = Output::new(&names);
-        if let Err(errno) = sys::become_subreaper() {
-            // Linux before 3.4: process groups alone find what services leave behind.
-            output.say(&format!("cannot adopt orphaned processes: {}", errno.desc()));
+        let failed = |errno| ("epoll", errno);
+        let events = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
+        let logs = Logs::new(bundle.logs).map_err(failed)?;
+        let probes = Probes::new().map_err(failed)?;
+        let notify = Notify::new().map_err(failed)?;
+        let watched = [
+            (signals.as_fd(), Source::Signals),
+            (logs.fd(), Source::Logs),
+            (probes.fd(), Source::Probes),
+            (notify.fd(), Source::Notify),
+        ];
+        let control = bundle.control.iter().map(|control| (control.fd(), Source::Control));
+        for (descriptor, source) in watched.into_iter().chain(control) {
+            events.add(descriptor, readable(source.token())).map_err(failed)?;
         }
-        let units: Vec<Unit> = services.into_iter().map(Unit::new).collect();
-        Ok(Self {
-            bundle: bundle.to_owned(),
-            grace: units.iter().map(|unit| unit.rules.stop_timeout).max().unwrap_or(0),
-            units,
+        let nothing = fd::nothing().map_err(|errno| ("standard input", errno))?;
+        let mut supervisor = Self {
+            bundle: bundle.name,
+            version: bundle.version,
+            state_folder: bundle.state_folder,
+            log_folder: bundle.log_folder,
+            parts: Vec::new(),
+            units: Vec::new(),
+            order: Order::default(),
+            active: 0,
             whole: Whole::default(),
-            output,
+            stays: bundle.stays,
+            grace: 0,
+            timers: Timers::default(),
+            pids: Pids::default(),
+            closing: Vec::new(),
+            touched: VecDeque::new(),
+            again: VecDeque::new(),
+            logs,
             events,
-            prints,
-            prints_wanted: true,
-            room_wanted: [false; 2],
             signals,
+            probes,
+            notify,
+            clock: None,
+            repeated: Vec::new(),
+            tasks: bundle.tasks,
+            control: bundle.control,
+            unpublished: Vec::new(),
             nothing,
+            spawner,
+            cgroups: None,
             limit: fd::raise_open_files(),
             strangers,
             asked: Vec::new(),
             more: false,
             origin: Instant::now(),
+            began: unix_ms(),
             random: std::process::id() | 1,
-        })
+        };
+        supervisor.adopt(bundle.services);
+        if let Err(errno) = sys::become_subreaper() {
+            // Linux before 3.4: process groups alone find what services leave behind.
+            supervisor.logs.say(&format!("cannot adopt orphaned processes: {}", errno.desc()));
+        }
+        Ok(supervisor)
+    }
+
+    /// Takes the bundle's services and tasks, with a unit for each instance.
+    fn adopt(&mut self, specs: Vec<ServiceSpec>) {
+        let part_of = |name: &String| specs.iter().position(|spec| spec.name == *name);
+        // The bundler, and `Manifest::fault`, refuse needs that are not there.
+        let needs = specs.iter().map(|spec| spec.needs.iter().filter_map(part_of).collect()).collect();
+        self.order = Order::new(needs);
+        self.grace = specs.iter().map(|spec| spec.rules.stop_timeout).max().unwrap_or(0);
+        self.enter_cgroup(&specs);
+        for spec in specs {
+            let wanted = spec.instances;
+            self.parts.push(Members { spec, units: Vec::new(), wanted, plan: Plan::default() });
+            let part = self.parts.len() - 1;
+            for instance in 0..wanted {
+                self.add_unit(part, instance);
+            }
+        }
+    }
+
+    /// Makes a unit; it has not been started.
+    fn add_unit(&mut self, part: Part, instance: u32) -> Id {
+        let id = self.units.len();
+        let since = (unix_ms(), self.now());
+        let members = &mut self.parts[part];
+        let mut unit = Unit::new(part, instance, unit_name(&members.spec, instance), since);
+        members.units.push(id);
+        self.order.add(part, &unit.service.state);
+        unit.cgroup = self.cgroup_of(part, &unit.name);
+        self.logs.add_unit(id, &unit.name);
+        self.units.push(unit);
+        id
     }
 
     /// The loop.
     fn run(mut self) -> u8 {
-        self.feed_all(Event::Start);
+        self.start_all();
         loop {
             self.settle();
+            self.publish_rest();
             self.write();
             if self.whole.phase == Phase::Over {
+                self.leave_cgroups();
                 return self.exit_code();
             }
             self.wait();
@@ -258,17 +340,28 @@ impl Supervisor {
         }
         for source in sources() {
             match source {
-                Source::Report(index) => self.take_report(index),
-                Source::Prints => self.take_prints(),
+                Source::Probes => self.take_probes(),
+                Source::Notify => self.take_messages(),
+                Source::Newline(id) => self.take_newline(id),
+                Source::Clock => self.take_clock(),
+                Source::Control => self.serve_control(),
                 // `write` follows, whatever happened.
-                Source::Room | Source::Signals => {}
+                Source::Logs | Source::Signals => {}
             }
         }
     }
 
     fn timeout(&self) -> EpollTimeout {
-        let units = self.units.iter().filter_map(|unit| unit.service.state.deadline());
-        let next = match units.chain(self.whole.deadline()).min() {
+        let control = self.control.as_ref().and_then(Control::deadline);
+        let times = [
+            self.timers.next(),
+            self.whole.deadline(),
+            self.probes.deadline(),
+            self.logs.deadline(),
+            control,
+            self.next_task(),
+        ];
+        let next = match times.into_iter().flatten().min() {
             _ if self.more => 0,
             None => return EpollTimeout::NONE,
             Some(at) => at.saturating_sub(self.now()),
@@ -278,180 +371,196 @@ impl Supervisor {
 
     fn tick(&mut self) {
         let now = self.now();
-        for index in 0..self.units.len() {
-            if self.units[index].service.state.deadline().is_some_and(|at| at <= now) {
-                self.feed(index, Event::Tick);
-            }
+        let due = |at: Option<Ms>| at.is_some_and(|at| at <= now);
+        for id in self.timers.due(now) {
+            self.feed(id, Event::Tick);
+            self.end_slow_helper(id);
+            self.check_group(id);
         }
-        if self.whole.deadline().is_some_and(|at| at <= now) {
+        if due(self.probes.deadline()) {
+            self.take_probes();
+        }
+        if due(self.next_task()) {
+            self.look_at_tasks();
+        }
+        if due(self.control.as_ref().and_then(Control::deadline)) {
+            self.serve_control();
+        }
+        if due(self.whole.deadline()) {
             self.turn(Turn::Tick);
         }
     }
 
-    // --- Services ---
+    // --- Units ---
 
-    fn feed_all(&mut self, event: Event) {
-        for index in 0..self.units.len() {
-            self.feed(index, event);
-        }
-    }
-
-    /// Takes a service through an event, and does what its state asks for.
-    fn feed(&mut self, index: usize, event: Event) {
+    /// Takes a unit through an event, and does what its state asks for.
+    fn feed(&mut self, id: Id, event: Event) {
         let (now, jitter) = (self.now(), self.jitter());
-        let Some(unit) = self.units.get_mut(index) else { return };
-        let (next, actions) = unit.service.step(event, now, &unit.rules, jitter);
-        unit.service = next;
+        let Some(unit) = self.units.get_mut(id) else { return };
+        let before = unit.service.state;
+        let spec = &self.parts[unit.part].spec;
+        let actions = unit.service.step(event, now, &spec.rules, jitter);
+        // Before others are told of its new state: they are told why, too.
+        let note = actions.iter().find_map(|action| match action {
+            Action::Say(note) => Some(*note),
+            _ => None,
+        });
+        let sentence = note.map(|note| words::sentence(unit, spec, note));
+        if let Some(reason) = note.and_then(|note| words::reason(unit, spec, note)) {
+            unit.reason = Some(reason);
+        }
+        self.moved(id, before);
         for action in actions {
             match action {
-                Action::Spawn => self.spawn(index),
-                Action::Ask(group) => self.ask(index, group),
-                Action::Kill(group) => self.signal(index, group, libc::SIGKILL),
-                Action::Say(note) => self.say(index, note),
+                Action::Need => self.check_needs(self.units[id].part),
+                Action::Spawn => self.spawn(id),
+                Action::Probe => self.probe(id),
+                Action::Ask(group) => self.ask(id, group, false),
+                Action::Abort(group) => self.ask(id, group, true),
+                Action::Kill(group) => self.signal(id, group, libc::SIGKILL),
+                Action::Say(_) => self.logs.say(sentence.as_deref().unwrap_or_default()),
             }
         }
     }
 
-    fn spawn(&mut self, index: usize) {
-        match self.launch(index) {
-            Ok(pid) => self.feed(index, Event::Forked(pid)),
-            Err(fault) => self.feed(index, Event::Exited(End::NotStarted(fault))),
-        }
-    }
-
-    fn launch(&mut self, index: usize) -> Result<Pid, Fault> {
-        let pipes = |errno| spawn::fault(Stage::Pipes, errno);
-        self.open_streams(index).map_err(pipes)?;
-        let unit = &mut self.units[index];
-        let [stdout, stderr] = &unit.streams[..] else { return Err(pipes(Errno::EMFILE)) };
-        let files =
-            Files { stdin: &self.nothing, stdout: &stdout.write, stderr: &stderr.write, limit: self.limit };
-        let Launch { pid, report } = spawn::start(&unit.program(), &files)?;
-        unit.leader = Some(pid);
-        // Where it cannot be watched, the process is taken as running until it ends.
-        if self.events.add(&report, readable(Source::Report(index).token())).is_ok() {
-            unit.report = Some(report);
-        }
-        Ok(pid)
-    }
-
-    /// Makes the pipes for a service's output, unless it has them.
-    fn open_streams(&mut self, index: usize) -> Result<(), Errno> {
-        let unit = &mut self.units[index];
-        while unit.streams.len() < 2 {
-            let (read, write) = fd::pipe()?;
-            self.prints.add(&read, readable((index * 2 + unit.streams.len()) as u64))?;
-            unit.streams.push(Stream { read, write, lines: Lines::default(), ended: false });
-        }
-        Ok(())
-    }
-
-    /// A launch has something to report.
-    fn take_report(&mut self, index: usize) {
-        let Some(unit) = self.units.get_mut(index) else { return };
-        let Some(report) = unit.report.take() else { return };
-        let news = spawn::read_report(&report);
-        if news == Report::Pending {
-            unit.report = Some(report);
+    /// Does what follows from a unit's new state for others.
+    fn moved(&mut self, id: Id, before: State) {
+        let unit = &mut self.units[id];
+        let after = unit.service.state;
+        if after == before {
             return;
         }
-        // Before it is closed: a child forked meanwhile may hold the same pipe, and keep it in the poll set.
-        let _ = self.events.delete(&report);
-        match news {
-            // Its process is about to exit, and takes the fault along.
-            Report::Failed(fault) => unit.fault = Some(fault),
-            Report::Executed | Report::Pending => self.feed(index, Event::Executed),
+        self.timers.set(id, unit);
+        self.active = self.active + usize::from(!after.is_at_rest()) - usize::from(!before.is_at_rest());
+        let (part, retired) = (unit.part, unit.retired);
+        if self.order.moved(part, &before, &after, retired) {
+            self.touched.push_back(part);
         }
-    }
-
-    /// Sends a service's stop signal to its group, and SIGCONT, as a stopped process acts on nothing else.
-    fn ask(&mut self, index: usize, group: Group) {
-        let signal = self.units[index].spec.stop_signal;
-        self.signal(index, group, signal);
-        self.signal(index, group, libc::SIGCONT);
-    }
-
-    /// Sends a signal to a service's group while its id is certain to be the service's: as long as
-    /// a child of ours is in it. A child that has not come to setsid(2) yet has no group.
-    fn signal(&self, index: usize, group: Group, number: i32) {
-        let leader = self.units[index].leader;
-        if leader.is_none() && !wait::has_children(group) {
-            return;
-        }
-        if signal::send_group(group, number).is_err()
-            && let Some(pid) = leader
-        {
-            let _ = signal::send(pid, number);
-        }
-    }
-
-    // --- Signals and children ---
-
-    fn take_signals(&mut self) {
-        let mut turns = Vec::new();
-        while let Ok(Some(info)) = self.signals.read_signal() {
-            let number = info.ssi_signo.cast_signed();
-            match number {
-                libc::SIGTERM | libc::SIGINT => turns.push((number, Turn::Stop)),
-                libc::SIGQUIT | libc::SIGHUP => turns.push((number, Turn::StopGently)),
-                _ => {}
+        self.stop_watching(id, before, after);
+        if let State::Ended(_) = after {
+            self.ended(id, before);
+            if retired {
+                self.logs.remove_unit(id, self.now());
             }
         }
-        self.reap();
-        for (number, turn) in turns {
-            if self.whole.phase == Phase::Serving {
-                let name = signal::name(number).unwrap_or("");
-                self.output.say(&format!("stopping {} (SIG{name})", self.bundle));
-            }
-            self.turn(turn);
+        let is_task = self.parts[part].spec.schedule.is_some();
+        let (old, new) = (words::state(&before, is_task), words::state(&after, is_task));
+        if old != new {
+            self.units[id].since = (unix_ms(), self.now());
+            self.tell_state(id, new);
         }
     }
 
-    /// Reaps every child that has ended, ours and those that came to us.
-    fn reap(&mut self) {
-        self.more = true;
-        let mut reaped = false;
-        for _ in 0..REAP_BATCH {
-            let Children::Ended(pid, end) = wait::look() else {
-                self.more = false;
-                break;
-            };
-            let leader_of = self.units.iter().position(|unit| unit.leader == Some(pid));
-            if let Some(index) = leader_of {
-                self.leader_ended(index, end);
-            }
-            wait::reap(pid);
-            reaped = true;
-            if let Some(index) = leader_of {
-                self.units[index].leader = None;
-            }
-            self.strangers.retain(|stranger| *stranger != pid);
-            self.asked.retain(|asked| *asked != pid);
+    /// Tells whoever listens that a unit has come to another state.
+    fn tell_state(&mut self, id: Id, state: status::State) {
+        if matches!(state, status::State::Ready | status::State::Done) {
+            self.units[id].reason = None;
         }
-        self.find_groups_gone();
-        if reaped {
-            self.sweep();
+        let unit = &self.units[id];
+        let detail = unit.reason.clone().unwrap_or_default();
+        self.publish(unit.name.clone(), state.name().to_owned(), detail);
+    }
+
+    /// Everything that happens comes by here.
+    fn publish(&mut self, unit: String, event: String, detail: String) {
+        let event = status::Event { at: unix_ms(), unit, event, detail };
+        match &mut self.control {
+            Some(control) => control.publish(&event),
+            // It is serving.
+            None => self.unpublished.push(event),
         }
     }
 
-    /// A service's process has ended and is not reaped: until then its group's id is its own.
-    fn leader_ended(&mut self, index: usize, end: End) {
-        self.take_report(index);
-        self.drain(index);
-        let end = self.units[index].fault.take().map_or(end, End::NotStarted);
-        self.feed(index, Event::Exited(end));
+    fn publish_rest(&mut self) {
+        if let Some(control) = &mut self.control {
+            for event in self.unpublished.drain(..) {
+                control.publish(&event);
+            }
+        } else {
+            self.unpublished.clear();
+        }
     }
 
-    /// A stop ends with the group, not with its leader.
-    fn find_groups_gone(&mut self) {
-        for index in 0..self.units.len() {
-            let unit = &self.units[index];
-            if let (State::Stopping { group, .. } | State::Killing { group, .. }, None) =
-                (unit.service.state, unit.leader)
-                && !wait::has_children(group)
-            {
-                self.feed(index, Event::GroupGone);
+    /// Looks at the neighbours of whatever has changed, and at theirs, until nothing changes any more.
+    fn follow_up(&mut self) {
+        loop {
+            if let Some(part) = self.touched.pop_front() {
+                for dependent in self.order.needed_by(part).to_vec() {
+                    self.check_needs(dependent);
+                }
+                for need in self.order.needs_of(part).to_vec() {
+                    self.stop_doomed(need);
+                }
+            } else if let Some(id) = self.again.pop_front() {
+                self.feed(id, Event::Start);
+            } else {
+                return;
             }
+        }
+    }
+
+    /// Starts the units of a part that wait for its needs, if these are ready, and fails them if one has failed.
+    fn check_needs(&mut self, part: Part) {
+        let event = match self.order.needs(part) {
+            Needs::Open => return,
+            Needs::Met => Event::NeedsMet,
+            Needs::Failed(_) => Event::NeedFailed,
+        };
+        for id in self.parts[part].units.clone() {
+            if self.units[id].service.state == State::Needing {
+                if let Needs::Failed(need) = self.order.needs(part) {
+                    self.units[id].reason = Some(self.failed_need(need));
+                }
+                self.feed(id, event);
+            }
+        }
+    }
+
+    /// Wants a unit to stop, after all that needs it.
+    fn doom(&mut self, id: Id) {
+        let unit = &mut self.units[id];
+        unit.queued = false;
+        unit.doomed = !unit.service.state.is_at_rest();
+    }
+
+    /// Stops a part's units that are to be stopped, if nothing active needs them, or nothing of them runs.
+    fn stop_doomed(&mut self, part: Part) {
+        let free = self.order.is_free(part);
+        for id in self.parts[part].units.clone() {
+            let unit = &mut self.units[id];
+            if unit.doomed && (free || unit.service.state.run().is_none()) {
+                unit.doomed = false;
+                self.feed(id, Event::Stop);
+            }
+        }
+    }
+
+    /// Starts every service, and the tasks that belong to the start.
+    fn start_all(&mut self) {
+        self.begin_tasks();
+        for part in 0..self.parts.len() {
+            let schedule = self.parts[part].spec.schedule.as_ref();
+            if schedule.is_none_or(|schedule| matches!(schedule.when, When::Start)) {
+                for id in self.parts[part].units.clone() {
+                    self.feed(id, Event::Start);
+                }
+            }
+        }
+    }
+
+    fn stop_all(&mut self) {
+        for id in 0..self.units.len() {
+            self.doom(id);
+        }
+        for part in 0..self.parts.len() {
+            self.stop_doomed(part);
+        }
+    }
+
+    fn kill_all(&mut self) {
+        for id in 0..self.units.len() {
+            self.units[id].doomed = false;
+            self.feed(id, Event::Kill);
         }
     }
 
@@ -463,16 +572,16 @@ impl Supervisor {
         let (next, deed) = self.whole.step(turn, now, self.grace);
         self.whole = next;
         match deed {
-            Some(Deed::StopAll) => self.feed_all(Event::Stop),
+            Some(Deed::StopAll) => self.stop_all(),
             Some(Deed::KillAll) => {
-                self.output.say("asked again; sending SIGKILL");
-                self.feed_all(Event::Kill);
+                self.logs.say("asked again; sending SIGKILL");
+                self.kill_all();
             }
             Some(Deed::AskLeft) => self.sweep_saying("sending SIGTERM"),
             Some(Deed::KillLeft) => self.sweep_saying("sending SIGKILL"),
             Some(Deed::GiveUp) => {
                 let count = self.left().len();
-                self.output.say(&format!("{} did not end after SIGKILL", processes(count)));
+                self.logs.say(&format!("{} did not end after SIGKILL", words::processes(count)));
             }
             None => {}
         }
@@ -481,11 +590,13 @@ impl Supervisor {
     /// Finds out what has come about for the bundle as a whole.
     fn settle(&mut self) {
         loop {
+            self.follow_up();
             let before = self.whole.phase;
             match before {
-                Phase::Serving | Phase::Stopping { .. } if self.all_ended() => self.turn(Turn::AllEnded),
+                Phase::Serving if self.has_nothing_to_do() => self.turn(Turn::AllEnded),
+                Phase::Stopping { .. } if self.active == 0 => self.turn(Turn::AllEnded),
                 Phase::Asking { .. } | Phase::Killing { .. } if self.none_left() => self.turn(Turn::NoneLeft),
-                Phase::Draining { .. } if self.drained() => self.turn(Turn::Drained),
+                Phase::Draining { .. } if self.logs.drained(self.now()) => self.turn(Turn::Drained),
                 _ => {}
             }
             if self.whole.phase == before {
@@ -494,216 +605,66 @@ impl Supervisor {
         }
     }
 
-    fn all_ended(&self) -> bool {
-        self.units.iter().all(|unit| matches!(unit.service.state, State::Ended(_)))
-    }
-
-    fn none_left(&self) -> bool {
-        match wait::look() {
-            Children::None => true,
-            _ if self.strangers.is_empty() => false,
-            _ => self.left().is_empty(),
-        }
-    }
-
-    /// Children of ours that services left behind.
-    fn left(&self) -> Vec<Pid> {
-        let mut children = wait::children();
-        children.retain(|pid| !self.strangers.contains(pid));
-        children
-    }
-
-    fn sweep_saying(&mut self, what: &str) {
-        let left = self.left();
-        if !left.is_empty() {
-            self.output.say(&format!("{} left behind by services; {what}", processes(left.len())));
-        }
-        self.sweep();
-    }
-
-    /// Signals what services left behind. Its own children come to us when it ends: the sweep goes
-    /// on with each that is reaped, until none is left.
-    fn sweep(&mut self) {
-        match self.whole.phase {
-            Phase::Asking { .. } => {
-                for pid in self.left() {
-                    if !self.asked.contains(&pid) {
-                        self.asked.push(pid);
-                        signal_left(pid, libc::SIGTERM);
-                        signal_left(pid, libc::SIGCONT);
-                    }
-                }
-            }
-            Phase::Killing { .. } => self.left().into_iter().for_each(|pid| signal_left(pid, libc::SIGKILL)),
-            Phase::Serving | Phase::Stopping { .. } | Phase::Draining { .. } | Phase::Over => {}
-        }
+    /// True if all has ended and nothing starts by itself. What somebody has stopped may be started again; so may what has
+    /// failed, where somebody can find out.
+    fn has_nothing_to_do(&self) -> bool {
+        let waits = |unit: &Unit| match unit.service.state {
+            State::Ended(Outcome::Stopped) => true,
+            state => self.stays && state.has_failed(),
+        };
+        self.active == 0 && self.repeated.is_empty() && !self.units.iter().any(waits)
     }
 
     fn exit_code(&self) -> u8 {
-        let failed = |unit: &Unit| unit.service.state == State::Ended(Outcome::Failed);
+        let failed = |unit: &Unit| {
+            let schedule = self.parts[unit.part].spec.schedule.as_ref();
+            let counts = schedule.is_none_or(|schedule| matches!(schedule.when, When::Start));
+            counts && unit.service.state.has_failed()
+        };
         if !self.whole.requested && self.units.iter().any(failed) { exit::SERVICE_FAILED } else { exit::OK }
     }
 
-    // --- Output ---
-
-    /// Reads from each service that has printed something, in turn.
-    fn take_prints(&mut self) {
-        let mut ready = [EpollEvent::empty(); READY];
-        let count = self.prints.wait(&mut ready, EpollTimeout::ZERO).unwrap_or(0);
-        for event in ready.iter().take(count) {
-            if self.output.is_full() {
-                return;
-            }
-            let token = usize::try_from(event.data()).unwrap_or(usize::MAX);
-            self.read(token / 2, token % 2);
-        }
-    }
-
-    /// Reads once from one of a service's outputs; true if there was something.
-    fn read(&mut self, index: usize, which: usize) -> bool {
-        let Some(stream) = self.units.get_mut(index).and_then(|unit| unit.streams.get_mut(which)) else {
-            return false;
-        };
-        let mut buffer = [0; CHUNK];
-        if let Ok(Some(length @ 1..)) = fd::read(stream.read.as_fd(), &mut buffer) {
-            self.output.print(index, &mut stream.lines, &buffer[..length]);
-            return true;
-        }
-        if stream.ended {
-            stream.ended = false;
-            self.output.finish(index, &mut stream.lines);
-        }
-        false
-    }
-
-    /// Reads what an ended service has left in its pipes, before its end is told. What does not fit
-    /// now, or is still being written by others, comes later.
-    fn drain(&mut self, index: usize) {
-        for which in 0..self.units[index].streams.len() {
-            self.units[index].streams[which].ended = true;
-            while !self.output.is_full() && self.read(index, which) {}
-        }
-    }
-
-    /// True if no output is left. Nobody writes any more: what has no newline is complete.
-    fn drained(&mut self) -> bool {
-        let mut ready = [EpollEvent::empty(); 1];
-        if self.prints.wait(&mut ready, EpollTimeout::ZERO).unwrap_or(0) > 0 {
-            return false;
-        }
-        for (index, unit) in self.units.iter_mut().enumerate() {
-            for stream in &mut unit.streams {
-                self.output.finish(index, &mut stream.lines);
-            }
-        }
-        self.write();
-        self.output.is_empty() == [true; 2]
-    }
-
-    /// Writes what there is to write, and decides what to wait for next.
+    /// Takes what services have printed, and writes what there is to write.
     fn write(&mut self) {
-        if self.output.flush(self.now()) && matches!(self.whole.phase, Phase::Draining { .. }) {
+        if self.logs.serve(self.now()) && matches!(self.whole.phase, Phase::Draining { .. }) {
             self.turn(Turn::Progress);
         }
-        let wanted = !self.output.is_full();
-        if wanted != self.prints_wanted {
-            let done = if wanted {
-                self.events.add(&self.prints.0, readable(Source::Prints.token()))
-            } else {
-                self.events.delete(&self.prints.0)
-            };
-            if done.is_ok() {
-                self.prints_wanted = wanted;
-            }
-        }
-        let empty = self.output.is_empty();
-        for (which, target) in self.output.pollable().into_iter().enumerate() {
-            let (Some(target), wanted) = (target, !empty[which]) else { continue };
-            if wanted != self.room_wanted[which] {
-                // A file that cannot be polled never leaves anything to wait for.
-                let writable = EpollEvent::new(EpollFlags::EPOLLOUT, Source::Room.token());
-                let done =
-                    if wanted { self.events.add(target, writable) } else { self.events.delete(target) };
-                if done.is_ok() {
-                    self.room_wanted[which] = wanted;
-                }
-            }
-        }
     }
 
-    fn say(&mut self, index: usize, note: Note) {
-        let sentence = sentence(&self.units[index].spec, note);
-        self.output.say(&sentence);
+    /// Sends a unit's stop signal, or the one for a process that hangs, to its group; and SIGCONT, as a stopped
+    /// process acts on nothing else.
+    fn ask(&mut self, id: Id, group: Group, hangs: bool) {
+        let spec = &self.parts[self.units[id].part].spec;
+        let number = if hangs { spec.abort_signal } else { spec.stop_signal };
+        self.signal(id, group, number);
+        self.signal(id, group, libc::SIGCONT);
     }
+
+    /// Sends a signal to a unit's group while its id is certain to be the unit's: as long as a child of ours is in it.
+    fn signal(&self, id: Id, group: Group, number: i32) {
+        let leader = self.units[id].leader;
+        if leader.is_none() && !wait::has_children(group) {
+            return;
+        }
+        if signal::send_group(group, number).is_err()
+            && let Some(pid) = leader
+        {
+            let _ = signal::send(pid, number);
+        }
+    }
+}
+
+/// Milliseconds of the Unix epoch, by the wall clock.
+fn unix_ms() -> UnixMs {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// `web`, or `web.2` where there are several.
+fn unit_name(spec: &ServiceSpec, instance: u32) -> String {
+    if spec.instances == 1 && instance == 0 { spec.name.clone() } else { format!("{}.{instance}", spec.name) }
 }
 
 fn readable(token: u64) -> EpollEvent {
     EpollEvent::new(EpollFlags::EPOLLIN, token)
-}
-
-/// Signals an unreaped child, and the group that it is in, which is not ours.
-fn signal_left(pid: Pid, number: i32) {
-    let _ = match wait::group_of(pid) {
-        Some(group) if group > 1 && group != wait::own_group() => signal::send_group(group, number),
-        _ => signal::send(pid, number),
-    };
-}
-
-// --- Sentences ---
-
-fn sentence(spec: &ServiceSpec, note: Note) -> String {
-    let name = &spec.name;
-    match note {
-        Note::Ended { end, after, again } => {
-            let next = match again {
-                Some(delay) => format!("starting again in {}", seconds(delay)),
-                None => "it is not started again".to_owned(),
-            };
-            format!("service {name} {}; {next}", ended(spec, end, after))
-        }
-        Note::Overdue => {
-            let timeout = Ms::try_from(spec.stop_timeout.as_millis()).unwrap_or(Ms::MAX);
-            format!("service {name} did not stop within {}; sending SIGKILL", seconds(timeout))
-        }
-        Note::Undead => format!("service {name} did not end after SIGKILL; leaving it behind"),
-    }
-}
-
-fn ended(spec: &ServiceSpec, end: End, after: Ms) -> String {
-    match end {
-        End::Status(status) => format!("exited with status {status} after {}", seconds(after)),
-        End::Signal(number) => {
-            let name =
-                signal::name(number).map_or_else(|| format!("signal {number}"), |name| format!("SIG{name}"));
-            format!("was ended by {name} after {}", seconds(after))
-        }
-        End::NotStarted(Fault { stage, errno }) => {
-            format!("could not be started: {}: {}", step(spec, stage), Errno::from_raw(errno).desc())
-        }
-    }
-}
-
-/// What could not be done.
-fn step(spec: &ServiceSpec, stage: Stage) -> String {
-    match stage {
-        Stage::Arguments => "arguments and environment".to_owned(),
-        Stage::Pipes => "pipes".to_owned(),
-        Stage::Fork => "fork".to_owned(),
-        Stage::Session => "session".to_owned(),
-        Stage::ParentDeath => "parent death signal".to_owned(),
-        Stage::StandardFiles => "standard input and output".to_owned(),
-        Stage::Limits => "limit on open files".to_owned(),
-        Stage::WorkingDirectory => format!("working directory {}", spec.cwd.display()),
-        Stage::Exec => format!("execute {}", spec.program.display()),
-    }
-}
-
-/// `1.2 s`
-fn seconds(time: Ms) -> String {
-    let tenths = time.saturating_add(50) / 100;
-    format!("{}.{} s", tenths / 10, tenths % 10)
-}
-
-fn processes(count: usize) -> String {
-    if count == 1 { "1 process".to_owned() } else { format!("{count} processes") }
 }

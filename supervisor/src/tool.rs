@@ -88,9 +88,11 @@ fn record(
         variables.push((name.into(), values.pieces(text)?));
     }
     let guards = if values.state.is_some() { STATE_NAMED_BY.map(Guard::now).to_vec() } else { Vec::new() };
+    let program = command.argv.iter().take(1).map(|path| tree.root.join(path));
+    let loads = command.loads.iter().take(CHECKED_LOADS).map(|path| tree.opened_at(path));
     let mut files = Vec::new();
-    for path in command.argv.iter().take(1).chain(command.loads.iter().take(CHECKED_LOADS)) {
-        let Ok(file) = CheckedFile::now(&tree.root.join(path)) else { return Ok(None) };
+    for path in program.chain(loads) {
+        let Ok(file) = CheckedFile::now(&path) else { return Ok(None) };
         files.push(file);
     }
     let record = StartRecord {

@@ -11,16 +11,17 @@ use std::time::{Duration, Instant, SystemTime};
 use kitbag_format::extract::{self, Extraction};
 use kitbag_format::index::{Entry, Kind};
 use kitbag_format::layout::PartKind;
-use kitbag_format::{Bundle, Index, Manifest};
+use kitbag_format::{Bundle, Digest, Index, Manifest};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{Mode, fchmod, fstat, umask};
 
+use crate::closure::{self, Home};
 use crate::collect;
 use crate::heal::Healing;
 use crate::place::{self, Candidate, Need};
 use crate::record::{self, ANY_BOOT, BootId, Record, Stat, boot_id, stats};
-use crate::share;
+use crate::share::Sharing;
 use crate::store::{self, Store, StoreError, is_still};
 
 /// A tree that vanishes or breaks between being made and being used is tried again this often.
@@ -64,6 +65,7 @@ pub struct Tree {
     /// True if this call unpacked it.
     pub unpacked: bool,
     record: Record,
+    home: Home,
     /// Shared lock; `None` where the file system has no locks.
     _used: Option<Flock<File>>,
 }
@@ -72,6 +74,11 @@ impl Tree {
     /// What was recorded of an entry.
     pub fn stat_of(&self, path: &str) -> Option<Stat> {
         self.record.stats.get(self.record.index.find(path.as_bytes())?).copied()
+    }
+
+    /// The path by which the kernel, or the program's loader, opens one of its files that is executed.
+    pub fn opened_at(&self, path: &str) -> PathBuf {
+        self.home.opened_at(path)
     }
 
     /// Writes the record of a tool's later start.
@@ -145,8 +152,10 @@ impl Opening<'_> {
                 None => return Ok(None),
             },
         };
+        closure::lead(store, &record, root.as_fd()).map_err(|error| self.explain(store, error))?;
         let used = if let Held::Locked(lock) = used { Some(lock) } else { None };
-        Ok(Some(Tree { root: path, dir, boot_id: record.boot_id, unpacked, record, _used: used }))
+        let home = Home::new(store, &digest, record.closure);
+        Ok(Some(Tree { root: path, dir, boot_id: record.boot_id, unpacked, record, home, _used: used }))
     }
 
     /// The entries that have to be looked at.
@@ -183,7 +192,11 @@ impl Opening<'_> {
         let whole = found.is_some();
         let mut record = match found {
             Some(record) => record,
-            None => self.record(self.bundle.index()?, &path)?,
+            None => {
+                let index = self.bundle.index()?;
+                let closure = closure::usable(store, &index);
+                self.record(index, &path, closure)?
+            }
         };
         let settled = whole && !record.is_unsettled();
         let suspects =
@@ -204,7 +217,10 @@ impl Opening<'_> {
             // It may have been written for another path, and lead to files that are about to change.
             let _ = fs::remove_file(dir.join("start"));
         }
-        let healing = Healing { store, bundle: self.bundle, index: &index, root, path: &path, say: self.say };
+        let home = Home::new(store, &self.bundle.digest(), record.closure);
+        let paths = home.paths();
+        let healing =
+            Healing { store, bundle: self.bundle, index: &index, root, path: &path, paths, say: self.say };
         let healed = healing.run(&suspects).map_err(|error| self.explain(store, error))?;
         for (number, stat) in healed.stats {
             record.stats[number] = stat;
@@ -247,9 +263,12 @@ impl Opening<'_> {
         let path = work.join("tree");
         fs::create_dir_all(&path).map_err(StoreError::io("make", &path))?;
         let root = extract::open_dir(&path).map_err(StoreError::io("open", &path))?;
-        let tree = store.tree_dir(&digest).join("tree");
-        let present = share::link(store, &digest, root.as_fd(), &index);
-        let progress = Progress::new(&self.manifest.name, &index, &present);
+        let closure = closure::usable(store, &index);
+        let home = Home::new(store, &digest, closure);
+        let sharing = Sharing { store, bundle: self.bundle, index: &index, closure };
+        let shared = sharing.link(root.as_fd());
+        let present = &shared.present;
+        let progress = Progress::new(&self.manifest.name, &index, present);
         let seen = Mutex::new(vec![None; present.len()]);
         let written = |number: usize, file: &File| {
             let stat = fstat(file).as_ref().map(Stat::from).ok();
@@ -264,29 +283,32 @@ impl Opening<'_> {
             progress: &|bytes| progress.add(bytes),
             written: &written,
             read_only: true,
-            tree: &tree,
+            paths: home.paths(),
         };
         let unpacked = extraction.run(root.as_fd());
         progress.clear();
         unpacked?;
         fchmod(&root, Mode::from_bits_truncate(0o555))
             .map_err(StoreError::sys("set the permissions of", &path))?;
-        let mut record = self.record(index, &tree)?;
+        let mut record = self.record(index, &home.tree, closure)?;
         let seen = seen.into_inner().unwrap_or_default();
-        let known: Vec<_> = present.into_iter().zip(seen).map(|(present, seen)| present.or(seen)).collect();
+        let known: Vec<_> =
+            present.iter().copied().zip(seen).map(|(present, seen)| present.or(seen)).collect();
         record.stats = stats(root.as_fd(), &record.index, known).map_err(StoreError::io("examine", &path))?;
+        shared.follow(store, root.as_fd(), &record.index);
         record.write(work).map_err(StoreError::io("write the record in", work))?;
         let dir = store.tree_dir(&digest);
         fs::rename(work, &dir).map_err(StoreError::io("make", &dir))
     }
 
-    /// A record of now, without stats, for the tree at this path.
-    fn record(&self, index: Index, tree: &Path) -> Result<Record, StoreError> {
+    /// A record of now, without stats, for the tree at this path with this closure.
+    fn record(&self, index: Index, tree: &Path, closure: Option<Digest>) -> Result<Record, StoreError> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         Ok(Record {
             name: self.manifest.name.clone(),
             version: self.manifest.version.clone(),
             tree: tree.to_owned(),
+            closure,
             bundle: self.bundle.digest(),
             boot_id: boot_id(),
             created: now.map_or(0, |since| since.as_secs()),

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use kitbag_format::exit;
 use kitbag_format::manifest::Restart;
-use kitbag_supervisor::supervise::{ServiceSpec, signal_number, supervise};
+use kitbag_supervisor::supervise::{Bundle, ProgramSpec, ServiceSpec, signal_number, supervise};
 
 /// Long enough for a loaded machine; a test that needs it has failed.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -60,20 +60,21 @@ impl Svc {
     fn read(line: &str) -> ServiceSpec {
         let fields: Vec<&str> = line.split('\x1f').collect();
         let [name, program, script, restart, stop, timeout, cwd] = fields[..] else { panic!("{line:?}") };
-        ServiceSpec {
-            name: name.into(),
-            program: program.into(),
+        let program = ProgramSpec {
+            path: program.into(),
             argv: [program, "-c", script].map(OsString::from).into(),
             env: vec![("PATH".into(), "/usr/bin:/bin".into())],
             cwd: PathBuf::from(cwd),
-            restart: match restart {
-                "always" => Restart::Always,
-                "on-failure" => Restart::OnFailure,
-                _ => Restart::Never,
-            },
-            stop_signal: signal_number(stop).expect("a signal's name"),
-            stop_timeout: Duration::from_millis(timeout.parse().expect("milliseconds")),
-        }
+        };
+        let mut spec = ServiceSpec::new(name, program);
+        spec.rules.restart = match restart {
+            "always" => Restart::Always,
+            "on-failure" => Restart::OnFailure,
+            _ => Restart::Never,
+        };
+        spec.rules.stop_timeout = timeout.parse().expect("milliseconds");
+        spec.stop_signal = signal_number(stop).expect("a signal's name");
+        spec
     }
 }
 
@@ -81,7 +82,7 @@ impl Svc {
 fn main() -> ExitCode {
     if let Ok(services) = std::env::var(SERVICES) {
         let services = services.split('\x1e').filter(|line| !line.is_empty()).map(Svc::read).collect();
-        return supervise("app", services).into();
+        return supervise(Bundle { name: "app".into(), services, ..Bundle::default() }).into();
     }
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let is_wanted =
@@ -305,6 +306,7 @@ fn no_service_is_no_failure() {
 
 fn a_crash_loop_slows_down() {
     let mut app = start(&[sh("web", "exit 3").restart("always")]);
+    assert!(app.says("service web exited with status 3").ends_with("starting again at once"));
     let delays: Vec<f64> = (0..4)
         .map(|_| {
             let line = app.says("service web exited with status 3");

@@ -164,7 +164,9 @@ fn gdb_runs_the_program_and_sees_its_libraries() {
         Cmd::new("gdb").args(["-nx", "-batch", "-ex", "set startup-with-shell off", "-ex", "break main"]);
     let gdb = gdb.args(["-ex", "run", "-ex", "backtrace", "-ex", "info sharedlibrary", "-ex", "continue"]);
     let gdb = gdb.arg(tree.join("bin/plugins")).env_remove("DEBUGINFOD_URLS").run().succeeds();
-    let own = |name: &str| tree.join(".kitbag/lib").join(name).display().to_string();
+    let closures = fs::read_dir(bundle.sandbox.store().join("v1/closures")).unwrap();
+    let closure = closures.map(|entry| entry.unwrap().path()).next().unwrap();
+    let own = |name: &str| closure.join(".kitbag/lib").join(name).display().to_string();
     gdb.prints("in main ()")
         .prints(&own("libstdc++.so.6"))
         .prints(&own("ld-linux-x86-64.so.2"))

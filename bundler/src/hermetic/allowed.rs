@@ -1,7 +1,10 @@
 //! What the app may use, and where a path really leads.
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
+
+use kitbag_format::slots::is_in_closure;
 
 /// What every program may use of the host and is never reported: devices without memory, and terminals.
 pub const DEVICES: &[&str] = &[
@@ -43,7 +46,14 @@ impl Allowed {
 
     /// True for a real path that may be used.
     pub fn has(&self, path: &Path) -> bool {
-        self.roots.iter().any(|root| path.starts_with(root)) || is_device(path)
+        self.roots.iter().any(|root| path.starts_with(root)) || is_device(path) || self.is_closure(path)
+    }
+
+    /// True for the closure of any tree in the store: equal ones stand for each other (docs/closure.md).
+    fn is_closure(&self, path: &Path) -> bool {
+        let Ok(path) = path.strip_prefix(self.store.join("v1/trees")) else { return false };
+        let path: PathBuf = path.components().skip(1).collect();
+        path.strip_prefix("tree").is_ok_and(|path| is_in_closure(path.as_os_str().as_bytes()))
     }
 
     /// True for a folder that leads to something that may be used.
@@ -129,6 +139,8 @@ mod tests {
         assert!(!allowed.has(&real(&path("state/../out"), true)));
         assert!(allowed.has(&real(&path("state/out"), false)), "the link itself");
         assert!(allowed.leads_to(&root) && !allowed.leads_to(&path("out")));
+        assert!(allowed.has(&path("store/v1/trees/2/tree/.kitbag/lib/libc.so.6")));
+        assert!(!allowed.has(&path("store/v1/trees/2/tree/x")));
         assert!(allowed.is_plainly_in_tree(&path("store/v1/trees/1/tree/x")));
         assert!(!allowed.is_plainly_in_tree(&path("store/v1/trees/1/tree/../../out")));
         assert_eq!(allowed.name(&path("store/v1/trees/1/tree/bin/x")), "bin/x");

@@ -5,7 +5,7 @@ use super::read;
 use crate::diagnostic::{Failure, Source};
 
 /// What is wrong with the manifest `text`, as it is shown; empty if nothing is.
-fn errors(text: &str) -> String {
+pub(super) fn errors(text: &str) -> String {
     let table = DeTable::parse(text).expect("the test writes TOML");
     let (_, errors) = read(text, &Spanned::new(table.span(), table.get_ref()));
     if errors.is_empty() {
@@ -17,7 +17,7 @@ fn errors(text: &str) -> String {
 
 /// Asserts that `text` has the one error `expected`; indentation of the literal is that of the output.
 #[track_caller]
-fn assert_errors(text: &str, expected: &str) {
+pub(super) fn assert_errors(text: &str, expected: &str) {
     let found = errors(text);
     assert_eq!(found.trim_end(), expected.trim(), "\n--- found\n{found}\n--- expected\n{expected}");
 }
@@ -102,7 +102,7 @@ error: bad name `Hello`
 1 | name = \"Hello\"
   |        ^^^^^^^ expected a small letter or a digit at its beginning
 
-error: unknown restart policy `alway`
+error: unknown `restart` `alway`
  --> kitbag.toml:4:11
   |
 4 | restart = \"alway\"
@@ -310,9 +310,9 @@ fn the_reference_is_complete() {
     assert!(placeholders >= 6);
     let presets =
         [crate::preset::python::KEYS, crate::preset::node::KEYS, crate::preset::java::KEYS].concat();
+    let services = super::services::key_lists().concat();
     for (key, _) in
-        [super::TOP, super::CARGO, super::INCLUDE, super::SEED, super::COMMAND, super::SERVICE, &presets]
-            .concat()
+        [super::TOP, super::CARGO, super::INCLUDE, super::SEED, super::COMMAND, &services, &presets].concat()
     {
         assert!(reference.contains(&format!("`{key}`")), "docs/manifest.md lacks the key `{key}`");
     }

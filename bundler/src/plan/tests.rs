@@ -492,3 +492,84 @@ fn cargo_options_need_a_cargo_project() {
     let error = Folder::new().plan("[cargo]\nstatic = true\n").expect_err("no Cargo.toml");
     assert!(error.contains("`[cargo]` without a Cargo project"), "{error}");
 }
+
+/// Manifest of a service bundle with these tables.
+fn services(more: &str) -> String {
+    format!("name = \"app\"\nversion = \"1\"\n[[include]]\nfrom = \"bin\"\n{more}")
+}
+
+#[test]
+fn a_probe_is_a_program_of_the_tree_and_sees_what_its_service_sees() {
+    let folder = Folder::new();
+    folder.file("bin/check", 0o755).file("bin/notes", 0o644);
+    let text = services(
+        "[services.web]\nargv = [\"bin/app\"]\nenv = { A = \"1\", B = \"2\" }\ncwd = \"${state}\"\n\
+         ready = { command = [\"bin/check\"] }\n\
+         health = { command = { argv = [\"bin/app\", \"-q\"], env = { B = \"3\" }, cwd = \"bin\" } }\n",
+    );
+    let plan = folder.plan_all(&text).expect("a plan");
+    let commands: Vec<_> = plan.manifest.commands().into_iter().map(|(_, command)| command.clone()).collect();
+    let shown = |number: usize| {
+        let command: &kitbag_format::manifest::Command = &commands[number];
+        let env: Vec<String> = command.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        format!("{} | {} | {}", command.argv.join(" "), env.join(" "), command.cwd.as_deref().unwrap_or("-"))
+    };
+    assert_eq!(commands.len(), 3);
+    assert_eq!(shown(0), "bin/app | A=1 B=2 | ${state}");
+    assert_eq!(shown(1), "bin/check | A=1 B=2 | ${state}");
+    assert_eq!(shown(2), "bin/app -q | A=1 B=3 | ${tree}/bin");
+    let missing = folder.plan_all(&text.replace("bin/check", "bin/chek")).expect_err("no such program");
+    assert!(
+        missing.contains("there is no `bin/chek` in the tree")
+            && missing.contains("did you mean `bin/check`?")
+    );
+    let data = folder.plan_all(&text.replace("bin/check", "bin/notes")).expect_err("no program");
+    assert!(data.contains("it is not executable"), "{data}");
+}
+
+#[test]
+fn tasks_and_logs_travel() {
+    let folder = Folder::new();
+    let text = services(
+        "[services.web]\nargv = [\"bin/app\"]\nneeds = [\"migrate\"]\n[tasks.migrate]\nargv = [\"bin/app\", \"up\"]\n\
+         [tasks.backup]\nargv = [\"bin/app\", \"${state}/b\"]\nschedule = \"0 3 * * *\"\n[logs]\nkeep = 9\n",
+    );
+    let plan = folder.plan_all(&text).expect("a plan");
+    assert_eq!(plan.manifest.tasks.keys().collect::<Vec<_>>(), ["backup", "migrate"]);
+    assert_eq!(plan.manifest.tasks["migrate"].command.argv, ["bin/app", "up"]);
+    assert_eq!((plan.manifest.logs.keep, plan.warnings.len()), (9, 0));
+    let again = kitbag_format::Manifest::from_text(&plan.manifest.to_text()).expect("a manifest");
+    assert_eq!((&again, again.fault()), (&plan.manifest, None));
+    let missing =
+        folder.plan_all(&text.replace("\"bin/app\", \"up\"", "\"bin/ap\"")).expect_err("no program");
+    assert!(missing.contains("did you mean `bin/app`?"), "{missing}");
+}
+
+#[test]
+fn a_time_zone_is_known_or_the_near_one_is_meant() {
+    let folder = Folder::new();
+    let with = |zone: &str| {
+        let task = "[tasks.t]\nargv = [\"bin/app\"]\nschedule = \"@daily\"\ntime-zone = ";
+        folder.plan_all(&services(&format!("[services.web]\nargv = [\"bin/app\"]\n{task}\"{zone}\"\n")))
+    };
+    for zone in ["UTC", "local"] {
+        assert_eq!(with(zone).expect("a plan").warnings.len(), 0);
+    }
+    if !Path::new("/usr/share/zoneinfo/Europe/Berlin").exists() {
+        eprintln!("not tried further: this machine has no time zones");
+        return;
+    }
+    let warnings = with("Europe/Berlin").expect("a plan").warnings.join("\n");
+    assert!(warnings.contains("`sets = [\"timezones\"]` in `[closure]` brings it along"), "{warnings}");
+    let error = with("Europe/Berln").expect_err("no such zone");
+    assert!(error.contains("unknown time zone `Europe/Berln`"), "{error}");
+    assert!(error.contains("did you mean `Europe/Berlin`?"), "{error}");
+}
+
+#[test]
+fn more_services_than_a_supervisor_takes_are_refused() {
+    let many: String =
+        (0..11).map(|n| format!("[services.s{n}]\nargv = [\"bin/app\"]\ninstances = 1000\n")).collect();
+    let error = Folder::new().plan_all(&services(&many)).expect_err("11,000 instances");
+    assert!(error.contains("it has more services than a supervisor takes"), "{error}");
+}

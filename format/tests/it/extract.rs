@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kitbag_format::extract::{Extraction, contents, open_dir, packed_slots, unpack_to};
+use kitbag_format::slots::Paths;
 use kitbag_format::{Bundle, Error};
 
 use crate::bundle::{self, Plan, What, sample};
@@ -100,7 +101,7 @@ fn run(path: &Path, to: &Path, read_only: bool, present: &(dyn Fn(usize) -> bool
         progress: &|_| (),
         written: &|_, _| (),
         read_only,
-        tree: to,
+        paths: Paths::of_tree(to),
     };
     extraction.run(open_dir(to).expect("the folder").as_fd()).expect("unpacked");
 }
@@ -193,7 +194,7 @@ fn nothing_is_written_through_a_link_in_a_files_place() {
         progress: &|_| (),
         written: &|_, _| (),
         read_only: true,
-        tree: &to,
+        paths: Paths::of_tree(&to),
     };
     let error = extraction.run(open_dir(&to).expect("the folder").as_fd()).expect_err("something is there");
     assert!(error.to_string().contains("`share/table`"), "{error}");
@@ -300,7 +301,7 @@ fn slotted_files_that_are_present_are_left_alone() {
         progress: &|_| (),
         written: &|_, _| (),
         read_only: true,
-        tree: Path::new("/elsewhere"),
+        paths: Paths::of_tree(Path::new("/elsewhere")),
     };
     extraction.run(open_dir(&to).expect("the folder").as_fd()).expect("unpacked");
     assert_eq!(fs::read(to.join("bin/large")).expect("the file"), b"mine");

@@ -1,6 +1,8 @@
 //! What a reader makes of a manifest.
 
 use kitbag_format::Manifest;
+use kitbag_format::manifest::Run;
+use kitbag_format::service::fault::order;
 
 use crate::bundle;
 
@@ -55,4 +57,129 @@ fn names_and_paths_that_lead_elsewhere_are_refused() {
         let manifest = Manifest::from_text(&text).expect("it parses");
         assert!(manifest.fault().is_some(), "{text}");
     }
+}
+
+/// The service with `more` in it, and what else the manifest has.
+fn fault_of(more: &str, beside: &str) -> Option<&'static str> {
+    let text = format!(
+        r#"{{"name": "web", "version": "1", "services": {{"web": {{"argv": ["bin/web"] {more}}}}} {beside}}}"#
+    );
+    Manifest::from_text(&text).unwrap_or_else(|error| panic!("{error}\n{text}")).fault()
+}
+
+/// A task `t` with `more` in it.
+fn task(more: &str) -> String {
+    format!(
+        r#", "tasks": {{"t": {{"command": {{"argv": ["bin/t"]}}, "stop_signal": "SIGTERM", "stop_timeout_ms": 1 {more}}}}}"#
+    )
+}
+
+#[test]
+fn services_tasks_and_logs_of_any_sound_kind_are_taken() {
+    for more in [
+        "",
+        r#", "needs": ["t"], "instances": 1000, "give_up": {"failures": 1, "within_ms": 1}"#,
+        r#", "ready": {"when": "notify"}, "success": {"codes": [2], "signals": ["SIGHUP"]}"#,
+        r#", "ready": {"when": {"probe": {"http": {"address": "127.0.0.1:1", "path": "/x"}}}}"#,
+        r#", "process": {"umask": 511, "nice": -20, "limits": {"nofile": 1, "core": null}, "env_files": ["${state}/x?"]}"#,
+    ] {
+        assert_eq!(fault_of(more, &task("")), None, "{more}");
+    }
+    let cron =
+        task(r#", "schedule": {"cron": {"expression": "0 3 * * *", "zone": "America/Argentina/Ushuaia"}}"#);
+    assert_eq!(fault_of("", &cron), None);
+    assert_eq!(fault_of("", &task(r#", "schedule": {"every": 1000}, "needs": ["web"]"#)), None);
+    assert_eq!(fault_of("", r#", "logs": {"to": {"files": "/var/log/x"}, "keep": 0}"#), None);
+}
+
+#[test]
+fn needs_lead_to_an_end() {
+    let fault = Some("has a service that needs what is not there, or that needs itself in the end");
+    assert_eq!(fault_of(r#", "needs": ["nothing"]"#, ""), fault);
+    assert_eq!(fault_of(r#", "needs": ["web"]"#, ""), fault);
+    assert_eq!(fault_of(r#", "needs": ["t"]"#, &task(r#", "needs": ["web"]"#)), fault);
+    assert_eq!(fault_of(r#", "needs": ["t"]"#, &task(r#", "schedule": {"every": 1000}"#)), fault);
+    assert_eq!(fault_of(r#", "needs": ["t"]"#, &task(r#", "schedule": "asked""#)), fault);
+    assert_eq!(fault_of(r#", "needs": ["t", "t"]"#, &task("")), None, "twice is once");
+}
+
+#[test]
+fn an_order_has_needs_first() {
+    let services: Vec<String> = (0..2000)
+        .map(|n| {
+            format!(
+                r#""s{n}": {{"argv": ["x"], "needs": [{}]}}"#,
+                if n < 1999 { format!("\"s{}\"", n + 1) } else { String::new() }
+            )
+        })
+        .collect();
+    let text = format!(r#"{{"name": "web", "version": "1", "services": {{{}}}}}"#, services.join(","));
+    let manifest = Manifest::from_text(&text).expect("a manifest");
+    assert_eq!(manifest.fault(), None);
+    let Run::Services(services) = &manifest.run else { panic!("{manifest:?}") };
+    let order = order(services, &manifest.tasks).expect("an order");
+    assert_eq!((order.len(), order[0], order[1999]), (2000, "s1999", "s0"));
+    let ring = text.replace(r#""argv": ["x"], "needs": []"#, r#""argv": ["x"], "needs": ["s7"]"#);
+    assert!(Manifest::from_text(&ring).expect("a manifest").fault().is_some());
+}
+
+#[test]
+fn settings_that_would_harm_a_supervisor_are_refused() {
+    for more in [
+        r#", "instances": 0"#,
+        r#", "instances": 1001"#,
+        r#", "stop_signal": "SIGNOTHING""#,
+        r#", "stop_timeout_ms": 18446744073709551615"#,
+        r#", "success": {"signals": ["x"]}"#,
+        r#", "backoff": {"first_ms": 0}"#,
+        r#", "backoff": {"first_ms": 100, "longest_ms": 10}"#,
+        r#", "give_up": {"failures": 0, "within_ms": 1}"#,
+        r#", "ready": {"timeout_ms": 0}"#,
+        r#", "ready": {"when": {"newline": 1}}"#,
+        r#", "ready": {"when": {"up-for": 99999999999999}}"#,
+        r#", "ready": {"when": {"probe": {"tcp": "127.0.0.1:1"}}, "interval_ms": 0}"#,
+        r#", "ready": {"when": {"probe": {"tcp": ""}}}"#,
+        r#", "ready": {"when": {"probe": {"http": {"address": "127.0.0.1:1", "path": "/ HTTP/1.1\r\n\r\n"}}}}"#,
+        r#", "ready": {"when": {"probe": {"http": {"address": "127.0.0.1:1\r\n", "path": "/"}}}}"#,
+        r#", "ready": {"when": {"probe": {"command": {"argv": ["/bin/sh"]}}}}"#,
+        r#", "health": {"when": "watchdog", "interval_ms": 0, "timeout_ms": 1, "failures": 1, "kill_signal": "SIGABRT"}"#,
+        r#", "health": {"when": "watchdog", "interval_ms": 50, "timeout_ms": 1, "failures": 0, "kill_signal": "SIGABRT"}"#,
+        r#", "process": {"umask": 512}"#,
+        r#", "process": {"nice": 20}"#,
+        r#", "process": {"oom_score": 1001}"#,
+        r#", "process": {"limits": {"x": 1}}"#,
+        r#", "process": {"user": "a\nb"}"#,
+        r#", "process": {"pass_env": ["A=B"]}"#,
+        r#", "process": {"env_files": [""]}"#,
+        r#", "process": {"pids_max": 0}"#,
+    ] {
+        assert!(fault_of(more, "").is_some(), "{more}");
+    }
+    for beside in [
+        task(r#", "schedule": {"every": 0}"#),
+        task(r#", "schedule": {"cron": {"expression": "", "zone": "UTC"}}"#),
+        task(r#", "schedule": {"cron": {"expression": "* * * * *", "zone": "../../etc/passwd"}}"#),
+        task(r#", "schedule": {"cron": {"expression": "* * * * *", "zone": "/etc/passwd"}}"#),
+        task(r#", "timeout_ms": 0"#),
+        task("").replace("bin/t", "../t"),
+        task("").replace("\"t\"", "\"web\""),
+        task("").replace("\"t\"", "\"../t\""),
+        r#", "logs": {"max_size": 1}"#.to_owned(),
+        r#", "logs": {"keep": 4294967295}"#.to_owned(),
+        r#", "logs": {"max_age_ms": 0}"#.to_owned(),
+        r#", "logs": {"to": {"files": ""}}"#.to_owned(),
+    ] {
+        assert!(fault_of("", &beside).is_some(), "{beside}");
+    }
+}
+
+#[test]
+fn services_without_number_are_refused() {
+    let services: Vec<String> =
+        (0..11).map(|n| format!(r#""s{n}": {{"argv": ["x"], "instances": 1000}}"#)).collect();
+    let text = format!(r#"{{"name": "web", "version": "1", "services": {{{}}}}}"#, services.join(","));
+    let fault = Manifest::from_text(&text).expect("a manifest").fault();
+    assert_eq!(fault, Some("has more services than a supervisor takes"));
+    let tool = format!(r#"{{"name": "web", "version": "1", "command": {{"argv": ["x"]}} {}}}"#, task(""));
+    assert_eq!(Manifest::from_text(&tool).expect("a manifest").fault(), Some("has tasks and is a tool"));
 }

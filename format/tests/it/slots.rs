@@ -2,7 +2,12 @@
 
 use std::path::Path;
 
-use kitbag_format::slots::{FillError, Pad, fill};
+use kitbag_format::slots::{FillError, Pad, Paths, is_in_closure, names_tree};
+
+/// Fills with the tree's path alone.
+fn fill(packed: &[u8], pad: Pad, tree: &Path) -> Result<Vec<u8>, FillError> {
+    kitbag_format::slots::fill(packed, pad, &Paths::of_tree(tree))
+}
 
 /// Fills a NUL slot of 64 bytes; the text that is in it then.
 fn filled(text: &str, tree: &str) -> String {
@@ -86,4 +91,39 @@ fn letters_that_mean_something_else_are_refused() {
     }
     assert_eq!(fill(&packed, Pad::Space, Path::new("a")), Err(FillError::Relative));
     assert_eq!(FillError::Letter('\n').to_string(), "it has '\\n' in it; choose one without");
+}
+
+/// What a slot of 64 bytes holds where the tree is `/t` and its closure `/c`; and whether it names the tree.
+fn with_closure(text: &str, pad: Pad) -> (String, bool) {
+    let mut packed = text.as_bytes().to_vec();
+    packed.resize(64, pad.byte());
+    let paths = Paths { tree: Path::new("/t"), closure: Some(Path::new("/c")) };
+    let filled = kitbag_format::slots::fill(&packed, pad, &paths).expect("room for it");
+    let text = String::from_utf8(filled).expect("a text");
+    (text.trim_end_matches(char::from(pad.byte())).to_owned(), names_tree(&packed, pad))
+}
+
+#[test]
+fn what_names_the_closure_alone_is_one_text_for_all_trees_that_have_it() {
+    for (text, expected, names_tree) in [
+        ("/kitbag-tree/.kitbag/lib/ld.so", "/c/.kitbag/lib/ld.so", false),
+        ("/kitbag-tree/.kitbag/lib.2:/kitbag-tree/.kitbag/lib", "/c/.kitbag/lib.2:/c/.kitbag/lib", false),
+        ("/usr/lib:/kitbag-tree/.kitbag/etc:", "/usr/lib:/c/.kitbag/etc:", false),
+        ("/usr/lib", "/usr/lib", false),
+        ("/kitbag-tree/lib:/kitbag-tree/.kitbag/lib", "/t/lib:/c/.kitbag/lib", true),
+        ("/kitbag-tree:/kitbag-tree/.kitbag", "/t:/t/.kitbag", true),
+        ("/kitbag-tree/.kitbag/python/lib", "/t/.kitbag/python/lib", true),
+        ("/kitbag-tree/.kitbag/library", "/t/.kitbag/library", true),
+    ] {
+        assert_eq!(with_closure(text, Pad::Nul), (expected.to_owned(), names_tree), "{text}");
+    }
+    // Who is started by a `#!` line looks for its own files from the path in it.
+    let script = ("/t/.kitbag/lib/python".to_owned(), true);
+    assert_eq!(with_closure("/kitbag-tree/.kitbag/lib/python", Pad::Space), script);
+    for path in [".kitbag/lib", ".kitbag/lib/x", ".kitbag/lib.10/x/y", ".kitbag/etc/x"] {
+        assert!(is_in_closure(path.as_bytes()), "{path}");
+    }
+    for path in ["", ".kitbag", ".kitbag/", ".kitbag/li", ".kitbag/python/lib", "x/.kitbag/lib", "lib"] {
+        assert!(!is_in_closure(path.as_bytes()), "{path}");
+    }
 }

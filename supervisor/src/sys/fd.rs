@@ -1,7 +1,6 @@
 //! Descriptors: standard ones made sure of, pipes, and output that never blocks.
 
 use std::io::Write;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
@@ -16,6 +15,8 @@ const PIPE_BUF: usize = 4096;
 /// Fills the standard descriptors that are closed, so that no later file gets their numbers; and marks all
 /// inherited ones beyond them close-on-exec, so that no service gets them.
 pub fn sanitise() {
+    /// Linux before 5.11 has to be told of each; how far is enough.
+    const ENOUGH: RawFd = 1024;
     for wanted in 0..=2 {
         // SAFETY: F_GETFD takes a number and touches no memory.
         let open = unsafe { libc::fcntl(wanted, libc::F_GETFD) } >= 0;
@@ -24,23 +25,122 @@ pub fn sanitise() {
             let _ = std::os::fd::IntoRawFd::into_raw_fd(file);
         }
     }
-    close_on_exec_from(3);
-}
-
-/// Marks every descriptor from `first` on close-on-exec. Async-signal-safe.
-pub(super) fn close_on_exec_from(first: RawFd) {
-    /// Linux before 5.11 has to be told of each; how far is enough.
-    const ENOUGH: RawFd = 1024;
-    // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC takes numbers and sets a flag.
-    let answer = unsafe {
-        libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_uint)
-    };
-    if answer != 0 {
-        for number in first..ENOUGH {
+    if close_on_exec_from(3).is_err() {
+        for number in 3..ENOUGH {
             // SAFETY: F_SETFD takes numbers; on a closed descriptor it answers EBADF.
             unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
         }
     }
+}
+
+/// Marks every descriptor from `first` on close-on-exec; Linux before 5.11 cannot. Async-signal-safe.
+pub(super) fn close_on_exec_from(first: RawFd) -> Result<(), Errno> {
+    close_range(first, libc::CLOSE_RANGE_CLOEXEC)
+}
+
+/// Gives this process a table of descriptors of its own, if it shares one, with those below `first` alone.
+/// Async-signal-safe.
+pub(super) fn leave_table(first: RawFd) -> Result<(), Errno> {
+    close_range(first, libc::CLOSE_RANGE_UNSHARE)
+}
+
+/// close_range(2) from `first` on.
+fn close_range(first: RawFd, flags: libc::c_uint) -> Result<(), Errno> {
+    // SAFETY: takes numbers; the callers' flags close nothing that this process knows of.
+    let answer = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, flags) };
+    Errno::result(answer).map(drop)
+}
+
+/// Closes every descriptor from `first` on.
+pub(super) fn close_from(first: RawFd) {
+    /// Linux before 5.9 has to be told of each; how far is enough.
+    const ENOUGH: RawFd = 1024;
+    // The caller has forked, and leaves without using or dropping their owners.
+    if close_range(first, 0).is_err() {
+        for number in first..ENOUGH {
+            // SAFETY: close(2) takes a number; as above.
+            unsafe { libc::close(number) };
+        }
+    }
+}
+
+/// Low numbers that are kept for descriptors on their way to a child.
+///
+/// A child that gets a copy of the supervisor's table copies, and closes again, four pipe ends for each service: most of the
+/// time of a launch where there are hundreds. One that shares the table and leaves it above these numbers,
+/// with what it needs below, copies a handful (close_range(2), Linux 5.9).
+#[derive(Debug)]
+pub struct Slots {
+    /// What fills them meanwhile.
+    nothing: Option<OwnedFd>,
+    slots: Vec<OwnedFd>,
+}
+
+impl Slots {
+    /// Three for the standard descriptors, and some for others. A child that needs more copies the table.
+    const COUNT: usize = 8;
+
+    /// Takes the lowest numbers that are free: to be called before other files are opened. Where the kernel does
+    /// not have what it takes, there are none.
+    pub fn reserve() -> Self {
+        // Beyond the last number there is nothing to close: this only asks whether the call is there.
+        if close_range(RawFd::MAX, 0).is_err() {
+            return Self::none();
+        }
+        let Ok(nothing) = nothing() else { return Self::none() };
+        let slots: Result<Vec<_>, _> = (0..Self::COUNT).map(|_| nothing.try_clone()).collect();
+        match slots {
+            Ok(slots) if above_standard(&slots) => Self { nothing: Some(nothing), slots },
+            _ => Self::none(),
+        }
+    }
+
+    /// None: each child copies the table.
+    pub const fn none() -> Self {
+        Self { nothing: None, slots: Vec::new() }
+    }
+
+    /// Puts a second descriptor of each of `sources` into a slot, until the loan is dropped. `None` if there are
+    /// too few slots, or the system refuses.
+    pub(super) fn lend(&mut self, sources: impl ExactSizeIterator<Item = RawFd>) -> Option<Loan<'_>> {
+        let nothing = self.nothing.as_ref()?;
+        let mut loan = Loan { nothing, slots: self.slots.get(..0)? };
+        let count = sources.len();
+        for (at, source) in sources.enumerate() {
+            loan.slots = self.slots.get(..=at)?;
+            replace(source, self.slots.get(at)?).ok()?;
+        }
+        (loan.slots.len() == count).then_some(loan)
+    }
+}
+
+/// Slots in use. They are emptied afterwards, so that a pipe's other end sees when the child has closed it.
+#[derive(Debug)]
+pub(super) struct Loan<'a> {
+    nothing: &'a OwnedFd,
+    slots: &'a [OwnedFd],
+}
+
+impl Loan<'_> {
+    /// Their numbers.
+    pub(super) fn numbers(&self) -> impl Iterator<Item = RawFd> {
+        self.slots.iter().map(AsRawFd::as_raw_fd)
+    }
+}
+
+impl Drop for Loan<'_> {
+    fn drop(&mut self) {
+        for slot in self.slots {
+            // Fails for no reason that dup3(2) names: both are open.
+            let _ = replace(self.nothing.as_raw_fd(), slot);
+        }
+    }
+}
+
+/// Makes `slot` the same file as `source`, close-on-exec.
+fn replace(source: RawFd, slot: &OwnedFd) -> Result<(), Errno> {
+    // SAFETY: takes numbers. `slot` stays an open descriptor, ours; what it stood for before is nobody's.
+    check(unsafe { libc::dup3(source, slot.as_raw_fd(), libc::O_CLOEXEC) }).map(drop)
 }
 
 /// A descriptor that reads as empty: `/dev/null`, and where there is none, a pipe that nobody writes to.
@@ -78,12 +178,7 @@ pub fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<usize>, Errn
 /// Lets this process have as many open files as it may, and returns the limit that its services get.
 /// `None` leaves it as it is.
 pub fn raise_open_files() -> Option<libc::rlimit> {
-    let mut limit = MaybeUninit::<libc::rlimit>::zeroed();
-    // SAFETY: `limit` is valid for writes, and all-zero is a valid `rlimit`.
-    let before = unsafe {
-        check(libc::getrlimit(libc::RLIMIT_NOFILE, limit.as_mut_ptr())).ok()?;
-        limit.assume_init()
-    };
+    let before = super::limit(libc::RLIMIT_NOFILE)?;
     let raised = libc::rlimit { rlim_cur: before.rlim_max, ..before };
     // SAFETY: reads the `rlimit` it is given.
     check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) }).ok()?;
@@ -203,7 +298,7 @@ fn reopen(number: RawFd) -> Option<OwnedFd> {
     (opened > 2).then(|| unsafe { OwnedFd::from_raw_fd(opened) })
 }
 
-/// True if both ends are numbers that a child's standard files cannot overwrite.
-pub(super) fn above_standard(fds: &[&OwnedFd]) -> bool {
+/// True if none is a standard descriptor's number.
+fn above_standard(fds: &[OwnedFd]) -> bool {
     fds.iter().all(|fd| fd.as_raw_fd() > 2)
 }

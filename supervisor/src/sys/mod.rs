@@ -1,26 +1,48 @@
 //! Every raw system call and every `unsafe` block of the supervisor.
 //!
-//! `unsafe` is reopened here alone: fork(2) to execve(2), waitid(2) and kill(2) have no safe wrapper that
+//! `unsafe` is reopened here alone: clone(2) to execve(2), waitid(2) and kill(2) have no safe wrapper that
 //! knows real-time signals, and limits and inherited descriptors none that is small.
 //!
 //! `glibc.rs` and `unused.rs` are the program's, not the library's: with them the released runtime takes the place of
 //! parts of libc, which tests need whole.
 #![allow(unsafe_code)]
 
+pub mod background;
 pub mod child;
 pub mod fd;
 pub mod net;
 pub mod signal;
+pub mod socket;
 pub mod wait;
+pub mod worker;
+
+use std::mem::MaybeUninit;
 
 pub use nix::errno::Errno;
 
 /// A process id.
 pub type Pid = i32;
 
+/// A resource's number in getrlimit(2).
+#[cfg(target_env = "gnu")]
+pub type Resource = libc::__rlimit_resource_t;
+/// A resource's number in getrlimit(2).
+#[cfg(not(target_env = "gnu"))]
+pub type Resource = libc::c_int;
+
 /// The result of a call that answers -1 and sets errno.
 fn check(answer: libc::c_int) -> Result<libc::c_int, Errno> {
     Errno::result(answer)
+}
+
+/// This process's limit on a resource, by getrlimit(2)'s number.
+pub fn limit(resource: Resource) -> Option<libc::rlimit> {
+    let mut limit = MaybeUninit::<libc::rlimit>::zeroed();
+    // SAFETY: `limit` is valid for writes, and all-zero is a valid `rlimit`.
+    unsafe {
+        check(libc::getrlimit(resource, limit.as_mut_ptr())).ok()?;
+        Some(limit.assume_init())
+    }
 }
 
 /// Makes this process the one that orphaned descendants come to (prctl(2) `PR_SET_CHILD_SUBREAPER`).
@@ -39,4 +61,16 @@ pub fn executed_path() -> Option<std::path::PathBuf> {
     // SAFETY: the kernel put a text with a zero at its end there, which stays for the process's life.
     let text = unsafe { std::ffi::CStr::from_ptr(address as *const libc::c_char) };
     Some(std::ffi::OsStr::from_bytes(text.to_bytes()).into())
+}
+
+/// Bytes of a page of memory (sysconf(3) `_SC_PAGESIZE`).
+pub fn page_size() -> u64 {
+    // SAFETY: takes a number.
+    u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
+/// The unit of processor time in /proc (sysconf(3) `_SC_CLK_TCK`).
+pub fn ticks_per_second() -> u64 {
+    // SAFETY: takes a number.
+    u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).unwrap_or(100).max(1)
 }

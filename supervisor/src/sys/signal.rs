@@ -2,6 +2,7 @@
 
 use std::mem::MaybeUninit;
 use std::ptr;
+use std::sync::OnceLock;
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -43,7 +44,7 @@ const NAMES: &[(&str, i32)] = &[
 ];
 
 /// The last signal number, `SIGRTMAX` of the kernel (128 on MIPS, which is no target).
-pub(super) const LAST: i32 = 64;
+pub const LAST: i32 = 64;
 
 /// The number of a signal by its name, `SIGTERM` or `TERM`; `None` for a name that is none.
 pub fn number(name: &str) -> Option<i32> {
@@ -98,14 +99,61 @@ fn dispose(signal: i32, handler: libc::sighandler_t, flags: i32) -> Result<(), E
     check(answer).map(drop)
 }
 
-/// Sets a signal's disposition to `SIG_DFL`; SIGKILL and SIGSTOP have no other. Async-signal-safe.
-pub(super) fn reset(number: i32) {
-    /// The size of the kernel's signal mask: one bit for each of [`LAST`] signals.
-    const MASK: usize = LAST as usize / 8;
-    // The kernel's `struct sigaction`, 32 bytes at most: all zero, it is SIG_DFL whatever the order of its fields.
-    let default = [0_u64; 4];
-    // SAFETY: the kernel reads at most 32 bytes from `default`, and writes nothing back to a null pointer.
-    unsafe { libc::syscall(libc::SYS_rt_sigaction, number, default.as_ptr(), ptr::null_mut::<u64>(), MASK) };
+/// The size of the kernel's signal mask in bytes: one bit for each of [`LAST`] signals.
+const MASK: usize = LAST as usize / 8;
+/// The kernel's `struct sigaction` in words. Its first is the handler.
+const ACTION: usize = 4;
+
+/// The signals that this process ignores, signal 1 as the lowest bit. Read once: nothing changes them after the first
+/// call, which comes after [`take`]. They are what a child has to reset, as execve(2) resets handlers and
+/// keeps ignored signals ignored. The calls are the kernel's own: libc's refuses its own two, 32 and 33, which glibc's
+/// posix_spawn(3) leaves ignored.
+pub(super) fn ignored() -> u64 {
+    static IGNORED: OnceLock<u64> = OnceLock::new();
+    *IGNORED.get_or_init(|| {
+        let is_ignored = |number: &i32| {
+            let mut now = [0_u64; ACTION];
+            // SAFETY: a null action only asks; the kernel writes at most 32 bytes to `now`.
+            unsafe {
+                let none = ptr::null::<u64>();
+                libc::syscall(libc::SYS_rt_sigaction, *number, none, now.as_mut_ptr(), MASK);
+            }
+            now[0] == libc::SIG_IGN as u64
+        };
+        (1..=LAST).filter(is_ignored).fold(0, |set, number| set | 1 << (number - 1))
+    })
+}
+
+/// Sets the dispositions of these signals, as [`ignored`] has them, to `SIG_DFL`. Async-signal-safe.
+pub(super) fn reset(set: u64) {
+    // All zero, it is SIG_DFL whatever the order of its fields.
+    let default = [0_u64; ACTION];
+    for number in (1..=LAST).filter(|number| set & 1 << (number - 1) != 0) {
+        // SAFETY: the kernel reads at most 32 bytes from `default`, and writes nothing back to a null pointer.
+        unsafe {
+            let none = ptr::null_mut::<u64>();
+            libc::syscall(libc::SYS_rt_sigaction, number, default.as_ptr(), none, MASK);
+        }
+    }
+}
+
+/// Blocks all signals of this thread and returns those that were blocked before.
+pub(super) fn block_all() -> u64 {
+    change_mask(u64::MAX)
+}
+
+/// Blocks these signals and no others. Async-signal-safe.
+pub(super) fn set_mask(mask: u64) {
+    change_mask(mask);
+}
+
+fn change_mask(mask: u64) -> u64 {
+    let mut before = 0_u64;
+    // SAFETY: the kernel reads one mask of [`MASK`] bytes and writes another.
+    unsafe {
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const mask, &raw mut before, MASK);
+    }
+    before
 }
 
 /// Sends a signal to one process. The caller holds its id: it is an unreaped child.

@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kitbag_format::index::{Entry, Kind};
 use kitbag_format::manifest::{Command, Run};
-use kitbag_format::slots::{Slot, fill};
+use kitbag_format::slots::{Paths, Slot, fill};
 use kitbag_format::writer::Writer;
 use kitbag_format::{Bundle, Digest, Index, Manifest};
+use kitbag_supervisor::closure;
 use kitbag_supervisor::store::{Store, StoreError};
 use kitbag_supervisor::unpack::{Compare, Opening, Tree, open_tree};
 
@@ -151,6 +152,12 @@ impl App {
         Bundle::open_path(path).unwrap()
     }
 
+    /// The path of the closure in the store that the tree at `root` is in; `None` if the app has none.
+    pub fn closure_beside(&self, root: &Path) -> Option<PathBuf> {
+        let digest = closure::digest(&Index { frames: vec![], entries: self.entries.clone() })?;
+        Some(root.ancestors().nth(3)?.join("closures").join(digest.to_string()))
+    }
+
     /// Asserts that the tree is what was packed, and nothing else.
     pub fn assert_right(&self, root: &Path) {
         let mut names: Vec<String> = walk(root);
@@ -160,13 +167,15 @@ impl App {
         expected.sort();
         assert_eq!(names, expected);
         assert_eq!(mode(root), 0o555);
+        let closure = self.closure_beside(root);
+        let paths = Paths { tree: root, closure: closure.as_deref().filter(|path| path.exists()) };
         for (entry, content) in self.entries.iter().zip(&self.contents) {
             let name = std::str::from_utf8(&entry.path).unwrap();
             let path = root.join(name);
             match &entry.kind {
                 Kind::Dir => assert_eq!(mode(&path), 0o555, "{name}"),
                 Kind::File { executable, .. } => {
-                    let expected = filled(content, entry.slots(), root);
+                    let expected = filled(content, entry.slots(), &paths);
                     assert!(fs::read(&path).unwrap() == expected, "content of {name}");
                     assert_eq!(mode(&path), if *executable { 0o555 } else { 0o444 }, "{name}");
                 }
@@ -174,7 +183,7 @@ impl App {
                     assert_eq!(fs::read_link(&path).unwrap().to_str().unwrap().as_bytes(), target);
                 }
                 Kind::Link(to) => {
-                    let expected = filled(&self.contents[*to], self.entries[*to].slots(), root);
+                    let expected = filled(&self.contents[*to], self.entries[*to].slots(), &paths);
                     assert!(fs::read(&path).unwrap() == expected, "content of {name}")
                 }
             }
@@ -190,12 +199,12 @@ pub fn mode(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777
 }
 
-/// What a file holds in the tree at `root`.
-fn filled(content: &[u8], slots: &[Slot], root: &Path) -> Vec<u8> {
+/// What a file holds in a tree that these paths lead to.
+fn filled(content: &[u8], slots: &[Slot], paths: &Paths) -> Vec<u8> {
     let mut filled = content.to_vec();
     for slot in slots {
         let range = slot.at as usize..slot.end() as usize;
-        filled[range.clone()].copy_from_slice(&fill(&content[range], slot.pad, root).unwrap());
+        filled[range.clone()].copy_from_slice(&fill(&content[range], slot.pad, paths).unwrap());
     }
     filled
 }

@@ -1,0 +1,491 @@
+//! `[services.NAME]`, `[tasks.NAME]` and `[logs]`: what a service bundle supervises, and how.
+
+use std::ops::{Range, RangeInclusive};
+
+use kitbag_format::manifest::{Command, Restart, default_stop_signal, default_stop_timeout_ms};
+use kitbag_format::service::fault::{
+    LOG_SIZE, LONGEST_MS, MOST_INSTANCES, MOST_KEPT, SHORTEST_EVERY_MS, SHORTEST_INTERVAL_MS, is_zone,
+};
+use kitbag_format::service::{
+    Backoff, Cron, GiveUp, LogFormat, LogTo, Logs, More, Overlap, Process, SIGNALS, Schedule, Service,
+    Success, Task, WhenSlow,
+};
+use toml::Spanned;
+use toml::de::DeTable;
+
+use super::{COMMAND, CommandSource, cron, name_fault};
+use crate::diagnostic::{Diagnostic, near_miss};
+use crate::read::{Key, Reader, Section, Text, alternatives, whole};
+
+mod needs;
+mod probe;
+mod process;
+mod values;
+
+use needs::{Kind, Unit};
+use values::shown_ms;
+
+/// What stands in the table of a service beside the keys of a command and of its processes.
+const OF_SERVICE: &[Key] = &[
+    ("restart", "restart = \"on-failure\""),
+    ("restart-delay", "restart-delay = { first = \"100ms\", longest = \"30s\", stable = \"10s\" }"),
+    ("give-up", "give-up = { failures = 5, within = \"60s\" }"),
+    ("ready", "ready = { tcp = \"127.0.0.1:8080\" }"),
+    ("health", "health = { http = \"http://127.0.0.1:8080/healthz\", interval = \"10s\" }"),
+    ("instances", "instances = 4"),
+];
+/// What stands in that of a task.
+const OF_TASK: &[Key] = &[
+    ("schedule", "schedule = \"0 3 * * *\""),
+    ("every", "every = \"1h\""),
+    ("on-demand", "on-demand = true"),
+    ("time-zone", "time-zone = \"Europe/Berlin\""),
+    ("overlap", "overlap = \"skip\""),
+    ("catch-up", "catch-up = true"),
+    ("timeout", "timeout = \"30m\""),
+];
+/// What stands in both.
+const OF_BOTH: &[Key] = &[
+    ("needs", "needs = [\"db\"]"),
+    ("stop-signal", "stop-signal = \"SIGTERM\""),
+    ("stop-timeout", "stop-timeout = \"10s\""),
+    ("success", "success = [0, 2, \"SIGTERM\"]"),
+    ("user", "user = \"www-data\""),
+    ("group", "group = \"www-data\""),
+    ("groups", "groups = [\"video\"]"),
+    ("umask", "umask = \"027\""),
+    ("nice", "nice = 5"),
+    ("oom-score", "oom-score = 500"),
+    ("limits", "limits = { nofile = 65536, core = \"unlimited\" }"),
+    ("pass-env", "pass-env = [\"PATH\", \"LANG\"]"),
+    ("env-files", "env-files = [\"${state}/env?\"]"),
+    ("memory-max", "memory-max = \"512M\""),
+    ("pids-max", "pids-max = 100"),
+];
+
+/// Keys of `[services.NAME]`.
+pub(super) const SERVICE: &[Key] =
+    &join::<{ COMMAND.len() + OF_SERVICE.len() + OF_BOTH.len() }>(&[COMMAND, OF_SERVICE, OF_BOTH]);
+/// Keys of `[tasks.NAME]`.
+pub(super) const TASK: &[Key] =
+    &join::<{ COMMAND.len() + OF_TASK.len() + OF_BOTH.len() }>(&[COMMAND, OF_TASK, OF_BOTH]);
+/// Keys of `[logs]`.
+pub(super) const LOGS: &[Key] = &[
+    ("to", "to = { files = \"${state}/log\" }"),
+    ("format", "format = \"json\""),
+    ("max-size", "max-size = \"16M\""),
+    ("max-age", "max-age = \"24h\""),
+    ("keep", "keep = 5"),
+    ("compress", "compress = false"),
+    ("when-slow", "when-slow = \"drop\""),
+];
+const LOGS_TO: &[Key] = &[("files", "files = \"${state}/log\"")];
+const RESTART_DELAY: &[Key] =
+    &[("first", "first = \"100ms\""), ("longest", "longest = \"30s\""), ("stable", "stable = \"10s\"")];
+const GIVE_UP: &[Key] = &[("failures", "failures = 5"), ("within", "within = \"60s\"")];
+
+const RESTARTS: &[(&str, Restart)] =
+    &[("always", Restart::Always), ("on-failure", Restart::OnFailure), ("never", Restart::Never)];
+const OVERLAPS: &[(&str, Overlap)] =
+    &[("skip", Overlap::Skip), ("queue", Overlap::Queue), ("replace", Overlap::Replace)];
+const FORMATS: &[(&str, LogFormat)] =
+    &[("stamped", LogFormat::Stamped), ("plain", LogFormat::Plain), ("json", LogFormat::Json)];
+const WHEN_SLOW: &[(&str, WhenSlow)] = &[("block", WhenSlow::Block), ("drop", WhenSlow::Drop)];
+
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+/// A longer wait than a day for a process is a mistake.
+const STOP: RangeInclusive<u64> = 0..=DAY_MS;
+const WAIT: RangeInclusive<u64> = SHORTEST_INTERVAL_MS..=DAY_MS;
+const LONG: RangeInclusive<u64> = SHORTEST_INTERVAL_MS..=LONGEST_MS;
+const EVERY: RangeInclusive<u64> = SHORTEST_EVERY_MS..=LONGEST_MS;
+/// What a service bundle starts.
+#[derive(Debug)]
+pub struct Supervised {
+    /// `[services.NAME]`, at least one.
+    pub services: Vec<(Text, ServiceSource)>,
+    /// `[tasks.NAME]`
+    pub tasks: Vec<(Text, TaskSource)>,
+    /// `[logs]`
+    pub logs: Logs,
+}
+
+/// `[services.NAME]`
+#[derive(Debug)]
+pub struct ServiceSource {
+    /// What it says, with empty commands.
+    pub service: Service,
+    /// The commands, in the order of [`Service::commands`].
+    pub commands: Vec<CommandSource>,
+}
+
+/// `[tasks.NAME]`
+#[derive(Debug)]
+pub struct TaskSource {
+    /// What it says, with an empty command.
+    pub task: Task,
+    /// The command.
+    pub command: CommandSource,
+    /// Where `time-zone` stands.
+    pub zone: Option<Text>,
+}
+
+/// What a service and a task have in common.
+struct Common {
+    command: Option<CommandSource>,
+    needs: Vec<Text>,
+    stop_signal: String,
+    stop_timeout_ms: u64,
+    success: Success,
+    process: Process,
+}
+
+/// Several lists as one.
+const fn join<const N: usize>(parts: &[&[Key]]) -> [Key; N] {
+    let mut all = [("", ""); N];
+    let (mut part, mut at) = (0, 0);
+    while part < parts.len() {
+        let mut number = 0;
+        while number < parts[part].len() {
+            all[at] = parts[part][number];
+            number += 1;
+            at += 1;
+        }
+        part += 1;
+    }
+    all
+}
+
+impl Reader<'_> {
+    /// Reports tables that mean nothing where nothing is supervised.
+    pub(super) fn need_services(&mut self, top: &Section<'_>) {
+        for key in ["tasks", "logs"] {
+            if top.get(key).is_some() {
+                let error = Diagnostic::new(format!("`{key}` without `services`"))
+                    .at(top.key_span(key), "only a service bundle has a supervisor")
+                    .help("write a table for each service: `[services.web]`");
+                self.errors.push(error);
+            }
+        }
+    }
+
+    /// Services, tasks and logs; `None` if a service or task is wrong.
+    pub(super) fn supervised(&mut self, top: &Section<'_>) -> Option<Supervised> {
+        let mut units = Vec::new();
+        let services = self.named(top, "services", |reader, name, table, span| {
+            let (service, needs) = reader.service(name, table, span);
+            units.push(Unit { name: name.clone(), kind: Kind::Service, needs });
+            service
+        });
+        let tasks = self.named(top, "tasks", |reader, name, table, span| {
+            let (task, kind, needs) = reader.task(name, table, span);
+            units.push(Unit { name: name.clone(), kind, needs });
+            task
+        });
+        let logs = self.logs(top);
+        needs::check(&units, &mut self.errors);
+        if services.is_empty() && top.get("services").is_some_and(|value| value.get_ref().is_table()) {
+            let error = Diagnostic::new("`services` names no service").at(top.key_span("services"), "");
+            self.errors.push(error.help("write a table for each: `[services.web]`"));
+            return None;
+        }
+        let services = services.into_iter().map(|(name, service)| Some((name, service?)));
+        let tasks = tasks.into_iter().map(|(name, task)| Some((name, task?)));
+        Some(Supervised {
+            services: services.collect::<Option<_>>()?,
+            tasks: tasks.collect::<Option<_>>()?,
+            logs,
+        })
+    }
+
+    /// The tables in table `key`, by name.
+    fn named<T>(
+        &mut self,
+        top: &Section<'_>,
+        key: &str,
+        mut read: impl FnMut(&mut Self, &Text, &DeTable<'_>, Range<usize>) -> Option<T>,
+    ) -> Vec<(Text, Option<T>)> {
+        let Some(table) = self.table(top, key) else { return Vec::new() };
+        let what = key.trim_end_matches('s');
+        let mut all = Vec::new();
+        for (name, value) in table.get_ref().iter() {
+            let name = Spanned::new(name.span(), name.get_ref().clone().into_owned());
+            self.check(&name, name_fault(name.get_ref()), &format!("bad {what} name"));
+            let read = match value.get_ref().as_table() {
+                Some(table) => read(self, &name, table, value.span()),
+                None => {
+                    let error = Diagnostic::new(format!("{what} `{}` must be a table", name.get_ref()))
+                        .at(value.span(), format!("expected a table, found {}", value.get_ref().type_str()))
+                        .help(format!("write `[{key}.{}]` and `argv` below it", name.get_ref()));
+                    self.errors.push(error);
+                    None
+                }
+            };
+            all.push((name, read));
+        }
+        all
+    }
+
+    fn service(
+        &mut self,
+        name: &Text,
+        table: &DeTable<'_>,
+        span: Range<usize>,
+    ) -> (Option<ServiceSource>, Vec<Text>) {
+        let title = format!("`[services.{}]`", name.get_ref());
+        let section = self.section(&title, table, span, SERVICE);
+        let common = self.common(&section);
+        let (ready, ready_command) = self.ready(&section);
+        let (health, health_command) = self.health(&section);
+        let more = More {
+            success: common.success,
+            backoff: self.restart_delay(&section),
+            give_up: self.give_up(&section),
+            ready,
+            health,
+            needs: plain(&common.needs),
+            instances: self.integer(&section, "instances", 1..=MOST_INSTANCES).unwrap_or(1),
+            process: common.process,
+        };
+        let service = Service {
+            command: Command::default(),
+            restart: self.choice(&section, "restart", RESTARTS).unwrap_or_default(),
+            stop_signal: common.stop_signal,
+            stop_timeout_ms: common.stop_timeout_ms,
+            more,
+        };
+        let source = common.command.map(|command| {
+            let commands = [Some(command), ready_command, health_command].into_iter().flatten().collect();
+            ServiceSource { service, commands }
+        });
+        (source, common.needs)
+    }
+
+    fn task(
+        &mut self,
+        name: &Text,
+        table: &DeTable<'_>,
+        span: Range<usize>,
+    ) -> (Option<TaskSource>, Kind, Vec<Text>) {
+        let title = format!("`[tasks.{}]`", name.get_ref());
+        let section = self.section(&title, table, span, TASK);
+        let common = self.common(&section);
+        let (schedule, zone) = self.schedule(&section);
+        let kind = match (section.get("schedule").or(section.get("every")), &schedule) {
+            (Some(_), _) => Kind::Scheduled,
+            (None, Schedule::Asked) => Kind::Asked,
+            _ => Kind::First,
+        };
+        let task = Task {
+            command: Command::default(),
+            schedule,
+            needs: plain(&common.needs),
+            overlap: self.choice(&section, "overlap", OVERLAPS).unwrap_or_default(),
+            catch_up: self.boolean(&section, "catch-up").unwrap_or_default(),
+            timeout_ms: self.duration(&section, "timeout", LONG),
+            stop_signal: common.stop_signal,
+            stop_timeout_ms: common.stop_timeout_ms,
+            success: common.success,
+            process: common.process,
+        };
+        let source = common.command.map(|command| TaskSource { task, command, zone });
+        (source, kind, common.needs)
+    }
+
+    fn common(&mut self, section: &Section<'_>) -> Common {
+        let needs = self.strings(section, "needs").map(Spanned::into_inner).unwrap_or_default();
+        self.unique("the need", needs.iter());
+        Common {
+            command: self.command(section),
+            needs,
+            stop_signal: self.signal_of(section, "stop-signal").unwrap_or_else(default_stop_signal),
+            stop_timeout_ms: self
+                .duration(section, "stop-timeout", STOP)
+                .unwrap_or_else(default_stop_timeout_ms),
+            success: self.success(section),
+            process: self.process(section),
+        }
+    }
+
+    fn restart_delay(&mut self, service: &Section<'_>) -> Backoff {
+        let mut backoff = Backoff::default();
+        let Some(table) = self.table(service, "restart-delay") else { return backoff };
+        let title = inner(service, "restart-delay");
+        let section = self.section(&title, table.get_ref(), table.span(), RESTART_DELAY);
+        let first = self.duration(&section, "first", 1..=LONGEST_MS);
+        let longest = self.duration(&section, "longest", 1..=LONGEST_MS);
+        backoff.first_ms = first.unwrap_or(backoff.first_ms);
+        backoff.longest_ms = longest.unwrap_or_else(|| backoff.longest_ms.max(backoff.first_ms));
+        backoff.stable_ms = self.duration(&section, "stable", 0..=LONGEST_MS).unwrap_or(backoff.stable_ms);
+        if backoff.longest_ms < backoff.first_ms {
+            let error = Diagnostic::new(format!("`longest` in {title} is shorter than `first`"))
+                .at(section.key_span("longest"), format!("expected {} or more", shown_ms(backoff.first_ms)));
+            self.errors.push(error);
+        }
+        backoff
+    }
+
+    fn give_up(&mut self, service: &Section<'_>) -> Option<GiveUp> {
+        let table = self.table(service, "give-up")?;
+        let title = inner(service, "give-up");
+        let section = self.section(&title, table.get_ref(), table.span(), GIVE_UP);
+        self.require(&section, "failures");
+        self.require(&section, "within");
+        let failures = self.integer(&section, "failures", 1..=10_000);
+        let within_ms = self.duration(&section, "within", LONG);
+        Some(GiveUp { failures: failures?, within_ms: within_ms? })
+    }
+
+    /// Exit statuses and signals that count as good.
+    fn success(&mut self, section: &Section<'_>) -> Success {
+        let mut success = Success::default();
+        let Some(value) = section.get("success") else { return success };
+        let Some(items) = value.get_ref().as_array() else {
+            self.wrong_type(section, "success", value, "a list of exit statuses and signals");
+            return success;
+        };
+        for item in items.iter() {
+            match (whole(item.get_ref()).map(u8::try_from), self.text_of(item)) {
+                // It is one anyway.
+                (Some(Ok(0)), _) => {}
+                (Some(Ok(code)), _) => success.codes.push(code),
+                (_, Some(text)) => success.signals.extend(self.signal(&text)),
+                _ => self.wrong_type(
+                    section,
+                    "success",
+                    item,
+                    "an exit status from 0 to 255 or a signal's name",
+                ),
+            }
+        }
+        success
+    }
+
+    fn schedule(&mut self, section: &Section<'_>) -> (Schedule, Option<Text>) {
+        let expression = self.string(section, "schedule");
+        let every = self.duration(section, "every", EVERY);
+        let asked = self.boolean(section, "on-demand").unwrap_or_default();
+        let zone = self.string(section, "time-zone");
+        if let Some(expression) = &expression {
+            self.check(expression, cron::fault(expression.get_ref()), "bad schedule");
+        }
+        if let Some(zone) = &zone {
+            let fault = (!is_zone(zone.get_ref()))
+                .then(|| "expected `UTC`, `local`, or a name such as `Europe/Berlin`".to_owned());
+            self.check(zone, fault, "bad time zone");
+        }
+        let when: Vec<&str> =
+            ["schedule", "every"].into_iter().filter(|key| section.get(key).is_some()).collect();
+        let when: Vec<&str> = when.into_iter().chain(asked.then_some("on-demand")).collect();
+        if let [one, other, ..] = when[..] {
+            self.both(section, one, other);
+        }
+        if section.get("schedule").is_none() {
+            for (key, why) in [
+                ("time-zone", "only `schedule` names times of day"),
+                ("catch-up", "only with `schedule` a run can have been missed"),
+            ] {
+                self.idle(section, key, why);
+            }
+        }
+        let schedule = match (expression, every) {
+            (Some(expression), _) => {
+                let zone = zone.as_ref().map_or("UTC", |zone| zone.get_ref()).to_owned();
+                Schedule::Cron(Cron { expression: expression.into_inner(), zone })
+            }
+            (None, Some(every)) => Schedule::Every(every),
+            (None, None) if asked => Schedule::Asked,
+            (None, None) => Schedule::Start,
+        };
+        (schedule, zone)
+    }
+
+    fn logs(&mut self, top: &Section<'_>) -> Logs {
+        let defaults = Logs::default();
+        let Some(table) = self.table(top, "logs") else { return defaults };
+        let section = self.section("`[logs]`", table.get_ref(), table.span(), LOGS);
+        Logs {
+            to: self.log_to(&section).unwrap_or(defaults.to),
+            format: self.choice(&section, "format", FORMATS).unwrap_or(defaults.format),
+            max_size: self.size(&section, "max-size", LOG_SIZE).unwrap_or(defaults.max_size),
+            max_age_ms: self.duration(&section, "max-age", 1_000..=LONGEST_MS),
+            keep: self.integer(&section, "keep", 0..=MOST_KEPT).unwrap_or(defaults.keep),
+            compress: self.boolean(&section, "compress").unwrap_or(defaults.compress),
+            when_slow: self.choice(&section, "when-slow", WHEN_SLOW).unwrap_or(defaults.when_slow),
+        }
+    }
+
+    fn log_to(&mut self, logs: &Section<'_>) -> Option<LogTo> {
+        const NAMES: &[(&str, bool)] = &[("auto", true), ("stdout", false)];
+        let value = logs.get("to")?;
+        let Some(table) = value.get_ref().as_table() else {
+            if value.get_ref().is_str() {
+                let auto = self.choice(logs, "to", NAMES)?;
+                return Some(if auto { LogTo::Auto } else { LogTo::Stdout });
+            }
+            self.wrong_type(logs, "to", value, "`\"auto\"`, `\"stdout\"` or a table");
+            return None;
+        };
+        let section = self.section("`[logs.to]`", table, value.span(), LOGS_TO);
+        self.require(&section, "files");
+        let folder = self.string(&section, "files")?;
+        self.place_of_host(&folder, &["${state}/", "${env."], "bad folder for logs");
+        Some(LogTo::Files(folder.into_inner()))
+    }
+
+    fn signal_of(&mut self, section: &Section<'_>, key: &str) -> Option<String> {
+        let text = self.string_as(section, key, "the name of a signal")?;
+        self.signal(&text)
+    }
+
+    /// A signal's full name, whether written with `SIG` or without.
+    fn signal(&mut self, text: &Text) -> Option<String> {
+        let written: &str = text.get_ref();
+        let full = if written.starts_with("SIG") { written.to_owned() } else { format!("SIG{written}") };
+        if SIGNALS.contains(&full.as_str()) {
+            return Some(full);
+        }
+        let error = Diagnostic::new(format!("unknown signal `{written}`"))
+            .at(text.span(), "expected a name of signal(7), such as `SIGTERM`")
+            .near(near_miss(&full.to_uppercase().replacen("SIGSIG", "SIG", 1), SIGNALS.iter().copied()));
+        self.errors.push(error);
+        None
+    }
+
+    /// Reports two keys of which one alone makes sense.
+    fn both(&mut self, section: &Section<'_>, one: &str, other: &str) {
+        let error = Diagnostic::new(format!("both `{one}` and `{other}` in {}", section.title()))
+            .at(section.key_span(one), "")
+            .at(section.key_span(other), "")
+            .help("keep one of them");
+        self.errors.push(error);
+    }
+
+    /// Reports `key`, if it is there, as one that changes nothing.
+    fn idle(&mut self, section: &Section<'_>, key: &str, why: &str) {
+        if section.get(key).is_some() {
+            let error = Diagnostic::new(format!("`{key}` in {} has no effect", section.title()))
+                .at(section.key_span(key), why)
+                .help("leave it out");
+            self.errors.push(error);
+        }
+    }
+}
+
+/// How messages call the table `key` in `section`: `` `[services.web.ready]` ``.
+fn inner(section: &Section<'_>, key: &str) -> String {
+    let title = section.title();
+    format!("{}.{key}]`", title.trim_end_matches("]`"))
+}
+
+fn plain(texts: &[Text]) -> Vec<String> {
+    texts.iter().map(|text| text.get_ref().clone()).collect()
+}
+
+/// Every list of keys, for the test of the reference.
+#[cfg(test)]
+pub(super) fn key_lists() -> [&'static [Key]; 8] {
+    [SERVICE, TASK, LOGS, LOGS_TO, RESTART_DELAY, GIVE_UP, probe::READY, probe::HEALTH]
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,170 @@
+//! Rotated files: what they are called, which are kept, and how they become small.
+//!
+//! `2026-11-21T10-32-15.123456Z.log` is complete; with `.zst` behind it, it is compressed. `….zst.part` is being
+//! compressed, or was when the machine went down.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use super::format::{Micros, STAMP, Stamp, parse_stamp};
+use super::zstd;
+
+const PLAIN: &str = ".log";
+const PACKED: &str = ".log.zst";
+const UNFINISHED: &str = ".log.zst.part";
+
+/// A rotated file.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rotated {
+    /// When it was rotated, or a little later: no two of a folder are the same.
+    pub time: Micros,
+    /// It is compressed.
+    pub packed: bool,
+}
+
+impl Rotated {
+    /// Its name.
+    pub fn name(&self) -> String {
+        stem(self.time) + if self.packed { PACKED } else { PLAIN }
+    }
+}
+
+/// The name of a file that is rotated at this time.
+pub fn name(time: Micros) -> String {
+    stem(time) + PLAIN
+}
+
+/// A time stamp without colons, which other systems and remote copies trip over.
+fn stem(time: Micros) -> String {
+    let mut stamp = Stamp::default();
+    stamp.text(time).iter().map(|byte| if *byte == b':' { '-' } else { char::from(*byte) }).collect()
+}
+
+/// The rotated files of a folder, oldest first. Where a compressed one is complete, the plain one beside it does not
+/// count.
+pub fn rotated(folder: &Path) -> io::Result<Vec<Rotated>> {
+    let mut files: Vec<Rotated> = names(folder)?
+        .filter_map(|name| {
+            let (stem, kind) = name.split_at_checked(STAMP)?;
+            let packed = match kind {
+                PLAIN => false,
+                PACKED => true,
+                _ => return None,
+            };
+            Some(Rotated { time: parse_stamp(stem.as_bytes())?, packed })
+        })
+        .collect();
+    // Of the same time, the compressed one first.
+    files.sort_unstable_by_key(|file| (file.time, !file.packed));
+    files.dedup_by_key(|file| file.time);
+    Ok(files)
+}
+
+fn names(folder: &Path) -> io::Result<impl Iterator<Item = String>> {
+    Ok(fs::read_dir(folder)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok()))
+}
+
+/// Removes the oldest of `files` until `count` are left.
+pub fn keep(folder: &Path, files: &[Rotated], count: usize) {
+    for file in &files[..files.len().saturating_sub(count)] {
+        let stem = stem(file.time);
+        for kind in [PLAIN, PACKED] {
+            let _ = fs::remove_file(folder.join(format!("{stem}{kind}")));
+        }
+    }
+}
+
+/// Removes what a killed compressor has left.
+pub fn remove_unfinished(folder: &Path) {
+    for name in names(folder).into_iter().flatten().filter(|name| name.ends_with(UNFINISHED)) {
+        let _ = fs::remove_file(folder.join(name));
+    }
+}
+
+/// Compresses all rotated files of a folder that are not. A file that vanishes meanwhile was one too many.
+pub fn compress_all(folder: &Path) -> io::Result<()> {
+    for file in rotated(folder)?.into_iter().filter(|file| !file.packed) {
+        match compress(folder, &stem(file.time)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn compress(folder: &Path, stem: &str) -> io::Result<()> {
+    let path = |kind: &str| -> PathBuf { folder.join(format!("{stem}{kind}")) };
+    let done = write_compressed(&path(PLAIN), &path(UNFINISHED)).and_then(|()| {
+        fs::rename(path(UNFINISHED), path(PACKED))?;
+        fs::remove_file(path(PLAIN))
+    });
+    if done.is_err() {
+        let _ = fs::remove_file(path(UNFINISHED));
+    }
+    done
+}
+
+fn write_compressed(from: &Path, to: &Path) -> io::Result<()> {
+    let mut from = File::open(from)?;
+    let mode = std::os::unix::fs::MetadataExt::mode(&from.metadata()?) & 0o777;
+    let mut to = File::options().write(true).create(true).truncate(true).mode(mode).open(to)?;
+    zstd::compress(&mut from, &mut to)?;
+    // The plain file goes next: this one has to be there after a power cut.
+    to.sync_data()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_say_the_time_and_sort_by_it() {
+        assert_eq!(name(1_795_257_135_123_456), "2026-11-21T10-32-15.123456Z.log");
+        let times = [0, 1, 999_999, 1_000_000, 1_795_257_135_123_456, 4_107_542_400_000_000];
+        assert!(times.map(name).is_sorted());
+        for time in times {
+            let name = name(time);
+            assert_eq!(parse_stamp(name.as_bytes()), Some(time));
+        }
+    }
+
+    #[test]
+    fn a_folder_is_listed_by_time_and_the_compressed_file_wins() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [a, b, c] = [10, 20, 30].map(stem);
+        for name in
+            [format!("{b}{PLAIN}"), format!("{b}{PACKED}"), format!("{a}{PACKED}"), format!("{c}{PLAIN}")]
+        {
+            fs::write(folder.path().join(name), "").expect("writable");
+        }
+        for other in ["current", "x.log", &format!("{a}{UNFINISHED}"), &format!("{a}.txt")] {
+            fs::write(folder.path().join(other), "").expect("writable");
+        }
+        let list = |_| rotated(folder.path()).expect("readable");
+        let of = |time, packed| Rotated { time, packed };
+        assert_eq!(list(()), [of(10, true), of(20, true), of(30, false)]);
+        keep(folder.path(), &list(()), 1);
+        assert_eq!(list(()), [of(30, false)]);
+        remove_unfinished(folder.path());
+        assert!(!folder.path().join(format!("{a}{UNFINISHED}")).exists());
+        assert!(folder.path().join("x.log").exists());
+    }
+
+    #[test]
+    fn what_is_compressed_is_what_was_there() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let text: String =
+            (0..50_000).map(|n| format!("line {n} of a log that says much the same\n")).collect();
+        fs::write(folder.path().join(name(7)), &text).expect("writable");
+        compress_all(folder.path()).expect("compressed");
+        let files = rotated(folder.path()).expect("readable");
+        assert_eq!(files, [Rotated { time: 7, packed: true }]);
+        let packed = fs::read(folder.path().join(files[0].name())).expect("readable");
+        assert!(packed.len() < text.len() / 3, "{} of {}", packed.len(), text.len());
+        let mut unpacked = Vec::with_capacity(text.len());
+        zstd_safe::decompress(&mut unpacked, &packed).map_err(zstd_safe::get_error_name).expect("zstd");
+        assert!(unpacked == text.as_bytes());
+    }
+}

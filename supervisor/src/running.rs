@@ -1,0 +1,411 @@
+//! A bundle's commands about its running self: each finds it by the state folder, and asks it through its socket.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use kitbag_format::exit;
+use lexopt::prelude::*;
+use serde_json::Value;
+
+use crate::commands::{Failure, print};
+use crate::control::client::{self, Answer, PATIENCE};
+use crate::control::http::encoded;
+use crate::open::Own;
+use crate::place::Facts;
+use crate::state::Ms;
+use crate::state_folder;
+use crate::status::table::{self, Extra, Look};
+use crate::status::{State, Status, Unit, time, usage};
+
+pub mod background;
+mod exec;
+mod logs;
+
+pub use exec::exec;
+pub use logs::logs;
+
+/// How often a socket is asked for that is not there yet, or no longer.
+const POLL: Duration = Duration::from_millis(10);
+/// How long a start may take until all is ready, unless told.
+const START_TIME: Ms = 60_000;
+/// How long `wait` waits unless told.
+const WAIT_TIME: Ms = 30_000;
+/// Ends a stop that was asked for: none but what the manifest says.
+const WITHOUT_END: Ms = 86_400_000;
+/// Lines of a log that come with bad news.
+const LAST_LINES: usize = 10;
+
+/// Where the running bundle's state is.
+pub struct Running {
+    name: String,
+    state: PathBuf,
+}
+
+impl Running {
+    /// The one that this bundle's state folder belongs to, whether it runs or not.
+    pub fn of(own: &Own) -> Result<Self, Failure> {
+        let manifest = own.bundle.manifest()?;
+        let facts = Facts::of_process(Some(&own.path));
+        match state_folder::find(&facts, &manifest.name) {
+            Some(state) => Ok(Self { name: manifest.name, state }),
+            None => Err(Failure::NotRunning { name: manifest.name, state: None }),
+        }
+    }
+
+    /// Asks it, and waits for the answer for `patience` at most. One that is just starting gets some time.
+    fn ask(&self, method: &str, target: &str, patience: Ms) -> Result<Answer, Failure> {
+        let begin = Instant::now();
+        loop {
+            let error = match client::ask(&self.folder(), method, target, patience) {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            let nobody = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
+            let starting = nobody && state_folder::is_in_use(&self.state);
+            if !starting || begin.elapsed() > Duration::from_millis(PATIENCE) {
+                return Err(self.silent(&error));
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Asks it to do something: the units that it concerns.
+    fn order(&self, target: &str) -> Result<Vec<String>, Failure> {
+        let answer = good(self.ask("POST", target, PATIENCE)?)?;
+        let units = answer["units"].as_array().map_or(&[][..], Vec::as_slice);
+        Ok(units.iter().filter_map(|unit| unit.as_str().map(str::to_owned)).collect())
+    }
+
+    fn status(&self) -> Result<Status, Failure> {
+        Ok(Status::from_json(&good(self.ask("GET", "/v1/status", PATIENCE)?)?))
+    }
+
+    /// Where its socket is.
+    fn folder(&self) -> PathBuf {
+        state_folder::runtime_in(&self.state)
+    }
+
+    fn is_not_running(&self) -> Failure {
+        Failure::NotRunning { name: self.name.clone(), state: Some(self.state.clone()) }
+    }
+
+    /// It runs, and does not answer; or it has just ended.
+    fn silent(&self, error: &io::Error) -> Failure {
+        if !state_folder::is_in_use(&self.state) {
+            return self.is_not_running();
+        }
+        let pid =
+            state_folder::user_of(&self.state).map_or_else(String::new, |pid| format!(" (process {pid})"));
+        let why = match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "no answer in time".to_owned(),
+            io::ErrorKind::UnexpectedEof => "its answer broke off".to_owned(),
+            _ => error.to_string(),
+        };
+        Failure::Running(format!(
+            "{} runs{pid}, and does not answer at {}: {why}\n  to fix  see what holds it up; \
+             `kill -CONT` wakes it if it was stopped",
+            self.name,
+            self.folder().display()
+        ))
+    }
+}
+
+/// The answer's JSON, or what it says is wrong.
+fn good(answer: Answer) -> Result<Value, Failure> {
+    match answer.code {
+        _ if answer.is_good() => Ok(answer.value),
+        404 => Err(Failure::Usage(answer.fault())),
+        _ => Err(Failure::Running(answer.fault())),
+    }
+}
+
+/// What the bundle was called by, for sentences with something to type.
+fn called() -> String {
+    crate::sys::executed_path().map_or_else(|| "FILE".to_owned(), |path| path.display().to_string())
+}
+
+/// Options and names of a command line.
+#[derive(Default)]
+struct Line {
+    names: Vec<String>,
+    timeout: Option<Ms>,
+    flags: Vec<&'static str>,
+}
+
+impl Line {
+    /// Reads names, `--timeout` if `timed`, and these flags.
+    fn read(mut parser: lexopt::Parser, timed: bool, flags: &[&'static str]) -> Result<Self, Failure> {
+        let mut line = Self::default();
+        while let Some(argument) = parser.next()? {
+            match argument {
+                Value(name) => line.names.push(name.string()?),
+                Long("timeout") if timed => line.timeout = Some(span(&parser.value()?.string()?)?),
+                Long(name) => match flags.iter().find(|flag| **flag == name) {
+                    Some(flag) => line.flags.push(flag),
+                    None => return Err(Long(name).unexpected().into()),
+                },
+                other => return Err(other.unexpected().into()),
+            }
+        }
+        Ok(line)
+    }
+
+    fn has(&self, flag: &str) -> bool {
+        self.flags.contains(&flag)
+    }
+
+    fn no_names(&self) -> Result<(), Failure> {
+        match self.names.first() {
+            Some(name) => Err(Failure::Usage(format!("unexpected argument `{name}`"))),
+            None => Ok(()),
+        }
+    }
+}
+
+fn span(text: &str) -> Result<Ms, Failure> {
+    let wrong = || Failure::Usage(format!("`{text}` is not a time: `500ms`, `30s`, `5m`, `1h`"));
+    time::parse_span(text).filter(|span| *span <= WITHOUT_END).ok_or_else(wrong)
+}
+
+// --- Commands ---
+
+/// `status [--json]`
+pub fn status(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
+    let line = Line::read(parser, false, &["json"])?;
+    line.no_names()?;
+    let running = Running::of(own)?;
+    let value = good(running.ask("GET", "/v1/status", PATIENCE)?)?;
+    let status = Status::from_json(&value);
+    if line.has("json") {
+        print(kitbag_format::report::json_text(&value).as_bytes())?;
+    } else {
+        let coloured = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        let look = Look { coloured, width: crate::sys::background::columns() };
+        print(table::render(&status, &extras(&status), look, &called()).as_bytes())?;
+    }
+    let failed = status.units.iter().any(|unit| unit.state == State::Failed);
+    if failed { Err(Failure::Found(exit::SERVICE_FAILED)) } else { Ok(()) }
+}
+
+/// What the supervisor leaves to its clients: memory of whole sessions, last lines.
+fn extras(status: &Status) -> Vec<Extra> {
+    let sessions: Vec<i32> = status.units.iter().map(|unit| unit.pid.unwrap_or(-1)).collect();
+    let memory = usage::of_sessions(&sessions);
+    let last_line = |unit: &Unit| {
+        let folder = status.log_folder.as_ref().filter(|_| !unit.is_ready())?;
+        logs::last_lines(folder, &unit.name, 1).pop()
+    };
+    status
+        .units
+        .iter()
+        .zip(memory)
+        .map(|(unit, memory)| Extra { memory, last_line: last_line(unit) })
+        .collect()
+}
+
+/// `stop [SVC…]`: returns when they have ended; without a name, when everything has.
+pub fn stop(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
+    let line = Line::read(parser, false, &["oknodo"])?;
+    let outcome = Running::of(own).and_then(|running| {
+        if line.names.is_empty() {
+            running.order("/v1/stop")?;
+            state_folder::wait_until_free(&running.state);
+            return print(format!("{} has stopped\n", running.name).as_bytes());
+        }
+        let units = running.order_each(&line.names, "stop")?;
+        line.names.iter().try_for_each(|name| running.wait("ended", name, WITHOUT_END).map(drop))?;
+        print(format!("stopped: {}\n", units.join(", ")).as_bytes())
+    });
+    match outcome {
+        Err(Failure::NotRunning { name, .. }) if line.has("oknodo") => {
+            print(format!("{name} is not running\n").as_bytes())
+        }
+        other => other,
+    }
+}
+
+/// `start [--timeout T] [--oknodo] [SVC…]`: everything in the background; or services of the running one.
+pub fn start(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
+    let line = Line::read(parser, true, &["oknodo"])?;
+    let timeout = line.timeout.unwrap_or(START_TIME);
+    if line.names.is_empty() {
+        return background::start(own, timeout, line.has("oknodo"));
+    }
+    let running = Running::of(own)?;
+    let units = running.order_each(&line.names, "start")?;
+    running.until_ready(&line.names, timeout)?;
+    print(format!("ready: {}\n", units.join(", ")).as_bytes())
+}
+
+/// `restart [--timeout T] [SVC…]`: returns when they are ready again.
+pub fn restart(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
+    let line = Line::read(parser, true, &[])?;
+    let running = Running::of(own)?;
+    let (units, names) = if line.names.is_empty() {
+        (running.order("/v1/restart")?, vec![String::new()])
+    } else {
+        (running.order_each(&line.names, "restart")?, line.names)
+    };
+    running.until_ready(&names, line.timeout.unwrap_or(START_TIME))?;
+    print(format!("restarted: {}\n", units.join(", ")).as_bytes())
+}
+
+/// `signal SIG SVC…`
+pub fn signal(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
+    let line = Line::read(parser, false, &[])?;
+    let [signal, names @ ..] = &line.names[..] else {
+        return Err(Failure::Usage("name a signal and whom to send it: `signal HUP web`".to_owned()));
+    };
+    if crate::control::signal_number(signal).is_none() {
+        return Err(Failure::Usage(format!("there is no signal `{signal}`; try `HUP`, `USR1` or a number")));
+    }
+    if names.is_empty() {
+        return Err(Failure::Usage(format!("whom to send it to? `signal {signal} SVC…`")));
+    }
+    Running::of(own)?.order_each(names, &format!("signal?signal={}", encoded(signal))).map(drop)
+}
+
+/// `scale SVC=N…`
+pub fn scale(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
+    let line = Line::read(parser, false, &[])?;
+    let wanted = |text: &String| {
+        let (name, number) = text.split_once('=')?;
+        Some((name.to_owned(), number.parse::<u32>().ok()?))
+    };
+    let wanted: Option<Vec<(String, u32)>> = line.names.iter().map(wanted).collect();
+    let Some(wanted) = wanted.filter(|wanted| !wanted.is_empty()) else {
+        return Err(Failure::Usage("say how many of what: `scale web=3`".to_owned()));
+    };
+    let running = Running::of(own)?;
+    for (name, number) in wanted {
+        running.order(&format!("/v1/services/{}/scale?instances={number}", encoded(&name)))?;
+    }
+    Ok(())
+}
+
+/// `run-task NAME [--wait]`
+pub fn run_task(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
+    let line = Line::read(parser, true, &["wait"])?;
+    let [name] = &line.names[..] else {
+        return Err(Failure::Usage("name one task: `run-task NAME`".to_owned()));
+    };
+    let running = Running::of(own)?;
+    running.order(&format!("/v1/tasks/{}/run", encoded(name)))?;
+    if !line.has("wait") {
+        return Ok(());
+    }
+    let answer = running.wait("ended", name, line.timeout.unwrap_or(WITHOUT_END))?;
+    if answer["well"] == true {
+        return Ok(());
+    }
+    let status = running.status()?;
+    let how = status.named(name).next().map_or_else(String::new, Unit::why);
+    tell(&format!("task {name} did not end well: {how}"));
+    running.tell_last_lines(&status, name);
+    Err(Failure::Found(exit::SERVICE_FAILED))
+}
+
+/// `wait --ready [--timeout T] [SVC…]`
+pub fn wait(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
+    let line = Line::read(parser, true, &["ready"])?;
+    if !line.has("ready") {
+        return Err(Failure::Usage("wait for what? `wait --ready`".to_owned()));
+    }
+    let names = if line.names.is_empty() { vec![String::new()] } else { line.names };
+    Running::of(own)?.until_ready(&names, line.timeout.unwrap_or(WAIT_TIME))
+}
+
+/// `events [-f]`: an object a line.
+pub fn events(own: &Own, mut parser: lexopt::Parser) -> Result<(), Failure> {
+    let mut follow = false;
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Short('f') | Long("follow") => follow = true,
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    let running = Running::of(own)?;
+    // It is there, and answers.
+    running.status()?;
+    let target = format!("/v1/events?follow={}", u8::from(follow));
+    let mut gone = false;
+    let result = client::follow(&running.folder(), &target, |line| {
+        gone = io::stdout().write_all(line).and_then(|()| io::stdout().flush()).is_err();
+        !gone
+    });
+    result.map_err(|error| running.silent(&error))
+}
+
+impl Running {
+    /// Asks the same for each name.
+    fn order_each(&self, names: &[String], verb: &str) -> Result<Vec<String>, Failure> {
+        let mut units = Vec::new();
+        for name in names {
+            units.extend(self.order(&format!("/v1/services/{}/{verb}", encoded(name)))?);
+        }
+        Ok(units)
+    }
+
+    /// Waits until `name` is `ready`, or has `ended`; the answer if it has come to that in time.
+    fn wait(&self, goal: &str, name: &str, timeout: Ms) -> Result<Value, Failure> {
+        let target = format!("/v1/wait?{goal}=1&unit={}&timeout={timeout}ms", encoded(name));
+        let answer = self.ask("GET", &target, timeout.saturating_add(PATIENCE))?;
+        match answer.code {
+            503 => Err(Failure::NotReady { never: answer.value["final"] == true, answer: answer.value }),
+            _ => good(answer),
+        }
+    }
+
+    /// Waits until all of them are ready; or tells which is not and why, with the end of its log.
+    fn until_ready(&self, names: &[String], timeout: Ms) -> Result<(), Failure> {
+        let begin = Instant::now();
+        for name in names {
+            let left = timeout.saturating_sub(Ms::try_from(begin.elapsed().as_millis()).unwrap_or(Ms::MAX));
+            match self.wait("ready", name, left) {
+                Err(Failure::NotReady { answer, never }) => return Err(self.tell_unready(&answer, never)),
+                other => other?,
+            };
+        }
+        Ok(())
+    }
+
+    /// Tells who is not ready. The exit code says whether that may change.
+    fn tell_unready(&self, answer: &Value, never: bool) -> Failure {
+        let status = self.status().ok();
+        for unit in answer["units"].as_array().into_iter().flatten() {
+            let text = |key: &str| unit[key].as_str().unwrap_or("?");
+            tell(&format!("{} is not ready ({}): {}", text("unit"), text("state"), text("why")));
+            if let Some(status) = &status {
+                self.tell_last_lines(status, text("unit"));
+            }
+        }
+        let called = called();
+        tell(&format!("{} goes on running: `{called} status` says more, `{called} stop` ends it", self.name));
+        Failure::Found(if never { exit::SERVICE_FAILED } else { exit::NOT_READY })
+    }
+
+    /// The end of a unit's log.
+    fn tell_last_lines(&self, status: &Status, unit: &str) {
+        let Some(folder) = &status.log_folder else { return };
+        for line in logs::last_lines(folder, unit, LAST_LINES) {
+            tell(&format!("  {unit} | {line}"));
+        }
+    }
+}
+
+/// A sentence on standard error.
+fn tell(text: &str) {
+    crate::commands::say(text);
+}
+
+/// The log folder of a bundle, running or not: what it says, else where it is by default.
+fn log_folder(running: &Running) -> PathBuf {
+    let said = running.status().ok().and_then(|status| status.log_folder);
+    said.unwrap_or_else(|| default_log_folder(&running.folder()))
+}
+
+/// Where logs are unless the manifest says otherwise.
+pub fn default_log_folder(runtime: &Path) -> PathBuf {
+    runtime.join("log")
+}

@@ -1,0 +1,163 @@
+//! `start`: the bundle in the background.
+//!
+//! The process that a person started forks, and waits for word from the one in the background: a byte when that has
+//! begun to supervise, and another, its exit code, when it ends. What goes wrong before that is said by the new
+//! process itself, which still has the person's standard error.
+
+use std::fs::{self, OpenOptions};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use kitbag_format::exit;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::{Running, default_log_folder, tell};
+use crate::commands::{self, Failure, print};
+use crate::control::client::PATIENCE;
+use crate::open::Own;
+use crate::service::{self, Setting};
+use crate::state::Ms;
+use crate::status::time;
+use crate::store::StoreError;
+use crate::sys::background::{self, Side};
+use crate::sys::fd;
+
+/// The byte that says: supervising. No exit code of a bundle is this.
+const SUPERVISING: u8 = 255;
+/// The file for what the supervisor itself says in the background.
+const OWN_LOG: &str = "supervisor.log";
+/// With more in it, it is put aside at the next start.
+const OWN_LOG_FULL: u64 = 1 << 20;
+
+/// The way back to whoever started a bundle in the background.
+#[derive(Debug)]
+pub struct Report(OwnedFd);
+
+impl Report {
+    /// The services are about to run. Gives the terminal up: the working folder, and the standard files, which
+    /// become `supervisor.log` among the logs of `runtime`.
+    pub fn supervising(&self, runtime: &Path) -> Result<(), StoreError> {
+        let folder = default_log_folder(runtime);
+        make_private(&folder).map_err(StoreError::io("make", &folder))?;
+        let path = folder.join(OWN_LOG);
+        if fs::metadata(&path).is_ok_and(|found| found.len() > OWN_LOG_FULL) {
+            let _ = fs::rename(&path, folder.join("supervisor.log.1"));
+        }
+        let mut options = OpenOptions::new();
+        let options = options.append(true).create(true).mode(0o600).custom_flags(OFlag::O_NOFOLLOW.bits());
+        let log = options.open(&path).map_err(StoreError::io("open", &path))?;
+        std::env::set_current_dir("/").map_err(StoreError::io("change to", Path::new("/")))?;
+        background::redirect(&log.into()).map_err(StoreError::sys("write to", &path))?;
+        self.tell(SUPERVISING);
+        Ok(())
+    }
+
+    fn tell(&self, byte: u8) {
+        // Nobody may be left to hear it.
+        let _ = nix::unistd::write(&self.0, &[byte]);
+    }
+}
+
+fn make_private(folder: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    match fs::DirBuilder::new().mode(0o700).create(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Starts everything, and returns when it is ready.
+pub fn start(own: &Own, timeout: Ms, oknodo: bool) -> Result<(), Failure> {
+    if let Some(running) = found(own)? {
+        return already(&running, timeout, oknodo);
+    }
+    let failed =
+        |errno: crate::sys::Errno| Failure::Running(format!("cannot go to the background: {}", errno.desc()));
+    match background::split().map_err(failed)? {
+        Side::Background(report) => supervise(own, Report(report)),
+        Side::Caller(report) => attend(own, &report, timeout),
+    }
+}
+
+/// The running one, if there is one.
+fn found(own: &Own) -> Result<Option<Running>, Failure> {
+    match Running::of(own).and_then(|running| running.status().map(|_| running)) {
+        Ok(running) => Ok(Some(running)),
+        Err(Failure::NotRunning { .. }) => Ok(None),
+        Err(other) => Err(other),
+    }
+}
+
+fn already(running: &Running, timeout: Ms, oknodo: bool) -> Result<(), Failure> {
+    let status = running.status()?;
+    let text = format!("{} is running already, as process {}", running.name, status.pid);
+    if !oknodo {
+        tell(&format!("{text}, for {}", time::span(status.for_ms)));
+        return Err(Failure::Found(exit::RUNNING));
+    }
+    running.until_ready(&[String::new()], timeout)?;
+    print(format!("{text}\n").as_bytes())
+}
+
+/// The life of the process in the background.
+fn supervise(own: &Own, report: Report) -> ! {
+    let code = service::run(own, &Setting::Background(&report))
+        .unwrap_or_else(|failure| commands::report_failure(&failure, false));
+    report.tell(code);
+    std::process::exit(i32::from(code))
+}
+
+/// Waits with the person in front until all is ready.
+fn attend(own: &Own, report: &OwnedFd, timeout: Ms) -> Result<(), Failure> {
+    let begin = std::time::Instant::now();
+    match next(report) {
+        Some(SUPERVISING) => {}
+        // It has said why.
+        Some(code) => return Err(Failure::Found(code)),
+        None => {
+            return Err(Failure::Running("the process in the background did not come to life".to_owned()));
+        }
+    }
+    let running = Running::of(own)?;
+    let ready = running.until_ready(&[String::new()], timeout);
+    let spent = time::span(Ms::try_from(begin.elapsed().as_millis()).unwrap_or(Ms::MAX));
+    match ready {
+        Err(Failure::NotRunning { .. } | Failure::Running(_)) if ends(report) => ended(&running, report),
+        Err(other) => Err(other),
+        Ok(()) => {
+            let pid = running.status().map_or(0, |status| status.pid);
+            print(format!("{} is ready after {spent}, as process {pid}\n", running.name).as_bytes())
+        }
+    }
+}
+
+/// True if it has ended, or is about to.
+fn ends(report: &OwnedFd) -> bool {
+    let patience = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
+    poll(&mut [PollFd::new(report.as_fd(), PollFlags::POLLIN)], patience).is_ok_and(|ready| ready > 0)
+}
+
+/// It ended before it was ready: how, and what it said last.
+fn ended(running: &Running, report: &OwnedFd) -> Result<(), Failure> {
+    let code = next(report).unwrap_or(exit::FAILURE);
+    if code == exit::OK {
+        return print(format!("{} has ended: all of its services ended well\n", running.name).as_bytes());
+    }
+    tell(&format!("{} ended before it was ready; it said last:", running.name));
+    let path = default_log_folder(&running.folder()).join(OWN_LOG);
+    for line in super::logs::last_of_file(&path, super::LAST_LINES) {
+        tell(&format!("  {line}"));
+    }
+    Err(Failure::Found(code))
+}
+
+/// The next byte of a report, waited for; `None` at its end.
+fn next(report: &OwnedFd) -> Option<u8> {
+    let mut byte = [0];
+    match fd::read(report.as_fd(), &mut byte) {
+        Ok(Some(1)) => Some(byte[0]),
+        _ => None,
+    }
+}

@@ -1,0 +1,238 @@
+//! The status as a person reads it at three in the morning: who is well, who is not and why, and what to type next.
+
+use super::time::{rfc3339, span};
+use super::{Kind, State, Status, Unit};
+use crate::owned::Size;
+
+/// How it is shown.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Look {
+    /// With colours.
+    pub coloured: bool,
+    /// Lines are cut to this many letters; `None`: they are as long as they are.
+    pub width: Option<usize>,
+}
+
+/// What the client adds to a unit's status.
+#[derive(Debug, Clone, Default)]
+pub struct Extra {
+    /// Memory of all processes in the unit's session, in bytes; 0: not known.
+    pub memory: u64,
+    /// The last line that it has printed.
+    pub last_line: Option<String>,
+}
+
+/// The status as text. `extras` are the units' in the same order; `file` is what the bundle is called by.
+pub fn render(status: &Status, extras: &[Extra], look: Look, file: &str) -> String {
+    let mut lines = vec![headline(status)];
+    let rows: Vec<[String; 6]> = status
+        .units
+        .iter()
+        .enumerate()
+        .map(|(at, unit)| row(unit, extras.get(at).map_or(0, |extra| extra.memory)))
+        .collect();
+    let title = ["NAME", "STATE", "FOR", "PID", "RESTARTS", "MEMORY"].map(str::to_owned);
+    let widest = |column: usize| rows.iter().chain([&title]).map(|row| row[column].len()).max().unwrap_or(0);
+    let widths: [usize; 6] = std::array::from_fn(widest);
+    lines.push(columns(&title, &widths, None));
+    for (at, (unit, row)) in status.units.iter().zip(&rows).enumerate() {
+        lines.push(columns(row, &widths, look.coloured.then(|| colour(unit))));
+        lines.extend(notes(unit, extras.get(at)));
+    }
+    lines.extend(advice(status, file));
+    lines.iter().map(|line| cut(line, look.width) + "\n").collect()
+}
+
+fn headline(status: &Status) -> String {
+    let Status { bundle, version, pid, state_folder, .. } = status;
+    let doing = if status.stopping { "stopping" } else { "running" };
+    format!(
+        "{bundle} {version}  {doing}, process {pid}, for {} (since {}), state in {}",
+        span(status.for_ms),
+        rfc3339(status.since),
+        state_folder.display()
+    )
+}
+
+fn row(unit: &Unit, memory: u64) -> [String; 6] {
+    let dash = || "-".to_owned();
+    [
+        unit.name.clone(),
+        unit.state.name().to_owned(),
+        span(unit.for_ms),
+        unit.pid.map_or_else(dash, |pid| pid.to_string()),
+        if unit.kind == Kind::Task { format!("{} runs", unit.restarts) } else { unit.restarts.to_string() },
+        if memory == 0 { dash() } else { Size(memory).to_string() },
+    ]
+}
+
+/// Names to the left, numbers to the right.
+fn columns(row: &[String; 6], widths: &[usize; 6], colour: Option<u8>) -> String {
+    let mut line = String::new();
+    for (at, (cell, width)) in row.iter().zip(widths).enumerate() {
+        let cell = if at < 2 { format!("{cell:<width$}") } else { format!("{cell:>width$}") };
+        let cell = match colour {
+            Some(colour) if at == 1 => format!("\x1b[{colour}m{cell}\x1b[0m"),
+            _ => cell,
+        };
+        line.push_str("  ");
+        line.push_str(&cell);
+    }
+    line.truncate(line.trim_end().len());
+    line
+}
+
+/// Green: well. Yellow: on its way. Red: not well.
+const fn colour(unit: &Unit) -> u8 {
+    match unit.state {
+        State::Ready | State::Running | State::Idle | State::Done => 32,
+        State::Waiting | State::Starting | State::Reloading | State::Stopping | State::Stopped => 33,
+        State::Retrying | State::Failed => 31,
+    }
+}
+
+/// What stands below a unit that is not simply well, and below one that came back.
+fn notes(unit: &Unit, extra: Option<&Extra>) -> Vec<String> {
+    let mut notes = Vec::new();
+    let well = unit.is_ready() || unit.state == State::Running;
+    // Its last end, which follows, says as much where there is no other reason.
+    let end = unit.last_end.as_ref().map(|end| end.how.as_str());
+    if !well
+        && unit.state != State::Stopped
+        && (end.is_none() || unit.reason.as_deref().is_some_and(|why| Some(why) != end))
+    {
+        notes.push(format!("why        {}", unit.why()));
+    }
+    if let Some(delay) = unit.retry_in_ms {
+        let what = if unit.kind == Kind::Task { "next run" } else { "next try" };
+        notes.push(format!("{what}   in {}", span(delay)));
+    }
+    if let Some(end) = &unit.last_end
+        && (unit.restarts > 0 || !well)
+    {
+        notes.push(format!("last end   {} after {}, {} ago", end.how, span(end.ran_ms), span(end.ago_ms)));
+    }
+    if let Some(says) = &unit.says {
+        notes.push(format!("says       {says}"));
+    }
+    if let Some(line) = extra.and_then(|extra| extra.last_line.as_ref())
+        && !well
+    {
+        notes.push(format!("last line  {line}"));
+    }
+    notes.into_iter().map(|note| format!("      {}", printable(&note))).collect()
+}
+
+/// What services say goes to a terminal: control characters do not.
+fn printable(text: &str) -> String {
+    text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
+}
+
+/// What to type next, for the first unit that is not well.
+fn advice(status: &Status, file: &str) -> Vec<String> {
+    let unwell = |unit: &&Unit| matches!(unit.state, State::Failed | State::Retrying);
+    let slow = |unit: &&Unit| unit.state == State::Starting && unit.for_ms > 10_000;
+    let mut lines = Vec::new();
+    let mut line = |command: String, about: &str| lines.push((command, about.to_owned()));
+    if let Some(unit) = status.units.iter().find(unwell).or_else(|| status.units.iter().find(slow)) {
+        line(format!("{file} logs -n 50 {}", unit.name), "what it printed before");
+        match unit.kind {
+            Kind::Service => line(format!("{file} restart {}", unit.name), "try now, with a clean slate"),
+            Kind::Task => line(format!("{file} run-task {} --wait", unit.name), "try again"),
+        }
+    } else if let Some(unit) = status.units.iter().find(|unit| unit.state == State::Stopped) {
+        line(format!("{file} start {}", unit.name), "it was told to stop; this starts it");
+    }
+    let width = lines.iter().map(|(command, _)| command.len()).max().unwrap_or(0);
+    let shown = lines.iter().map(|(command, about)| format!("  {command:width$}   {about}"));
+    if lines.is_empty() { Vec::new() } else { std::iter::once("next:".to_owned()).chain(shown).collect() }
+}
+
+/// A line cut to a width in letters; escapes take none.
+fn cut(line: &str, width: Option<usize>) -> String {
+    let Some(width) = width else { return line.to_owned() };
+    let (mut out, mut shown, mut escape) = (String::new(), 0, false);
+    for letter in line.chars() {
+        let is_escape = escape || letter == '\x1b';
+        if is_escape || shown < width {
+            out.push(letter);
+        }
+        shown += usize::from(!is_escape);
+        escape = is_escape && letter != 'm';
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Ended;
+    use super::*;
+
+    fn night() -> (Status, Vec<Extra>) {
+        let web = Unit {
+            name: "web".into(),
+            service: "web".into(),
+            state: State::Ready,
+            for_ms: 7_500_000,
+            pid: Some(4713),
+            ..Unit::default()
+        };
+        let worker = Unit {
+            name: "worker.1".into(),
+            service: "worker".into(),
+            state: State::Retrying,
+            for_ms: 700,
+            restarts: 17,
+            retry_in_ms: Some(2_300),
+            last_end: Some(Ended {
+                how: "exited with status 3".into(),
+                ago_ms: 700,
+                ran_ms: 120,
+                ..Ended::default()
+            }),
+            ..Unit::default()
+        };
+        let status = Status {
+            bundle: "shop".into(),
+            version: "1.2".into(),
+            pid: 4711,
+            since: 1_795_255_923_000,
+            for_ms: 7_600_000,
+            state_folder: "/var/lib/kitbag/shop".into(),
+            units: vec![web, worker],
+            ..Status::default()
+        };
+        let line = Some("cannot connect \x1b[2J to db".to_owned());
+        (status, vec![Extra { memory: 12_300_000, last_line: None }, Extra { memory: 0, last_line: line }])
+    }
+
+    #[test]
+    fn a_bad_night_is_told_on_one_screen() {
+        let (status, extras) = night();
+        let expected = "\
+shop 1.2  running, process 4711, for 2 h 6 min (since 2026-11-21T10:12:03.000Z), state in /var/lib/kitbag/shop
+  NAME      STATE            FOR   PID  RESTARTS   MEMORY
+  web       ready     2 h 5 min  4713         0  12.3 MB
+  worker.1  retrying     700 ms     -        17        -
+      next try   in 2.3 s
+      last end   exited with status 3 after 120 ms, 700 ms ago
+      last line  cannot connect  [2J to db
+next:
+  ./shop logs -n 50 worker.1   what it printed before
+  ./shop restart worker.1      try now, with a clean slate
+";
+        let expected = expected.replace("STATE            FOR", "STATE           FOR");
+        assert_eq!(render(&status, &extras, Look::default(), "./shop"), expected);
+    }
+
+    #[test]
+    fn a_narrow_terminal_gets_short_lines_and_whole_escapes() {
+        let (status, extras) = night();
+        let text = render(&status, &extras, Look { coloured: true, width: Some(24) }, "./shop");
+        assert!(text.contains("\x1b[31mretrying\x1b[0m"), "{text:?}");
+        for line in text.lines() {
+            let bare = line.replace("\x1b[32m", "").replace("\x1b[31m", "").replace("\x1b[0m", "");
+            assert!(bare.chars().count() <= 24 && !bare.contains('\x1b'), "{line:?}");
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Moments and spans as text.
+
+use super::UnixMs;
+use crate::state::Ms;
+
+const DAY: i64 = 86_400_000;
+
+/// `2026-11-21T10:12:03.120Z` (RFC 3339, UTC).
+pub fn rfc3339(at: UnixMs) -> String {
+    let (year, month, day) = civil(at.div_euclid(DAY));
+    let ms = at.rem_euclid(DAY);
+    let (hour, minute, second) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", ms % 1000)
+}
+
+/// Reads what [`rfc3339`] wrote, and nothing else.
+pub fn from_rfc3339(text: &str) -> Option<UnixMs> {
+    let number = |range: std::ops::Range<usize>| text.get(range)?.parse::<i64>().ok();
+    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
+    let (hour, minute, second, ms) = (number(11..13)?, number(14..16)?, number(17..19)?, number(20..23)?);
+    if !(1..=12).contains(&month) {
+        return None;
+    }
+    Some(days(year, month, day) * DAY + ((hour * 60 + minute) * 60 + second) * 1000 + ms)
+}
+
+/// The date of a day since 1970 (Howard Hinnant, `civil_from_days`,
+/// <https://howardhinnant.github.io/date_algorithms.html>).
+const fn civil(days: i64) -> (i64, i64, i64) {
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let of_era = shifted.rem_euclid(146_097);
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    (year + era * 400 + (month <= 2) as i64, month, day)
+}
+
+/// The day since 1970 of a date: `days_from_civil` of the same source.
+const fn days(year: i64, month: i64, day: i64) -> i64 {
+    let year = year - (month <= 2) as i64;
+    let era = year.div_euclid(400);
+    let of_era = year.rem_euclid(400);
+    let of_year = (153 * (if month > 2 { month - 3 } else { month + 9 }) + 2) / 5 + day - 1;
+    era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468
+}
+
+/// `80 ms`, `1.2 s`, `34 s`, `5 min`, `2 h 5 min`, `3 d 4 h`.
+pub fn span(time: Ms) -> String {
+    let (seconds, minutes, hours, days) = (time / 1000, time / 60_000, time / 3_600_000, time / 86_400_000);
+    match time {
+        0..1000 => format!("{time} ms"),
+        1000..10_000 => format!("{seconds}.{} s", time / 100 % 10),
+        10_000..120_000 => format!("{seconds} s"),
+        120_000..3_600_000 => format!("{minutes} min"),
+        3_600_000..172_800_000 => format!("{hours} h {} min", minutes % 60),
+        _ => format!("{days} d {} h", hours % 24),
+    }
+}
+
+/// Reads `500ms`, `30s`, `5m`, `12h`, `30d`; a number alone is seconds.
+pub fn parse_span(text: &str) -> Option<Ms> {
+    let end = text.bytes().position(|byte| !byte.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let factor = match unit {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return None,
+    };
+    number.parse::<Ms>().ok()?.checked_mul(factor)
+}
+
+/// Now, on the host's clock.
+pub fn now() -> UnixMs {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_what_date_says() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(rfc3339(951_782_400_000), "2000-02-29T00:00:00.000Z");
+        assert_eq!(rfc3339(1_795_255_923_120), "2026-11-21T10:12:03.120Z");
+        for at in (-5_000_000_000_000..5_000_000_000_000).step_by(7_777_777_777) {
+            assert_eq!(from_rfc3339(&rfc3339(at)), Some(at));
+        }
+        for wrong in ["", "2026", "2026-13-01T00:00:00.000Z", "äääääääääääääääääääääää"]
+        {
+            assert_eq!(from_rfc3339(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn spans_are_read_and_written() {
+        let written = [80, 1_234, 34_567, 300_000, 7_500_000, 273_600_000].map(span);
+        assert_eq!(written, ["80 ms", "1.2 s", "34 s", "5 min", "2 h 5 min", "3 d 4 h"]);
+        let read = ["500ms", "30", "30s", "5m", "1h", "2d"].map(parse_span);
+        assert_eq!(read, [500, 30_000, 30_000, 300_000, 3_600_000, 172_800_000].map(Some));
+        for wrong in ["", "s", "5x", "-1", "99999999999999999999", "18446744073709551615d"] {
+            assert_eq!(parse_span(wrong), None, "{wrong}");
+        }
+    }
+}

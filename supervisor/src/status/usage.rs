@@ -1,0 +1,88 @@
+//! What processes use, from proc(5). Where there is no /proc, nothing is known.
+
+use std::fs;
+
+use crate::state::Ms;
+use crate::sys::{self, Pid};
+
+/// What a process uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Resident memory in bytes, shared pages counted in full.
+    pub memory: u64,
+    /// Processor time, that of children it has waited for included.
+    pub cpu_ms: Ms,
+}
+
+/// What we need of proc_pid_stat(5).
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    session: Pid,
+    usage: Usage,
+}
+
+/// What one process uses; `None` if it is no more, or if there is no /proc.
+pub fn of_process(pid: Pid) -> Option<Usage> {
+    stat(pid).map(|stat| stat.usage)
+}
+
+/// The memory of each session in bytes, in the order of `sessions`: of each process its proportional share (PSS)
+/// where /proc tells it to us, its resident memory otherwise. Looks at every process of the machine: for a
+/// client, which may take its time.
+pub fn of_sessions(sessions: &[Pid]) -> Vec<u64> {
+    let mut memory = vec![0; sessions.len()];
+    let names = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.file_name());
+    for pid in names.filter_map(|name| name.to_str()?.parse::<Pid>().ok()) {
+        let Some(stat) = stat(pid) else { continue };
+        if let Some(at) = sessions.iter().position(|session| *session == stat.session) {
+            memory[at] += share(pid).unwrap_or(stat.usage.memory);
+        }
+    }
+    memory
+}
+
+fn stat(pid: Pid) -> Option<Stat> {
+    parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// The name in parentheses may hold anything; what follows it is numbers.
+fn parse(text: &str) -> Option<Stat> {
+    let fields: Vec<&str> = text.rsplit_once(") ")?.1.split_ascii_whitespace().collect();
+    // Counted from the third field of the manual, the state.
+    let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
+    let ticks = (14..=17).map(number).sum::<Option<u64>>()?;
+    let memory = number(24)?.saturating_mul(sys::page_size());
+    Some(Stat {
+        session: fields.get(6 - 3)?.parse().ok()?,
+        usage: Usage { memory, cpu_ms: ticks.saturating_mul(1000) / sys::ticks_per_second() },
+    })
+}
+
+/// The proportional share of a process, in bytes. Needs the rights to trace it.
+fn share(pid: Pid) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_anything_in_it_does_not_shift_the_fields() {
+        let text = "7 (a) b (c) S 1 7 6 0 -1 4 0 0 0 0 100 50 25 25 20 0 1 0 9 99 3 18446744073709551615 1";
+        let stat = parse(text).expect("it is whole");
+        assert_eq!((stat.session, stat.usage.cpu_ms), (6, 200_000 / sys::ticks_per_second()));
+        assert_eq!(stat.usage.memory, 3 * sys::page_size());
+        assert!(parse("7 (a) S 1").is_none() && parse("").is_none());
+    }
+
+    #[test]
+    fn this_process_uses_memory() {
+        let own = std::process::id().cast_signed();
+        assert!(of_process(own).is_some_and(|usage| usage.memory > 100_000));
+        let session = stat(own).expect("it runs").session;
+        assert!(of_sessions(&[session, -1])[0] > 100_000);
+    }
+}

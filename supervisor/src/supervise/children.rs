@@ -1,0 +1,169 @@
+//! Signals to us, and our children: who has ended, and what services left behind.
+
+use crate::state::{End, Event, Phase, State, Turn};
+use crate::sys::wait::{self, Children};
+use crate::sys::{Pid, signal};
+
+use super::units::{Id, Whose};
+use super::{Supervisor, words};
+
+/// Ended children reaped before other events get their turn.
+const REAP_BATCH: usize = 4096;
+
+impl Supervisor {
+    pub(super) fn take_signals(&mut self) {
+        let mut turns = Vec::new();
+        while let Ok(Some(info)) = self.signals.read_signal() {
+            let number = info.ssi_signo.cast_signed();
+            match number {
+                libc::SIGTERM | libc::SIGINT => turns.push((number, Turn::Stop)),
+                libc::SIGQUIT | libc::SIGHUP => turns.push((number, Turn::StopGently)),
+                _ => {}
+            }
+        }
+        self.reap();
+        for (number, turn) in turns {
+            if self.whole.phase == Phase::Serving {
+                let name = signal::name(number).unwrap_or("");
+                self.logs.say(&format!("stopping {} (SIG{name})", self.bundle));
+            }
+            self.turn(turn);
+        }
+    }
+
+    /// Reaps every child that has ended, ours and those that came to us.
+    fn reap(&mut self) {
+        self.more = true;
+        let mut reaped = false;
+        for _ in 0..REAP_BATCH {
+            let Children::Ended(pid, end) = wait::look() else {
+                self.more = false;
+                break;
+            };
+            self.child_ended(pid, end);
+            reaped = true;
+        }
+        if reaped {
+            self.sweep();
+        }
+    }
+
+    /// A child has ended and is not reaped: until then its id, and its group's, is its own.
+    fn child_ended(&mut self, pid: Pid, end: End) {
+        let whose = self.pids.get(pid);
+        match whose {
+            Some(Whose::Leader(id)) => {
+                self.logs.ended(id, self.now());
+                self.note_memory(id);
+                self.feed(id, Event::Exited(end));
+                wait::reap(pid);
+                self.pids.remove(pid);
+                self.units[id].leader = None;
+                self.check_group(id);
+            }
+            Some(Whose::Helper(id)) => {
+                // What it may have started, too.
+                let _ = signal::send_group(pid, libc::SIGKILL);
+                wait::reap(pid);
+                self.pids.remove(pid);
+                self.helper_ended(id, pid, end);
+            }
+            None => {
+                self.logs.child_ended(pid, end == End::Status(0), self.now());
+                let group = if self.closing.is_empty() { None } else { wait::group_of(pid) };
+                wait::reap(pid);
+                self.strangers.retain(|stranger| *stranger != pid);
+                self.asked.retain(|asked| *asked != pid);
+                let of_group = |id: &&Id| {
+                    group.is_some() && self.units[**id].service.state.run().map(|run| run.group) == group
+                };
+                if let Some(&id) = self.closing.iter().find(of_group) {
+                    self.check_group(id);
+                }
+            }
+        }
+    }
+
+    /// A stop ends with the group, not with its leader.
+    pub(super) fn check_group(&mut self, id: Id) {
+        let unit = &self.units[id];
+        let group = match unit.service.state {
+            State::Stopping { run, .. } | State::Killing { run, .. } if unit.leader.is_none() => {
+                Some(run.group)
+            }
+            _ => None,
+        };
+        let open = group.is_some_and(wait::has_children);
+        let listed = self.closing.iter().position(|one| *one == id);
+        match (open, listed) {
+            (true, None) => self.closing.push(id),
+            (false, Some(at)) => {
+                self.closing.swap_remove(at);
+            }
+            (true, Some(_)) | (false, None) => {}
+        }
+        if group.is_some() && !open {
+            self.feed(id, Event::GroupGone);
+        }
+    }
+
+    /// Finds out whether a unit's cgroup has lost a process for its memory limit.
+    fn note_memory(&mut self, id: Id) {
+        let unit = &mut self.units[id];
+        let lost = unit.cgroup.as_ref().map_or(0, |cgroup| cgroup.killed_for_memory());
+        unit.out_of_memory = lost > unit.lost_for_memory;
+    }
+
+    // --- What services left behind ---
+
+    pub(super) fn none_left(&self) -> bool {
+        match wait::look() {
+            Children::None => true,
+            _ if self.strangers.is_empty() && self.logs.children().next().is_none() => false,
+            _ => self.left().is_empty(),
+        }
+    }
+
+    /// Children of ours that services left behind.
+    pub(super) fn left(&self) -> Vec<Pid> {
+        let mut children = wait::children();
+        children
+            .retain(|pid| !self.strangers.contains(pid) && !self.logs.children().any(|child| child == *pid));
+        children
+    }
+
+    pub(super) fn sweep_saying(&mut self, what: &str) {
+        let left = self.left();
+        if !left.is_empty() {
+            let count = words::processes(left.len());
+            self.logs.say(&format!("{count} left behind by services; {what}"));
+        }
+        self.sweep();
+    }
+
+    /// Signals what services left behind. Its own children come to us when it ends: the sweep goes
+    /// on with each that is reaped, until none is left.
+    fn sweep(&mut self) {
+        match self.whole.phase {
+            Phase::Asking { .. } => {
+                for pid in self.left() {
+                    if !self.asked.contains(&pid) {
+                        self.asked.push(pid);
+                        signal_left(pid, libc::SIGTERM);
+                        signal_left(pid, libc::SIGCONT);
+                    }
+                }
+            }
+            Phase::Killing { .. } => self.left().into_iter().for_each(|pid| signal_left(pid, libc::SIGKILL)),
+            Phase::Serving | Phase::Stopping { .. } | Phase::Draining { .. } | Phase::Over => {}
+        }
+    }
+}
+
+/// Signals an unreaped child, and the group that it is in, which is not ours.
+fn signal_left(pid: Pid, number: i32) {
+    let _ = match wait::group_of(pid) {
+        Some(group) if group > 1 && group != wait::own_group() => signal::send_group(group, number),
+        _ => signal::send(pid, number),
+    };
+}

@@ -1,0 +1,138 @@
+//! From the decision to start a unit to its running program.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, OwnedFd};
+
+use crate::cgroup::{self, Cgroups, Limits};
+use crate::spawn::{self, Setup};
+use crate::state::{End, Event, Fault, Ms, Stage, Watch};
+use crate::sys::child::Files;
+use crate::sys::{Errno, Pid, fd};
+
+use super::order::Part;
+use super::spec::{ProgramSpec, ServiceSpec};
+use super::units::{Helper, Id, Whose};
+use super::{Source, Supervisor, readable};
+
+impl Supervisor {
+    pub(super) fn spawn(&mut self, id: Id) {
+        match self.launch(id) {
+            Ok(pid) => {
+                self.units[id].leader = Some(pid);
+                self.pids.insert(pid, Whose::Leader(id));
+                self.note_begin(id);
+                self.feed(id, Event::Forked(pid));
+                self.feed(id, Event::Executed);
+            }
+            Err(fault) => self.feed(id, Event::Exited(End::NotStarted(fault))),
+        }
+    }
+
+    fn launch(&mut self, id: Id) -> Result<Pid, Fault> {
+        let pipes = |errno| spawn::fault(Stage::Pipes, errno);
+        let newline = self.open_newline(id).map_err(pipes)?;
+        let env = self.environment(id).map_err(pipes)?;
+        let [stdout, stderr] = self.logs.open(id).map_err(pipes)?;
+        let unit = &mut self.units[id];
+        let spec = &self.parts[unit.part].spec;
+        let inherited: Vec<_> =
+            newline.iter().zip(spec.newline).map(|(fd, number)| (number, fd.as_fd())).collect();
+        let files =
+            Files { stdin: self.nothing.as_fd(), stdout, stderr, inherited: &inherited, limit: self.limit };
+        let joined = unit.cgroup.as_ref().map(|cgroup| {
+            unit.lost_for_memory = cgroup.killed_for_memory();
+            Setup { cgroup: cgroup.procs(), ..spec.setup.clone() }
+        });
+        let setup = joined.as_ref().unwrap_or(&spec.setup);
+        self.spawner.start(&spec.program.program(&env, setup), &files)
+    }
+
+    /// Makes the pipe for a unit's newline, if it shows that it is ready so, and returns its end.
+    fn open_newline(&mut self, id: Id) -> Result<Option<OwnedFd>, Errno> {
+        self.close_newline(id);
+        if self.parts[self.units[id].part].spec.newline.is_none() {
+            return Ok(None);
+        }
+        let (read, write) = fd::pipe()?;
+        self.events.add(&read, readable(Source::Newline(id).token()))?;
+        self.units[id].newline = Some(read);
+        Ok(Some(write))
+    }
+
+    /// The unit's environment, with what is its own.
+    fn environment(&mut self, id: Id) -> Result<Vec<(OsString, OsString)>, Errno> {
+        let unit = &self.units[id];
+        let spec = &self.parts[unit.part].spec;
+        let mut env = spec.program.env.clone();
+        let mut set = |name: &str, value: String| {
+            env.retain(|(known, _)| known != name);
+            env.push((name.into(), value.into()));
+        };
+        if spec.schedule.is_none() {
+            set("KITBAG_INSTANCE", unit.instance.to_string());
+        }
+        if spec.notify {
+            let uid = spec.setup.ids.as_ref().map_or_else(|| nix::unistd::geteuid().as_raw(), |ids| ids.uid);
+            set("NOTIFY_SOCKET", self.notify.open(id as u64, uid)?);
+        }
+        if let Some(Watch::Silence(span)) = spec.rules.watch {
+            set("WATCHDOG_USEC", span.saturating_mul(1000).to_string());
+        }
+        Ok(env)
+    }
+
+    /// Starts a program that asks how a unit is. What it prints is nobody's.
+    pub(super) fn start_helper(&mut self, id: Id, program: &ProgramSpec, late_at: Ms) -> Result<(), Fault> {
+        let setup = &self.parts[self.units[id].part].spec.setup;
+        let nothing = self.nothing.as_fd();
+        let files =
+            Files { stdin: nothing, stdout: nothing, stderr: nothing, inherited: &[], limit: self.limit };
+        let pid = self.spawner.start(&program.program(&program.env, setup), &files)?;
+        self.pids.insert(pid, Whose::Helper(id));
+        let unit = &mut self.units[id];
+        unit.helper = Some(Helper { pid, late_at });
+        self.timers.set(id, unit);
+        Ok(())
+    }
+
+    /// Moves to a cgroup where units can have limits, if one wants them.
+    pub(super) fn enter_cgroup(&mut self, specs: &[ServiceSpec]) {
+        let limits = specs.iter().fold(Limits::default(), |all, spec| Limits {
+            memory: all.memory.or(spec.limits.memory),
+            pids: all.pids.or(spec.limits.pids),
+        });
+        if limits == Limits::default() {
+            return;
+        }
+        match Cgroups::enter(limits) {
+            Ok(cgroups) => self.cgroups = Some(cgroups),
+            Err(error) => self.logs.say(&format!("limits on memory and processes do not hold: {error}")),
+        }
+    }
+
+    /// Makes the cgroup of a unit that has limits.
+    pub(super) fn cgroup_of(&mut self, part: Part, name: &str) -> Option<cgroup::Unit> {
+        let limits = self.parts[part].spec.limits;
+        let cgroups = self.cgroups.as_ref().filter(|_| limits != Limits::default())?;
+        match cgroups.unit(name, limits) {
+            Ok(unit) => Some(unit),
+            Err(error) => {
+                self.logs.say(&format!("the limits of {name} do not hold: {error}"));
+                None
+            }
+        }
+    }
+
+    /// Removes the cgroups, all of whose processes have ended, and leaves our own.
+    pub(super) fn leave_cgroups(&mut self) {
+        for unit in &mut self.units {
+            if let Some(cgroup) = unit.cgroup.take() {
+                // One that is not empty stays; the next start of the same name uses it.
+                let _ = cgroup.remove();
+            }
+        }
+        if let Some(cgroups) = self.cgroups.take() {
+            cgroups.leave(std::process::id().cast_signed());
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! What may be asked of the running bundle, and what it tells of itself.
+
+use crate::control::{Accepted, App, Command, Identity, Refused, Surroundings};
+use crate::state::{End, Event, Ms, Outcome, Phase, State, Turn};
+use crate::status::{self, Ended, Kind, Status, UnixMs};
+use crate::sys::signal;
+
+use super::order::Part;
+use super::spec::When;
+use super::units::{Id, Unit};
+use super::{Supervisor, unix_ms, words};
+
+/// Instances that a service may have.
+const MOST_INSTANCES: u32 = 1_000;
+
+impl App for Supervisor {
+    fn status(&mut self) -> Status {
+        let mut units: Vec<status::Unit> = (0..self.units.len())
+            .filter(|id| !self.units[*id].retired || !self.units[*id].service.state.is_at_rest())
+            .map(|id| self.unit_status(id))
+            .collect();
+        units.sort_by(|one, other| (&one.service, one.instance).cmp(&(&other.service, other.instance)));
+        Status {
+            bundle: self.bundle.clone(),
+            version: self.version.clone(),
+            pid: std::process::id().cast_signed(),
+            since: self.began,
+            for_ms: self.now(),
+            stopping: self.whole.phase != Phase::Serving,
+            state_folder: self.state_folder.clone(),
+            log_folder: self.log_folder.clone(),
+            units,
+        }
+    }
+
+    fn command(&mut self, command: &Command) -> Result<Accepted, Refused> {
+        if self.whole.phase != Phase::Serving && !matches!(command, Command::Signal(..) | Command::Shutdown) {
+            return Err(Refused::Conflict("the bundle is stopping".to_owned()));
+        }
+        let concerned = match command {
+            Command::Start(name) => self.start_named(name)?,
+            Command::Stop(name) => self.stop_named(name)?,
+            Command::Restart(None) => self.restart_ids(self.services()),
+            Command::Restart(Some(name)) => self.restart_ids(self.named(name)?),
+            Command::Signal(name, number) => self.signal_named(name, *number)?,
+            Command::Scale(name, count) => self.scale(name, *count)?,
+            Command::RunTask(name) => self.run_task(name)?,
+            Command::Shutdown => {
+                self.logs.say(&format!("stopping {} (on request)", self.bundle));
+                self.turn(Turn::StopGently);
+                (0..self.units.len()).collect()
+            }
+        };
+        self.follow_up();
+        Ok(Accepted { units: concerned.into_iter().map(|id| self.units[id].name.clone()).collect() })
+    }
+
+    fn surroundings(&mut self, name: &str) -> Option<Surroundings> {
+        let id = *self.named(name).ok()?.first()?;
+        let unit = &self.units[id];
+        let spec = &self.parts[unit.part].spec;
+        let mut env = spec.program.env.clone();
+        if spec.schedule.is_none() {
+            env.retain(|(known, _)| known != "KITBAG_INSTANCE");
+            env.push(("KITBAG_INSTANCE".into(), unit.instance.to_string().into()));
+        }
+        let identity = spec.setup.ids.as_ref().map(|ids| Identity {
+            uid: ids.uid,
+            gid: ids.gid,
+            groups: ids.groups.clone(),
+        });
+        Some(Surroundings { env, cwd: spec.program.cwd.clone(), identity, umask: spec.setup.umask })
+    }
+}
+
+impl Supervisor {
+    pub(super) fn serve_control(&mut self) {
+        if let Some(mut control) = self.control.take() {
+            control.serve(self.now(), self);
+            self.control = Some(control);
+            self.publish_rest();
+        }
+    }
+
+    /// The units of this name: a service's instances, a task, or one instance.
+    fn named(&self, name: &str) -> Result<Vec<Id>, Refused> {
+        if let Some(part) = self.part(name) {
+            let wanted = self.parts[part].wanted as usize;
+            return Ok(self.parts[part].units.iter().take(wanted).copied().collect());
+        }
+        let instance = || {
+            let (service, instance) = name.rsplit_once('.')?;
+            let members = &self.parts[self.part(service)?];
+            let instance = instance.parse::<usize>().ok().filter(|it| *it < members.wanted as usize)?;
+            members.units.get(instance).copied()
+        };
+        instance().map(|id| vec![id]).ok_or(Refused::Unknown)
+    }
+
+    fn part(&self, name: &str) -> Option<Part> {
+        self.parts.iter().position(|members| members.spec.name == name)
+    }
+
+    /// The instances of all services.
+    fn services(&self) -> Vec<Id> {
+        let is_service = |id: &Id| {
+            let unit = &self.units[*id];
+            self.parts[unit.part].spec.schedule.is_none() && !unit.retired
+        };
+        (0..self.units.len()).filter(is_service).collect()
+    }
+
+    /// Starts units, and what they need.
+    fn start_named(&mut self, name: &str) -> Result<Vec<Id>, Refused> {
+        let ids = self.named(name)?;
+        let Some(part) = ids.first().map(|id| self.units[*id].part) else { return Ok(ids) };
+        for need in self.order.with_needs(part).into_iter().skip(1) {
+            for id in self.parts[need].units.clone() {
+                let unit = &mut self.units[id];
+                unit.doomed = false;
+                if !unit.retired && unit.service.state.is_at_rest() && !unit.service.state.is_good() {
+                    self.feed(id, Event::Start);
+                }
+            }
+        }
+        for &id in &ids {
+            self.units[id].doomed = false;
+            self.feed(id, Event::Start);
+        }
+        Ok(ids)
+    }
+
+    /// Stops units: a whole service or task together with what needs it, that first.
+    fn stop_named(&mut self, name: &str) -> Result<Vec<Id>, Refused> {
+        let ids = self.named(name)?;
+        let Some(part) = self.part(name) else {
+            for &id in &ids {
+                self.units[id].doomed = false;
+                self.feed(id, Event::Stop);
+            }
+            return Ok(ids);
+        };
+        let parts = self.order.with_dependents(part);
+        let mut concerned = Vec::new();
+        for &one in &parts {
+            for id in self.parts[one].units.clone() {
+                if one == part || !self.units[id].service.state.is_at_rest() {
+                    concerned.push(id);
+                }
+                self.doom(id);
+            }
+        }
+        for one in parts {
+            self.stop_doomed(one);
+        }
+        Ok(concerned)
+    }
+
+    fn restart_ids(&mut self, ids: Vec<Id>) -> Vec<Id> {
+        for &id in &ids {
+            self.units[id].doomed = false;
+            self.feed(id, Event::Restart);
+        }
+        ids
+    }
+
+    fn signal_named(&mut self, name: &str, number: i32) -> Result<Vec<Id>, Refused> {
+        if !(1..=signal::LAST).contains(&number) {
+            return Err(Refused::Wrong(format!("be sent signal {number}")));
+        }
+        let mut ids = self.named(name)?;
+        ids.retain(|id| self.units[*id].service.state.run().is_some());
+        if ids.is_empty() {
+            return Err(Refused::Conflict(format!("{name} does not run")));
+        }
+        for &id in &ids {
+            if let Some(run) = self.units[id].service.state.run() {
+                self.signal(id, run.group, number);
+            }
+            let name = signal::name(number).map_or_else(|| number.to_string(), |name| format!("SIG{name}"));
+            self.publish(self.units[id].name.clone(), "signal".to_owned(), name);
+        }
+        Ok(ids)
+    }
+
+    /// Lets so many instances run: retires those of the highest index, or makes new ones.
+    fn scale(&mut self, name: &str, count: u32) -> Result<Vec<Id>, Refused> {
+        let part = self.part(name).ok_or(Refused::Unknown)?;
+        if self.parts[part].spec.schedule.is_some() {
+            return Err(Refused::Wrong("scale a task".to_owned()));
+        }
+        if count > MOST_INSTANCES {
+            return Err(Refused::Wrong(format!("have more than {MOST_INSTANCES} instances")));
+        }
+        let before = self.parts[part].wanted;
+        self.parts[part].wanted = count;
+        for instance in (count..before).rev() {
+            self.retire(self.parts[part].units[instance as usize]);
+        }
+        for instance in before..count {
+            let id = match self.parts[part].units.get(instance as usize) {
+                Some(&id) => self.revive(id),
+                None => self.add_unit(part, instance),
+            };
+            self.feed(id, Event::Start);
+        }
+        // Who waits may have to wait for more now, or for less.
+        self.touched.push_back(part);
+        self.publish(name.to_owned(), "scaled".to_owned(), format!("{before} to {count}"));
+        Ok(self.parts[part].units.iter().take(count as usize).copied().collect())
+    }
+
+    fn retire(&mut self, id: Id) {
+        let unit = &mut self.units[id];
+        (unit.retired, unit.doomed) = (true, false);
+        self.order.retire(unit.part, &unit.service.state);
+        self.feed(id, Event::Stop);
+    }
+
+    fn revive(&mut self, id: Id) -> Id {
+        let unit = &mut self.units[id];
+        unit.retired = false;
+        self.order.revive(unit.part, &unit.service.state);
+        self.logs.add_unit(id, &unit.name);
+        id
+    }
+
+    fn run_task(&mut self, name: &str) -> Result<Vec<Id>, Refused> {
+        let part = self.part(name).ok_or(Refused::Unknown)?;
+        if self.parts[part].spec.schedule.is_none() {
+            return Err(Refused::Wrong("be run as a task: it is a service".to_owned()));
+        }
+        let overlaps = self.parts[part].units.iter().any(|id| !self.units[*id].service.state.is_at_rest());
+        let skips = self.parts[part]
+            .spec
+            .schedule
+            .as_ref()
+            .is_some_and(|schedule| schedule.overlap == kitbag_format::service::Overlap::Skip);
+        if overlaps && skips {
+            return Err(Refused::Conflict(format!("{name} runs already")));
+        }
+        self.due(part);
+        Ok(self.parts[part].units.clone())
+    }
+
+    // --- Status ---
+
+    fn unit_status(&self, id: Id) -> status::Unit {
+        let (now, wall) = (self.now(), unix_ms());
+        let unit = &self.units[id];
+        let members = &self.parts[unit.part];
+        let schedule = members.spec.schedule.as_ref();
+        let state = unit.service.state;
+        let retry = match state {
+            State::Waiting { until } => Some(until.saturating_sub(now)),
+            _ if state.is_at_rest() => members.plan.in_ms(now, wall),
+            _ => None,
+        };
+        let waits_for = match state {
+            State::Needing => self.order.open_needs(unit.part).map(|part| self.name_of(part)).collect(),
+            _ => Vec::new(),
+        };
+        status::Unit {
+            name: unit.name.clone(),
+            service: members.spec.name.clone(),
+            instance: schedule.is_none().then_some(unit.instance),
+            kind: if schedule.is_some() { Kind::Task } else { Kind::Service },
+            awaited: schedule.is_none_or(|schedule| matches!(schedule.when, When::Start)) && !unit.retired,
+            state: self.state_word(unit),
+            since: unit.since.0,
+            for_ms: now.saturating_sub(unit.since.1),
+            pid: state.run().map(|run| run.group).filter(|pid| unit.leader == Some(*pid)),
+            restarts: u64::from(unit.service.restarts),
+            last_end: self.last_end(unit, now, wall),
+            retry_in_ms: retry,
+            waits_for,
+            reason: unit.reason.clone(),
+            says: unit.says.clone(),
+        }
+    }
+
+    /// What a unit's state is called. A task that comes due again is idle between its runs.
+    fn state_word(&self, unit: &Unit) -> status::State {
+        let schedule = self.parts[unit.part].spec.schedule.as_ref();
+        match words::state(&unit.service.state, schedule.is_some()) {
+            status::State::Done if schedule.is_some_and(|it| !matches!(it.when, When::Start)) => {
+                status::State::Idle
+            }
+            word => word,
+        }
+    }
+
+    fn last_end(&self, unit: &Unit, now: Ms, wall: UnixMs) -> Option<Ended> {
+        let last = unit.service.last?;
+        let end = last.end.or_else(|| last.trouble.map(|_| End::Signal(0)))?;
+        let ago = now.saturating_sub(last.at);
+        let spec = &self.parts[unit.part].spec;
+        let how = match end {
+            End::NotStarted(fault) => words::not_started(&spec.program, fault),
+            End::Signal(0) => "is being ended".to_owned(),
+            _ => words::how(end),
+        };
+        Some(Ended {
+            how,
+            at: wall - i64::try_from(ago).unwrap_or(0),
+            ago_ms: ago,
+            ran_ms: last.at.saturating_sub(last.since),
+            well: last.trouble.is_none() && spec.rules.is_good(end),
+        })
+    }
+
+    fn name_of(&self, part: Part) -> String {
+        self.parts[part].spec.name.clone()
+    }
+
+    /// Why what needs this part is not started.
+    pub(super) fn failed_need(&self, need: Part) -> String {
+        let members = &self.parts[need];
+        let failed = |id: &&Id| self.units[**id].service.state.has_failed();
+        let unit = members.units.iter().find(failed).map(|id| &self.units[*id]);
+        let name = unit.map_or(members.spec.name.as_str(), |unit| unit.name.as_str());
+        let given_up = unit.is_some_and(|unit| unit.service.state == State::Ended(Outcome::NeedFailed));
+        match unit.and_then(|unit| unit.reason.as_deref()) {
+            Some(reason) if given_up => format!("it needs {name}, which was not started: {reason}"),
+            Some(reason) => format!("it needs {name}, which {reason}"),
+            None => format!("it needs {name}, which has failed"),
+        }
+    }
+}

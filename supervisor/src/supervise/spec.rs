@@ -1,0 +1,142 @@
+//! What a service or task is when it is started: every template filled in, every name a number.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use kitbag_format::service::Overlap;
+
+use crate::cgroup::Limits;
+use crate::cron::Expression;
+use crate::probe::Ask;
+use crate::spawn::{Program, Setup};
+use crate::state::{Ms, Rules};
+use crate::zone::Zone;
+
+/// A service, or a task.
+#[derive(Debug, Clone)]
+pub struct ServiceSpec {
+    /// Its name, which stands before each line that it prints.
+    pub name: String,
+    /// What is started.
+    pub program: ProgramSpec,
+    /// How it is treated.
+    pub rules: Rules,
+    /// The signal that asks it to stop; see [`super::signal_number`].
+    pub stop_signal: i32,
+    /// The signal for a process that hangs.
+    pub abort_signal: i32,
+    /// Names of the services and tasks that have to be ready, or done, before it starts.
+    pub needs: Vec<String>,
+    /// How many of it run.
+    pub instances: u32,
+    /// It shows that it is ready by a newline on this descriptor.
+    pub newline: Option<i32>,
+    /// It gets a `NOTIFY_SOCKET`.
+    pub notify: bool,
+    /// What is asked until it is ready.
+    pub ready: Option<Question>,
+    /// What is asked while it is.
+    pub health: Option<Question>,
+    /// Its user, limits and the like.
+    pub setup: Setup,
+    /// Its limits on memory and processes.
+    pub limits: Limits,
+    /// A task has one; a service is started with the bundle.
+    pub schedule: Option<Schedule>,
+}
+
+impl ServiceSpec {
+    /// A service of this name with everything else at its default.
+    pub fn new(name: &str, program: ProgramSpec) -> Self {
+        Self {
+            name: name.to_owned(),
+            program,
+            rules: Rules::default(),
+            stop_signal: libc::SIGTERM,
+            abort_signal: libc::SIGABRT,
+            needs: Vec::new(),
+            instances: 1,
+            newline: None,
+            notify: false,
+            ready: None,
+            health: None,
+            setup: Setup::default(),
+            limits: Limits::default(),
+            schedule: None,
+        }
+    }
+
+    /// `service` or `task`.
+    pub const fn kind(&self) -> &'static str {
+        if self.schedule.is_some() { "task" } else { "service" }
+    }
+}
+
+/// A program with its arguments, environment and working directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProgramSpec {
+    /// Its path; no search in `PATH`.
+    pub path: PathBuf,
+    /// Its arguments, the first one included.
+    pub argv: Vec<OsString>,
+    /// Its complete environment.
+    pub env: Vec<(OsString, OsString)>,
+    /// Its working directory.
+    pub cwd: PathBuf,
+}
+
+impl ProgramSpec {
+    /// As it is started, with this environment and setup.
+    pub fn program<'a>(&'a self, env: &'a [(OsString, OsString)], setup: &'a Setup) -> Program<'a> {
+        Program { path: &self.path, argv: &self.argv, env, cwd: &self.cwd, setup }
+    }
+}
+
+/// A probe.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// What is asked.
+    pub what: What,
+    /// An answer that takes longer is a failure.
+    pub timeout: Ms,
+}
+
+/// What a probe asks.
+#[derive(Debug, Clone)]
+pub enum What {
+    /// Something on the network.
+    Network(Ask),
+    /// A program, which answers by its exit status.
+    Program(ProgramSpec),
+}
+
+/// When a task runs.
+#[derive(Debug, Clone)]
+pub struct Schedule {
+    /// When.
+    pub when: When,
+    /// What happens when it is due and still runs.
+    pub overlap: Overlap,
+    /// Run it at the start if it was due while nothing ran.
+    pub catch_up: bool,
+}
+
+/// When a task is due.
+#[derive(Debug, Clone)]
+pub enum When {
+    /// When the bundle starts.
+    Start,
+    /// When somebody asks.
+    Asked,
+    /// By the wall clock.
+    Cron(Box<(Expression, Zone)>),
+    /// So long after the start, and after each beginning of a run.
+    Every(Ms),
+}
+
+impl When {
+    /// True if it comes due by itself, again and again.
+    pub const fn is_repeated(&self) -> bool {
+        matches!(self, Self::Cron(_) | Self::Every(_))
+    }
+}

@@ -1,0 +1,173 @@
+//! Units (instances of services, and tasks) and how they are found: by process, by time.
+
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+
+use crate::cgroup;
+use crate::state::{Ms, Service};
+use crate::status::UnixMs;
+use crate::sys::Pid;
+
+use super::order::Part;
+use super::schedule::Plan;
+use super::spec::ServiceSpec;
+
+/// Number of a unit. It keeps it as long as the supervisor runs.
+pub type Id = usize;
+
+/// A service or task with its units.
+#[derive(Debug)]
+pub struct Members {
+    /// What it is.
+    pub spec: ServiceSpec,
+    /// Its units, by index. Those beyond `wanted` are retired.
+    pub units: Vec<Id>,
+    /// How many of it shall run.
+    pub wanted: u32,
+    /// When a task is due.
+    pub plan: Plan,
+}
+
+/// A program that asks how a unit is.
+#[derive(Debug, Clone, Copy)]
+pub struct Helper {
+    /// Its process, which leads a group.
+    pub pid: Pid,
+    /// When it has taken too long.
+    pub late_at: Ms,
+}
+
+/// An instance of a service, or a task.
+#[derive(Debug)]
+pub struct Unit {
+    /// Its service or task.
+    pub part: Part,
+    /// Its index.
+    pub instance: u32,
+    /// Its name for people.
+    pub name: String,
+    /// What is known of it.
+    pub service: Service,
+    /// Its process, until it is reaped.
+    pub leader: Option<Pid>,
+    /// It stops as soon as nothing that needs it is active.
+    pub doomed: bool,
+    /// Its service has fewer instances by now.
+    pub retired: bool,
+    /// A task that was due while it ran, and runs again when it has ended.
+    pub queued: bool,
+    /// When its state came to be: on the wall clock, and on ours.
+    pub since: (UnixMs, Ms),
+    /// The time under which it is in [`Timers`].
+    pub timer: Option<Ms>,
+    /// Why it stands where it stands.
+    pub reason: Option<String>,
+    /// What it says of itself.
+    pub says: Option<String>,
+    /// Where its newline comes.
+    pub newline: Option<OwnedFd>,
+    /// The program that probes it.
+    pub helper: Option<Helper>,
+    /// Its cgroup, if it has limits that need one.
+    pub cgroup: Option<cgroup::Unit>,
+    /// Processes that its cgroup had lost for memory when it was started.
+    pub lost_for_memory: u64,
+    /// Its last end was for its memory limit.
+    pub out_of_memory: bool,
+}
+
+impl Unit {
+    /// One that has not been started.
+    pub fn new(part: Part, instance: u32, name: String, since: (UnixMs, Ms)) -> Self {
+        Self {
+            part,
+            instance,
+            name,
+            service: Service::default(),
+            leader: None,
+            doomed: false,
+            retired: false,
+            queued: false,
+            since,
+            timer: None,
+            reason: None,
+            says: None,
+            newline: None,
+            helper: None,
+            cgroup: None,
+            lost_for_memory: 0,
+            out_of_memory: false,
+        }
+    }
+
+    /// The earliest time at which something has to be done for it.
+    pub fn deadline(&self) -> Option<Ms> {
+        self.service.state.deadline().into_iter().chain(self.helper.map(|helper| helper.late_at)).min()
+    }
+}
+
+/// Whose a child process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// It is the unit's own.
+    Leader(Id),
+    /// It probes the unit.
+    Helper(Id),
+}
+
+/// The processes that were started here, by process id.
+#[derive(Debug, Default)]
+pub struct Pids(Vec<(Pid, Whose)>);
+
+impl Pids {
+    /// Whose a process is; `None`: it came to us.
+    pub fn get(&self, pid: Pid) -> Option<Whose> {
+        self.0.binary_search_by_key(&pid, |(pid, _)| *pid).ok().map(|at| self.0[at].1)
+    }
+
+    /// Remembers a process.
+    pub fn insert(&mut self, pid: Pid, whose: Whose) {
+        match self.0.binary_search_by_key(&pid, |(pid, _)| *pid) {
+            Ok(at) => self.0[at].1 = whose,
+            Err(at) => self.0.insert(at, (pid, whose)),
+        }
+    }
+
+    /// Forgets one that was reaped.
+    pub fn remove(&mut self, pid: Pid) {
+        if let Ok(at) = self.0.binary_search_by_key(&pid, |(pid, _)| *pid) {
+            self.0.remove(at);
+        }
+    }
+}
+
+/// When something has to be done for which unit, in order.
+#[derive(Debug, Default)]
+pub struct Timers(BTreeSet<(Ms, Id)>);
+
+impl Timers {
+    /// Puts a unit's time in order with its deadline.
+    pub fn set(&mut self, id: Id, unit: &mut Unit) {
+        let deadline = unit.deadline();
+        if unit.timer == deadline {
+            return;
+        }
+        if let Some(at) = unit.timer {
+            self.0.remove(&(at, id));
+        }
+        if let Some(at) = deadline {
+            self.0.insert((at, id));
+        }
+        unit.timer = deadline;
+    }
+
+    /// The next time.
+    pub fn next(&self) -> Option<Ms> {
+        self.0.first().map(|(at, _)| *at)
+    }
+
+    /// The units whose time has come.
+    pub fn due(&self, now: Ms) -> Vec<Id> {
+        self.0.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| *id).collect()
+    }
+}

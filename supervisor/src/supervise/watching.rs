@@ -1,0 +1,160 @@
+//! What services say, and what they are asked: newlines, sd_notify(3), probes.
+
+use std::os::fd::AsFd;
+
+use crate::notify::Message;
+use crate::state::{End, Event, State};
+use crate::sys::{fd, signal};
+
+use super::spec::What;
+use super::units::Id;
+use super::{Supervisor, words};
+
+impl Supervisor {
+    /// Ends what belongs to a running process, when it no longer is one.
+    pub(super) fn stop_watching(&mut self, id: Id, before: State, after: State) {
+        let watched = |state: State| matches!(state, State::Running { .. } | State::Ready { .. });
+        let turned_ready = matches!((before, after), (State::Running { .. }, State::Ready { .. }));
+        if (watched(before) && !watched(after)) || turned_ready {
+            self.probes.cancel(id as u64);
+            self.end_helper(id);
+        }
+        if before.run().is_some() && after.run().is_none() {
+            self.close_newline(id);
+            self.notify.close(id as u64);
+            self.units[id].says = None;
+        }
+    }
+
+    pub(super) fn close_newline(&mut self, id: Id) {
+        if let Some(pipe) = self.units[id].newline.take() {
+            // Closing alone would leave it in the set while a child has a copy.
+            let _ = self.events.delete(&pipe);
+        }
+    }
+
+    /// A service has written to its readiness descriptor, or closed it.
+    pub(super) fn take_newline(&mut self, id: Id) {
+        let Some(pipe) = self.units.get(id).and_then(|unit| unit.newline.as_ref()) else { return };
+        let mut buffer = [0; 256];
+        match fd::read(pipe.as_fd(), &mut buffer) {
+            Ok(Some(length @ 1..)) if buffer[..length].contains(&b'\n') => {
+                self.close_newline(id);
+                self.feed(id, Event::SaysReady);
+            }
+            Ok(Some(1..) | None) => {}
+            Ok(Some(0)) | Err(_) => {
+                self.close_newline(id);
+                self.units[id].reason =
+                    Some("it closed its readiness descriptor without a newline".to_owned());
+            }
+        }
+    }
+
+    /// Services have sent messages.
+    pub(super) fn take_messages(&mut self) {
+        for (key, messages) in self.notify.serve() {
+            let Some(id) = usize::try_from(key).ok().filter(|id| *id < self.units.len()) else { continue };
+            for message in messages {
+                self.take_message(id, message);
+            }
+        }
+    }
+
+    fn take_message(&mut self, id: Id, message: Message) {
+        let event = match message {
+            Message::Ready => Event::SaysReady,
+            Message::Reloading => Event::SaysReloading,
+            Message::Stopping => Event::SaysStopping,
+            Message::Watchdog => Event::SaysAlive,
+            Message::WatchdogTrigger => Event::SaysStuck,
+            Message::ExtendTimeout(span) => Event::Extend(span),
+            Message::Status(text) => {
+                self.units[id].says = Some(text);
+                return;
+            }
+            Message::Errno(number) => {
+                self.units[id].reason = Some(format!("it says: {}", words::errno(number)));
+                return;
+            }
+            // The interval is the manifest's, and the process that counts is the one that was started. A barrier is
+            // over when it is dropped.
+            Message::WatchdogInterval(_) | Message::MainPid(_) | Message::Barrier(_) => return,
+        };
+        self.feed(id, event);
+    }
+
+    // --- Probes ---
+
+    /// Asks how a unit is.
+    pub(super) fn probe(&mut self, id: Id) {
+        let now = self.now();
+        let unit = &self.units[id];
+        let spec = &self.parts[unit.part].spec;
+        let ready = matches!(unit.service.state, State::Ready { .. });
+        let Some(question) = (if ready { &spec.health } else { &spec.ready }) else { return };
+        let late_at = now.saturating_add(question.timeout);
+        let failure = match &question.what {
+            What::Network(ask) => {
+                self.probes.start(id as u64, ask, now, question.timeout).map_err(|why| why.to_string()).err()
+            }
+            What::Program(program) => {
+                let program = program.clone();
+                let started = self.start_helper(id, &program, late_at);
+                started.map_err(|fault| words::not_started(&program, fault)).err()
+            }
+        };
+        if let Some(why) = failure {
+            self.answer(id, Err(why));
+        }
+    }
+
+    /// Takes the answers that have come over the network, or not in time.
+    pub(super) fn take_probes(&mut self) {
+        let now = self.now();
+        for (key, answer) in self.probes.serve(now) {
+            let id = usize::try_from(key).unwrap_or(usize::MAX);
+            self.answer(id, answer.map_err(|why| why.to_string()));
+        }
+    }
+
+    /// A probe has its answer.
+    fn answer(&mut self, id: Id, answer: Result<(), String>) {
+        let Some(unit) = self.units.get_mut(id) else { return };
+        let well = answer.is_ok();
+        unit.reason = answer.err();
+        self.feed(id, Event::Probed { well });
+    }
+
+    /// A program that asks how a unit is has ended.
+    pub(super) fn helper_ended(&mut self, id: Id, pid: i32, end: End) {
+        let unit = &mut self.units[id];
+        let Some(_) = unit.helper.take_if(|helper| helper.pid == pid) else { return };
+        self.timers.set(id, unit);
+        let answer = match end {
+            End::Status(0) => Ok(()),
+            _ => Err(format!("its check {}", words::how(end))),
+        };
+        self.answer(id, answer);
+    }
+
+    /// A program that takes too long is killed, and that is the answer.
+    pub(super) fn end_slow_helper(&mut self, id: Id) {
+        let now = self.now();
+        if let Some(helper) = self.units[id].helper
+            && helper.late_at <= now
+        {
+            self.end_helper(id);
+            self.answer(id, Err("its check took too long".to_owned()));
+        }
+    }
+
+    /// Nobody waits for the answer any more.
+    fn end_helper(&mut self, id: Id) {
+        let unit = &mut self.units[id];
+        if let Some(helper) = unit.helper.take() {
+            let _ = signal::send_group(helper.pid, libc::SIGKILL);
+            self.timers.set(id, unit);
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! What people are told, and how the states of [`crate::state`] are called.
+
+use crate::spawn::{self, Setup};
+use crate::state::{End, Fault, Ms, Next, Note, Outcome, State, Trouble, Watch};
+use crate::status;
+use crate::sys::{Errno, signal};
+
+use super::spec::{ProgramSpec, ServiceSpec};
+use super::units::Unit;
+
+/// What a unit's state is called.
+pub fn state(state: &State, is_task: bool) -> status::State {
+    match *state {
+        State::New if is_task => status::State::Idle,
+        State::New => status::State::Stopped,
+        State::Needing => status::State::Waiting,
+        State::Starting { .. } | State::Executing { .. } => status::State::Starting,
+        State::Running { .. } if is_task => status::State::Running,
+        State::Running { .. } => status::State::Starting,
+        State::Ready { reloading: Some(_), .. } => status::State::Reloading,
+        State::Ready { .. } => status::State::Ready,
+        State::Leaving { .. } | State::Stopping { .. } | State::Killing { .. } => status::State::Stopping,
+        State::Waiting { .. } => status::State::Retrying,
+        State::Ended(Outcome::Succeeded) => status::State::Done,
+        State::Ended(Outcome::Stopped) => status::State::Stopped,
+        State::Ended(Outcome::Failed | Outcome::GivenUp | Outcome::NeedFailed) => status::State::Failed,
+    }
+}
+
+/// What is said of a unit.
+pub fn sentence(unit: &Unit, spec: &ServiceSpec, note: Note) -> String {
+    let who = format!("{} {}", spec.kind(), unit.name);
+    match note {
+        Note::Ended { after, next, .. } => {
+            let reason = reason(unit, spec, note).unwrap_or_default();
+            let after = match note {
+                Note::Ended { end: End::NotStarted(_), .. } => String::new(),
+                _ => format!(" after {}", seconds(after)),
+            };
+            format!("{who} {reason}{after}{}", follows(spec, next))
+        }
+        Note::Failing { next, .. } => {
+            let reason = reason(unit, spec, note).unwrap_or_default();
+            format!("{who} {reason}; ending it{}", follows(spec, next))
+        }
+        Note::Overdue => {
+            format!("{who} did not stop within {}; sending SIGKILL", seconds(spec.rules.stop_timeout))
+        }
+        Note::Undead => format!("{who} did not end after SIGKILL; leaving it behind"),
+        Note::NeedFailed => {
+            format!("{who} is not started: {}", unit.reason.as_deref().unwrap_or("what it needs has failed"))
+        }
+        Note::ReloadLate => format!("{who} did not say that its reload is done; it counts as ready again"),
+    }
+}
+
+/// Why a unit stands where this leads it, as a clause; `None`: the note does not say.
+pub fn reason(unit: &Unit, spec: &ServiceSpec, note: Note) -> Option<String> {
+    match note {
+        Note::Ended { end: End::NotStarted(fault), .. } => Some(not_started(&spec.program, fault)),
+        Note::Ended { end, .. } if unit.out_of_memory => {
+            Some(format!("{} (its cgroup has reached its memory limit)", how(end)))
+        }
+        Note::Ended { end, .. } => Some(how(end)),
+        Note::Failing { trouble, .. } => Some(why(unit, spec, trouble)),
+        Note::Overdue | Note::Undead | Note::NeedFailed | Note::ReloadLate => None,
+    }
+}
+
+fn why(unit: &Unit, spec: &ServiceSpec, trouble: Trouble) -> String {
+    let timeout = || seconds(spec.rules.timeout.unwrap_or_default());
+    let found = unit.reason.as_deref().map_or_else(String::new, |reason| format!(": {reason}"));
+    match trouble {
+        Trouble::NotReady => format!("was not ready within {}{found}", timeout()),
+        Trouble::Overtime => format!("took longer than {}", timeout()),
+        Trouble::Unhealthy => match spec.rules.watch {
+            Some(Watch::Probe { failures: 2.., .. }) => {
+                let count = spec.rules.watch.map_or(0, |watch| match watch {
+                    Watch::Probe { failures, .. } => failures,
+                    Watch::Silence(_) => 0,
+                });
+                format!("failed {count} checks in a row{found}")
+            }
+            _ => format!("failed a check{found}"),
+        },
+        Trouble::Silent => match spec.rules.watch {
+            Some(Watch::Silence(span)) => format!("gave no sign of life for {}", seconds(span)),
+            _ => "gave no sign of life".to_owned(),
+        },
+        Trouble::Stuck => "said that it is stuck".to_owned(),
+        Trouble::Lingering => {
+            format!("said that it stops, and did not within {}", seconds(spec.rules.stop_timeout))
+        }
+    }
+}
+
+/// What follows the end of a run, after what happened.
+fn follows(spec: &ServiceSpec, next: Next) -> String {
+    match next {
+        Next::Again(0) => "; starting again at once".to_owned(),
+        Next::Again(delay) => format!("; starting again in {}", seconds(delay)),
+        Next::Rest if spec.schedule.is_some() => String::new(),
+        Next::Rest => "; it is not started again".to_owned(),
+        Next::GivenUp => {
+            let (count, within) =
+                spec.rules.give_up.map_or((0, 0), |give_up| (give_up.failures, give_up.within_ms));
+            format!("; {count} failures within {} are too many, it is not started again", seconds(within))
+        }
+    }
+}
+
+/// How a process ended.
+pub fn how(end: End) -> String {
+    match end {
+        End::Status(status) => format!("exited with status {status}"),
+        End::Signal(number) => {
+            let name =
+                signal::name(number).map_or_else(|| format!("signal {number}"), |name| format!("SIG{name}"));
+            format!("was ended by {name}")
+        }
+        End::NotStarted(Fault { stage, errno }) => {
+            format!("could not be started: {stage:?}: {}", Errno::from_raw(errno).desc())
+        }
+    }
+}
+
+/// Why a program did not come to run.
+pub fn not_started(program: &ProgramSpec, Fault { stage, errno }: Fault) -> String {
+    let setup = Setup::default();
+    let what = spawn::stage_name(stage, &program.program(&[], &setup));
+    format!("could not be started: {what}: {}", Errno::from_raw(errno).desc())
+}
+
+/// An errno(3) in words.
+pub fn errno(number: i32) -> &'static str {
+    Errno::from_raw(number).desc()
+}
+
+/// `1.2 s`
+pub fn seconds(time: Ms) -> String {
+    let tenths = time.saturating_add(50) / 100;
+    format!("{}.{} s", tenths / 10, tenths % 10)
+}
+
+/// `1 process`
+pub fn processes(count: usize) -> String {
+    if count == 1 { "1 process".to_owned() } else { format!("{count} processes") }
+}

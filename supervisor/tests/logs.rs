@@ -1,0 +1,525 @@
+//! Logs with real pipes, real files and real failures.
+
+use std::fs;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use kitbag_supervisor::logs::files::Settings as Files;
+use kitbag_supervisor::logs::format::LogFormat;
+use kitbag_supervisor::logs::lines::{LONGEST_LINE, Stream};
+use kitbag_supervisor::logs::reader::{Entry, Reader};
+use kitbag_supervisor::logs::{Logs, PARTIAL_AFTER, Settings};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+/// Long enough for a loaded machine; a test that needs it has failed.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Logs of some units in a folder of its own, with a clock that only this test sets.
+struct App {
+    folder: tempfile::TempDir,
+    logs: Logs,
+    settings: Files,
+    writers: Vec<[fs::File; 2]>,
+    now: u64,
+}
+
+impl App {
+    fn new(format: LogFormat, change: impl FnOnce(&mut Files)) -> Self {
+        Self::of(1, format, change)
+    }
+
+    fn of(units: usize, format: LogFormat, change: impl FnOnce(&mut Files)) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut settings = Files {
+            folder: folder.path().join("log"),
+            format,
+            max_size: 1 << 30,
+            max_age: None,
+            keep: 1000,
+            compress: false,
+        };
+        change(&mut settings);
+        let logs = Self::start(&settings);
+        let mut app = Self { folder, logs, settings, writers: Vec::new(), now: 0 };
+        app.open(units);
+        app
+    }
+
+    fn start(settings: &Files) -> Logs {
+        Logs::new(Settings { quiet: true, files: Some(settings.clone()), ..Settings::default() })
+            .expect("epoll")
+    }
+
+    fn open(&mut self, units: usize) {
+        self.writers.clear();
+        for unit in 0..units {
+            self.logs.add_unit(unit, &name(unit));
+            let own = |end: std::os::fd::BorrowedFd<'_>| end.try_clone_to_owned().expect("a descriptor");
+            let ends: [OwnedFd; 2] = self.logs.open(unit).expect("pipes").map(own);
+            self.writers.push(ends.map(fs::File::from));
+        }
+    }
+
+    /// As if the supervisor had been killed, and started again.
+    fn restart(&mut self) {
+        let units = self.writers.len();
+        self.logs = Self::start(&self.settings);
+        self.open(units);
+    }
+
+    fn print(&mut self, text: impl AsRef<[u8]>) {
+        self.print_to(0, Stream::Out, text);
+    }
+
+    fn print_to(&mut self, unit: usize, stream: Stream, text: impl AsRef<[u8]>) {
+        self.writers[unit][stream as usize].write_all(text.as_ref()).expect("a pipe with room");
+        self.serve();
+    }
+
+    /// Until nothing is ready.
+    fn serve(&mut self) {
+        while {
+            self.logs.serve(self.now);
+            poll(&mut [PollFd::new(self.logs.fd().as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(1)
+        } {}
+    }
+
+    fn wait(&mut self, time: u64) {
+        self.now += time;
+        self.serve();
+    }
+
+    fn unit(&self) -> PathBuf {
+        self.settings.folder.join("web")
+    }
+
+    fn current(&self) -> String {
+        String::from_utf8(fs::read(self.unit().join("current")).expect("a log")).expect("UTF-8")
+    }
+
+    /// Names of rotated files, oldest first.
+    fn rotated(&self) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(self.unit())
+            .expect("a folder")
+            .map(|entry| entry.expect("readable").file_name().into_string().expect("UTF-8"))
+            .filter(|name| name != "current")
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn last(&self, count: usize) -> Vec<String> {
+        let mut reader = Reader::new(&self.settings.folder, &["web"], self.settings.format);
+        texts(reader.last(count).expect("readable"))
+    }
+
+    /// What the supervisor has said.
+    fn said(&self) -> String {
+        let own = self.settings.folder.join("_kitbag/current");
+        String::from_utf8(fs::read(own).unwrap_or_default()).expect("UTF-8")
+    }
+
+    /// Waits for the compressors.
+    fn compress(&mut self) {
+        let until = Instant::now() + DEADLINE;
+        loop {
+            let Some(pid) = self.logs.children().next() else { return };
+            match waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(_, status)) => {
+                    assert!(self.logs.child_ended(pid, status == 0, self.now));
+                }
+                other => {
+                    assert!(Instant::now() < until, "the compressor does not end: {other:?}");
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            }
+        }
+    }
+}
+
+fn name(unit: usize) -> String {
+    if unit == 0 { "web".to_owned() } else { format!("web.{unit}") }
+}
+
+fn texts(entries: Vec<Entry>) -> Vec<String> {
+    entries.into_iter().map(|entry| String::from_utf8(entry.text).expect("UTF-8")).collect()
+}
+
+fn lines(from: usize, to: usize) -> String {
+    (from..to).map(|number| format!("line {number}\n")).collect()
+}
+
+#[test]
+fn a_line_has_its_time_and_its_stream() {
+    let mut app = App::new(LogFormat::Stamped, |_| {});
+    app.print("hello\n");
+    app.print_to(0, Stream::Err, "oops\n");
+    let log = app.current();
+    let marks: Vec<&str> = log.lines().map(|line| &line[27..]).collect();
+    assert_eq!(marks, [" | hello", " ! oops"], "{log}");
+    assert!(log.lines().all(|line| line[..27].ends_with('Z') && line.starts_with("20")), "{log}");
+}
+
+#[test]
+fn plain_is_what_was_printed_whatever_it_is() {
+    let mut app = App::new(LogFormat::Plain, |_| {});
+    let bytes: Vec<u8> = (0..60_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    app.print(&bytes);
+    app.print("\n");
+    let log = fs::read(app.unit().join("current")).expect("a log");
+    assert!(log == [&bytes[..], b"\n"].concat());
+}
+
+#[test]
+fn json_lines_are_objects_with_what_was_printed() {
+    let mut app = App::new(LogFormat::Json, |_| {});
+    app.print(b"say \"hi\"\\ \xff\x00\n");
+    let value: serde_json::Value = serde_json::from_str(&app.current()).expect("one object");
+    assert_eq!(value["text"], "say \"hi\"\\ \u{fffd}\0");
+    assert_eq!(value["invalid"], true);
+    assert_eq!(value["service"], "web");
+    assert_eq!(app.last(1), ["say \"hi\"\\ \u{fffd}\0"]);
+}
+
+#[test]
+fn half_a_line_comes_after_two_seconds_and_its_rest_is_marked() {
+    let mut app = App::new(LogFormat::Stamped, |_| {});
+    app.print("Password: ");
+    assert_eq!(app.logs.deadline(), Some(PARTIAL_AFTER));
+    app.wait(PARTIAL_AFTER - 1);
+    assert!(!app.unit().join("current").exists());
+    app.wait(1);
+    assert!(app.current().ends_with(" | Password: \n"), "{}", app.current());
+    app.print("wrong\nnext\n");
+    assert!(
+        app.current().contains(" |+ wrong\n") && app.current().ends_with(" | next\n"),
+        "{}",
+        app.current()
+    );
+    assert_eq!(app.logs.deadline(), None);
+}
+
+#[test]
+fn half_a_line_comes_when_its_process_ends() {
+    let mut app = App::new(LogFormat::Stamped, |_| {});
+    app.print("half");
+    app.logs.ended(0, 0);
+    assert!(app.current().ends_with(" | half\n"));
+    app.print("whole\n");
+    assert!(app.current().ends_with(" | whole\n"), "a restart begins a line: {}", app.current());
+}
+
+#[test]
+fn a_long_line_is_cut_and_marked_and_nothing_is_missing() {
+    let mut app = App::new(LogFormat::Stamped, |_| {});
+    let long = "x".repeat(3 * LONGEST_LINE + 5);
+    app.print(format!("{long}\nnext\n"));
+    let mut reader = Reader::new(&app.settings.folder, &["web"], LogFormat::Stamped);
+    let entries = reader.last(10).expect("readable");
+    let continued: Vec<bool> = entries.iter().map(|entry| entry.continued).collect();
+    assert_eq!(continued, [false, true, true, true, false]);
+    assert_eq!(texts(entries)[..4].concat(), long);
+}
+
+#[test]
+fn files_are_rotated_by_size_at_the_end_of_a_line_and_kept_in_number() {
+    let mut app = App::new(LogFormat::Plain, |files| (files.max_size, files.keep) = (1000, 3));
+    app.print(lines(0, 1000));
+    let rotated = app.rotated();
+    assert_eq!(rotated.len(), 3, "{rotated:?}");
+    for name in &rotated {
+        let log = fs::read_to_string(app.unit().join(name)).expect("a log");
+        assert!(log.len() <= 1000 && log.len() > 980 && log.ends_with('\n'), "{name}: {}", log.len());
+    }
+    let all: String =
+        rotated.iter().map(|name| fs::read_to_string(app.unit().join(name)).expect("a log")).collect();
+    let all = all + &app.current();
+    assert!(lines(0, 1000).ends_with(&all) && all.starts_with("line "));
+}
+
+#[test]
+fn a_file_is_rotated_when_it_is_old() {
+    let mut app = App::new(LogFormat::Plain, |files| files.max_age = Some(60_000));
+    app.print("old\n");
+    let at = app.logs.deadline().expect("an age");
+    assert!((50_000..=60_000).contains(&at), "{at}");
+    app.now = at;
+    app.serve();
+    assert_eq!(app.rotated().len(), 1);
+    app.print("new\n");
+    assert_eq!(app.current(), "new\n");
+    assert_eq!(app.last(9), ["old", "new"]);
+}
+
+#[test]
+fn a_clock_that_was_set_back_overwrites_nothing_and_keeps_the_order() {
+    let mut app = App::new(LogFormat::Plain, |files| files.max_size = 20);
+    fs::create_dir_all(app.unit()).expect("a folder");
+    let future = "2999-12-31T23-59-59.999999Z.log";
+    fs::write(app.unit().join(future), "from the future\n").expect("writable");
+    app.print(lines(0, 10));
+    let rotated = app.rotated();
+    assert_eq!(rotated[0], future);
+    assert_eq!(rotated[1], "3000-01-01T00-00-00.000000Z.log");
+    let expected: Vec<String> =
+        std::iter::once("from the future".into()).chain((0..10).map(|n| format!("line {n}"))).collect();
+    assert_eq!(app.last(99), expected);
+}
+
+#[test]
+fn rotated_files_are_compressed_and_still_read() {
+    let mut app = App::new(LogFormat::Stamped, |files| (files.max_size, files.compress) = (100_000, true));
+    for part in 0..20 {
+        app.print(lines(part * 1000, part * 1000 + 1000));
+    }
+    app.compress();
+    let rotated = app.rotated();
+    assert!(rotated.len() >= 6 && rotated.iter().all(|name| name.ends_with(".log.zst")), "{rotated:?}");
+    let size = |name: &String| fs::metadata(app.unit().join(name)).expect("there").len();
+    assert!(
+        rotated.iter().all(|name| size(name) < 40_000),
+        "{:?}",
+        rotated.iter().map(size).collect::<Vec<_>>()
+    );
+    assert_eq!(app.last(99_999).join("\n") + "\n", lines(0, 20_000));
+    assert_eq!(app.last(7).join("\n") + "\n", lines(19_993, 20_000));
+}
+
+#[test]
+fn what_a_killed_compressor_left_is_cleared_away_and_compressed() {
+    let mut app = App::new(LogFormat::Stamped, |files| files.compress = true);
+    fs::create_dir_all(app.unit()).expect("a folder");
+    let stem = "2026-01-01T00-00-00.000000Z.log";
+    let stamp = "2026-01-01T00:00:00.000000Z | old\n";
+    fs::write(app.unit().join(stem), stamp).expect("writable");
+    fs::write(app.unit().join(format!("{stem}.zst.part")), "half").expect("writable");
+    app.print("new\n");
+    app.compress();
+    app.print("newer\n");
+    app.compress();
+    assert_eq!(app.rotated(), [format!("{stem}.zst")]);
+    assert_eq!(app.last(9), ["old", "new", "newer"]);
+}
+
+#[test]
+fn a_killed_supervisors_file_is_continued_and_its_torn_line_ended() {
+    let mut app = App::new(LogFormat::Plain, |_| {});
+    app.print("one\n");
+    let current = app.unit().join("current");
+    fs::OpenOptions::new().append(true).open(&current).expect("a log").write_all(b"to").expect("writable");
+    app.restart();
+    app.print("two\n");
+    assert_eq!(app.current(), "one\nto\ntwo\n");
+    assert!(app.rotated().is_empty());
+}
+
+#[test]
+fn a_folder_that_was_removed_is_made_again() {
+    let mut app = App::new(LogFormat::Plain, |_| {});
+    app.print("one\n");
+    fs::remove_dir_all(&app.settings.folder).expect("removable");
+    app.print("two\n");
+    assert_eq!(app.current(), "two\n");
+}
+
+#[test]
+fn a_folder_that_cannot_be_made_is_said_once_and_lines_are_counted_until_it_can() {
+    let mut app = App::new(LogFormat::Plain, |_| {});
+    fs::create_dir_all(&app.settings.folder).expect("a folder");
+    fs::write(app.unit(), "a file in its place").expect("writable");
+    for _ in 0..3 {
+        app.print("lost\nlost\n");
+        app.wait(1_500);
+    }
+    assert_eq!(app.said().matches("cannot write the log").count(), 1, "{}", app.said());
+    fs::remove_file(app.unit()).expect("removable");
+    app.wait(1_500);
+    assert_eq!(app.current(), "kitbag: 6 lines (30 bytes) were lost here: File exists\n");
+    assert!(app.said().contains("logs can be written again; 6 lines were lost"), "{}", app.said());
+    app.print("kept\n");
+    assert!(app.current().ends_with("lost here: File exists\nkept\n"));
+    assert_eq!(app.logs.deadline(), None);
+}
+
+/// Runs itself again, alone, with a limit on the size of files: what a full disk is to write(2), EFBIG instead of ENOSPC.
+#[test]
+fn a_full_disk_is_survived_said_once_and_resumed() {
+    const INSIDE: &str = "KITBAG_TEST_FULL";
+    if std::env::var_os(INSIDE).is_none() {
+        let me = std::env::current_exe().expect("a name");
+        let test = "a_full_disk_is_survived_said_once_and_resumed";
+        // dash counts blocks of 512 bytes. SIGXFSZ is ignored, as the supervisor blocks it.
+        let script =
+            format!("trap '' XFSZ; ulimit -S -f 64; exec '{}' --exact {test} --nocapture", me.display());
+        let output = std::process::Command::new("/bin/sh").args(["-c", &script]).env(INSIDE, "1").output();
+        let output = output.expect("a shell");
+        assert!(
+            output.status.success(),
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        return;
+    }
+    let mut app = App::new(LogFormat::Plain, |_| {});
+    for part in 0..10 {
+        app.print(lines(part * 1000, part * 1000 + 1000));
+    }
+    let kept = app.current();
+    assert!(
+        kept.len() <= 32_768 && kept.ends_with('\n') && lines(0, 10_000).starts_with(&kept),
+        "{}",
+        kept.len()
+    );
+    // Somebody makes room.
+    fs::OpenOptions::new()
+        .write(true)
+        .open(app.unit().join("current"))
+        .expect("a log")
+        .set_len(0)
+        .expect("emptied");
+    app.wait(2_000);
+    let lost = 10_000 - kept.lines().count();
+    let bytes = lines(0, 10_000).len() - kept.len();
+    assert_eq!(
+        app.current(),
+        format!("kitbag: {lost} lines ({bytes} bytes) were lost here: File too large\n")
+    );
+    app.print("after\n");
+    assert!(app.current().ends_with("\nafter\n"));
+    assert_eq!(app.said().matches("cannot write the log").count(), 1);
+    assert_eq!(app.said().matches(&format!("{lost} lines were lost")).count(), 1, "{}", app.said());
+}
+
+#[test]
+fn a_flood_is_there_to_the_last_byte_while_others_are_heard() {
+    const MEGABYTES: usize = 256;
+    let mut app = App::of(2, LogFormat::Plain, |files| (files.max_size, files.keep) = (64 << 20, 99));
+    let mut out = app.writers[0][0].try_clone().expect("a descriptor");
+    let flood = std::thread::spawn(move || {
+        let line = [&[b'x'; 99][..], b"\n"].concat();
+        let piece = line.repeat(10_486);
+        for _ in 0..MEGABYTES {
+            out.write_all(&piece).expect("somebody reads");
+        }
+        piece.len() * MEGABYTES
+    });
+    let (mut turns, mut longest) = (0, 0);
+    while !flood.is_finished() {
+        poll(&mut [PollFd::new(app.logs.fd().as_fd(), PollFlags::POLLIN)], PollTimeout::from(100_u8))
+            .expect("polled");
+        if turns % 64 == 0 {
+            writeln!(app.writers[1][0], "heard {turns}").expect("a pipe with room");
+        }
+        app.logs.serve(app.now);
+        turns += 1;
+        // Turns until the other unit's line is written.
+        let heard = fs::read_to_string(app.settings.folder.join("web.1/current")).unwrap_or_default();
+        let last = heard
+            .lines()
+            .last()
+            .and_then(|line| line.strip_prefix("heard "))
+            .map_or(0, |n| n.parse().unwrap_or(0));
+        longest = longest.max(turns - last);
+    }
+    app.serve();
+    let expected = flood.join().expect("a flood");
+    let size = |name: String| fs::metadata(app.unit().join(name)).expect("there").len();
+    let total: u64 = app.rotated().into_iter().map(size).sum::<u64>() + app.current().len() as u64;
+    assert_eq!(total, expected as u64);
+    assert!(longest <= 130, "another unit waited for {longest} turns");
+}
+
+#[test]
+fn a_thousand_units_with_half_lines_need_little_memory() {
+    let mut app = App::of(1000, LogFormat::Plain, |_| {});
+    let memory = |()| {
+        let status = fs::read_to_string("/proc/self/statm").expect("a /proc");
+        status.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("pages") * 4096
+    };
+    let before = memory(());
+    let half = vec![b'y'; LONGEST_LINE - 1];
+    for unit in 0..1000 {
+        app.print_to(unit, Stream::Out, &half);
+        app.print_to(unit, Stream::Err, &half);
+    }
+    let grown = memory(()).saturating_sub(before);
+    // Other tests run in this process, too.
+    assert!(grown < 16 << 20, "{grown}");
+    for unit in 0..1000 {
+        app.print_to(unit, Stream::Out, "\n");
+        app.print_to(unit, Stream::Err, "\n");
+    }
+    for unit in 0..1000 {
+        let log = fs::read(app.settings.folder.join(name(unit)).join("current")).expect("a log");
+        assert_eq!(log.iter().filter(|byte| **byte == b'y').count(), 2 * half.len(), "unit {unit}");
+    }
+}
+
+#[test]
+fn a_removed_unit_leaves_nothing_unwritten_and_can_come_back() {
+    let mut app = App::of(2, LogFormat::Plain, |_| {});
+    writeln!(app.writers[1][0], "last\nwords").expect("a pipe with room");
+    app.logs.remove_unit(1, 0);
+    let current = app.settings.folder.join("web.1/current");
+    assert_eq!(fs::read_to_string(&current).expect("a log"), "last\nwords\n");
+    assert!(app.writers[1][0].write_all(b"x").is_err(), "its pipe is closed");
+    assert_eq!(app.logs.open(1).err(), Some(nix::errno::Errno::ENOENT));
+    app.logs.add_unit(1, "web.1");
+    let end = app.logs.open(1).expect("pipes")[0].try_clone_to_owned().expect("a descriptor");
+    fs::File::from(end).write_all(b"again\n").expect("a pipe with room");
+    app.serve();
+    assert_eq!(fs::read_to_string(&current).expect("a log"), "last\nwords\nagain\n");
+}
+
+#[test]
+fn a_reader_merges_units_by_time() {
+    let mut app = App::of(3, LogFormat::Stamped, |_| {});
+    for number in 0..30 {
+        app.print_to(number % 3, Stream::Out, format!("{number}\n"));
+    }
+    let mut reader =
+        Reader::new(&app.settings.folder, &["web", "web.1", "web.2", "none"], LogFormat::Stamped);
+    let entries = reader.last(10).expect("readable");
+    let expected: Vec<String> = (20..30).map(|number| number.to_string()).collect();
+    assert_eq!(entries.iter().map(|entry| entry.unit).collect::<Vec<_>>(), [2, 0, 1, 2, 0, 1, 2, 0, 1, 2]);
+    assert_eq!(texts(entries), expected);
+    app.print_to(1, Stream::Err, "next\n");
+    let next = reader.more().expect("readable");
+    assert_eq!((next[0].unit, next[0].stream, &next[0].text[..]), (1, Stream::Err, &b"next"[..]));
+    assert!(reader.more().expect("readable").is_empty());
+}
+
+#[test]
+fn a_reader_follows_over_rotations_and_misses_nothing() {
+    let mut app = App::new(LogFormat::Plain, |files| (files.max_size, files.compress) = (500, true));
+    let mut reader = Reader::new(&app.settings.folder, &["web"], LogFormat::Plain);
+    assert!(reader.last(10).expect("readable").is_empty());
+    let mut seen = Vec::new();
+    for part in 0..20 {
+        // Sometimes none, sometimes several rotations between two looks.
+        app.print(lines(part * 100, part * 100 + if part % 3 == 0 { 3 } else { 100 }));
+        if part % 4 == 0 {
+            app.compress();
+        }
+        seen.extend(texts(reader.more().expect("readable")));
+    }
+    app.compress();
+    assert_eq!(seen, app.last(usize::MAX - 1));
+    assert_eq!(seen.len(), 7 * 3 + 13 * 100);
+}
+
+#[test]
+fn files_are_not_for_everybody() {
+    let mut app = App::new(LogFormat::Plain, |_| {});
+    app.print("x\n");
+    let mode = |path: &Path| fs::metadata(path).expect("there").mode() & 0o007;
+    assert_eq!(mode(&app.unit().join("current")), 0);
+    assert_eq!(mode(&app.unit()), 0);
+    let _ = app.folder.path();
+}
