@@ -1,6 +1,7 @@
 //! A service bundle: unpack, compare the whole tree, then supervise.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
@@ -139,7 +140,12 @@ fn log_settings(
 /// What this host does not have: a user, an environment file, a time zone.
 pub fn specs(manifest: &Manifest, values: &Values) -> Result<Vec<ServiceSpec>, Failure> {
     let Run::Services(services) = &manifest.run else { return Ok(Vec::new()) };
-    let maker = Maker { values, accounts: Accounts::of_host(), last_env: RefCell::default() };
+    let maker = Maker {
+        values,
+        accounts: Accounts::of_host(),
+        paths: RefCell::default(),
+        last_env: RefCell::default(),
+    };
     let services = services.iter().map(|(name, service)| maker.service(name, service));
     let tasks = manifest.tasks.iter().map(|(name, task)| maker.task(name, task));
     services.chain(tasks).collect()
@@ -149,6 +155,7 @@ pub fn specs(manifest: &Manifest, values: &Values) -> Result<Vec<ServiceSpec>, F
 struct Maker<'a> {
     values: &'a Values<'a>,
     accounts: Accounts,
+    paths: RefCell<BTreeSet<Rc<Path>>>,
     last_env: RefCell<Rc<Vec<(OsString, OsString)>>>,
 }
 
@@ -255,16 +262,27 @@ impl Maker<'_> {
         Rc::clone(&last)
     }
 
+    /// The same path as another service's, if one has it.
+    fn path(&self, path: &Path) -> Rc<Path> {
+        let mut paths = self.paths.borrow_mut();
+        if let Some(known) = paths.get(path) {
+            return Rc::clone(known);
+        }
+        let new: Rc<Path> = path.into();
+        paths.insert(Rc::clone(&new));
+        new
+    }
+
     /// A command without its environment.
     fn program(&self, command: &Command) -> Result<ProgramSpec, Failure> {
-        let path = self.values.program(command);
-        let mut argv = vec![path.clone().into_os_string()];
+        let path = self.path(&self.values.program(command));
+        let mut argv = vec![path.as_os_str().to_owned()];
         for argument in command.argv.iter().skip(1) {
             argv.push(self.values.text(argument)?);
         }
         let cwd = match &command.cwd {
-            Some(cwd) => PathBuf::from(self.values.text(cwd)?),
-            None => Path::to_owned(self.values.tree),
+            Some(cwd) => self.path(Path::new(&self.values.text(cwd)?)),
+            None => self.path(self.values.tree),
         };
         Ok(ProgramSpec { path, argv, env: Rc::default(), cwd })
     }
@@ -275,7 +293,7 @@ impl Maker<'_> {
         probe: &Probe,
         timeout: Ms,
         program: &dyn Fn(&Command) -> Result<ProgramSpec, Failure>,
-    ) -> Result<Question, Failure> {
+    ) -> Result<Box<Question>, Failure> {
         let address = |text: &str| -> Result<probe::Address, Failure> {
             let text = self.values.text(text)?;
             probe::parse_address(&text.to_string_lossy()).map_err(wrong("service", name))
@@ -296,7 +314,7 @@ impl Maker<'_> {
                 What::Program(program)
             }
         };
-        Ok(Question { what, timeout })
+        Ok(Box::new(Question { what, timeout }))
     }
 
     fn zone(&self, name: &str) -> Result<Zone, crate::zone::ZoneError> {
