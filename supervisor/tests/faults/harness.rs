@@ -252,16 +252,17 @@ impl Running {
         self.child.try_wait().expect("our child").is_some()
     }
 
-    /// Everything that is still to be read of standard error, once it has ended.
+    /// Everything that was seen and, once it has ended, that is still to be read of standard error.
     pub fn rest(&mut self) -> Vec<String> {
-        self.stderr.iter().collect()
+        self.seen.extend(self.stderr.iter());
+        self.seen.clone()
     }
 
     /// It ends, with this exit code, and leaves nothing behind.
     pub fn ends_with(&mut self, code: u8) {
         let status = self.ended();
         let rest = self.rest();
-        assert_eq!(status.code(), Some(i32::from(code)), "{status}; seen: {:#?}, then {rest:#?}", self.seen);
+        assert_eq!(status.code(), Some(i32::from(code)), "{status}; seen: {rest:#?}");
         self.has_left_nothing();
     }
 

@@ -6,6 +6,7 @@ use std::io::Write;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Duration;
 
 use kitbag_format::manifest::Restart;
@@ -65,7 +66,7 @@ fn program(path: &str, arguments: &[&str]) -> ProgramSpec {
         env.extend(std::env::var_os(name).map(|value| (name.into(), value)));
     }
     let argv = [path].iter().chain(arguments).map(OsString::from).collect();
-    ProgramSpec { path: path.into(), argv, env, cwd: PathBuf::from("/") }
+    ProgramSpec { path: path.into(), argv, env: Rc::new(env), cwd: PathBuf::from("/") }
 }
 
 fn grace(mut spec: ServiceSpec, stop_timeout: Ms) -> ServiceSpec {
@@ -120,7 +121,7 @@ fn healthy(file: &str) -> ServiceSpec {
 fn watchdog() -> ServiceSpec {
     let me = std::env::current_exe().expect("a test knows its program");
     let mut spec = restarted(ServiceSpec::new("web", program(me.to_str().expect("text"), &[])));
-    spec.program.env.push((SCENE.into(), ALIVE.into()));
+    Rc::make_mut(&mut spec.program.env).push((SCENE.into(), ALIVE.into()));
     spec.notify = true;
     spec.rules.ready = Readiness::Told;
     spec.rules.watch = Some(Watch::Silence(1_000));
