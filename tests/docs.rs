@@ -120,3 +120,39 @@ fn the_exit_codes_of_help_are_those_of_the_operators_table() {
         table.lines().filter_map(|line| line.split('|').nth(1)?.trim().parse().ok()).collect();
     assert_eq!(of_help, of_table);
 }
+
+/// The texts of all Rust files below a folder.
+fn sources(folder: &std::path::Path, text: &mut String) {
+    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        let path = entry.path();
+        if entry.file_type().unwrap().is_dir() {
+            sources(&path, text);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            text.push_str(&fs::read_to_string(&path).unwrap());
+        }
+    }
+}
+
+#[test]
+fn every_test_that_the_architecture_names_point_by_point_exists() {
+    let document = fs::read_to_string(workspace().join("docs/architecture.md")).unwrap();
+    let section = document.split("## Supervision, point by point").nth(1).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let points: Vec<u32> =
+        section.lines().filter_map(|line| line.split('|').nth(1)?.trim().parse().ok()).collect();
+    assert_eq!(points, (1..=71).collect::<Vec<_>>());
+    let mut code = String::new();
+    for folder in ["supervisor/src", "supervisor/tests", "tests"] {
+        sources(&workspace().join(folder), &mut code);
+    }
+    // A test's name is a sentence.
+    let names: Vec<&str> = section
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|word| word.matches('_').count() >= 3 && !word.contains(['/', '.', ':']))
+        .collect();
+    assert!(names.len() > 60, "{names:?}");
+    let missing: Vec<&&str> = names.iter().filter(|name| !code.contains(&format!("fn {name}()"))).collect();
+    assert!(missing.is_empty(), "no test has these names: {missing:?}");
+}

@@ -9,7 +9,7 @@
 //! SIGINT for a second time kills. All other signals stay blocked: SIGUSR1, SIGUSR2 and SIGWINCH are not forwarded.
 //! Services run in sessions of their own, so that a terminal's `^C` reaches the supervisor alone.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -185,8 +185,8 @@ struct Supervisor {
     limit: Option<libc::rlimit>,
     /// Children that this process had before it became the supervisor; not ours to end.
     strangers: Vec<Pid>,
-    /// What was left behind and has been asked to end.
-    asked: Vec<Pid>,
+    /// What was left behind and has been asked to end, or killed.
+    asked: BTreeSet<Pid>,
     /// More children have ended than one batch.
     more: bool,
     /// What starting took was given back.
@@ -252,7 +252,7 @@ impl Supervisor {
             cgroups: None,
             limit: fd::raise_open_files(),
             strangers,
-            asked: Vec::new(),
+            asked: BTreeSet::new(),
             more: false,
             slim: false,
             origin: Instant::now(),
@@ -601,7 +601,10 @@ impl Supervisor {
                 self.kill_all();
             }
             Some(Deed::AskLeft) => self.sweep_saying("sending SIGTERM"),
-            Some(Deed::KillLeft) => self.sweep_saying("sending SIGKILL"),
+            Some(Deed::KillLeft) => {
+                self.asked.clear();
+                self.sweep_saying("sending SIGKILL");
+            }
             Some(Deed::GiveUp) => {
                 let count = self.left().len();
                 self.logs.say(&format!("{} did not end after SIGKILL", words::processes(count)));

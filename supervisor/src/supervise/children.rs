@@ -1,5 +1,7 @@
 //! Signals to us, and our children: who has ended, and what services left behind.
 
+use std::collections::BTreeSet;
+
 use crate::state::{End, Event, Phase, State, Turn};
 use crate::sys::wait::{self, Children};
 use crate::sys::{Pid, signal};
@@ -73,7 +75,7 @@ impl Supervisor {
                 let group = if self.closing.is_empty() { None } else { wait::group_of(pid) };
                 wait::reap(pid);
                 self.strangers.retain(|stranger| *stranger != pid);
-                self.asked.retain(|asked| *asked != pid);
+                self.asked.remove(&pid);
                 let of_group = |id: &&Id| {
                     group.is_some() && self.units[**id].service.state.run().map(|run| run.group) == group
                 };
@@ -141,29 +143,34 @@ impl Supervisor {
         self.sweep();
     }
 
-    /// Signals what services left behind. Its own children come to us when it ends: the sweep goes
+    /// Signals what services left behind, each process once. Its own children come to us when it ends: the sweep goes
     /// on with each that is reaped, until none is left.
     fn sweep(&mut self) {
-        match self.whole.phase {
-            Phase::Asking { .. } => {
-                for pid in self.left() {
-                    if !self.asked.contains(&pid) {
-                        self.asked.push(pid);
-                        signal_left(pid, libc::SIGTERM);
-                        signal_left(pid, libc::SIGCONT);
-                    }
-                }
-            }
-            Phase::Killing { .. } => self.left().into_iter().for_each(|pid| signal_left(pid, libc::SIGKILL)),
-            Phase::Serving | Phase::Stopping { .. } | Phase::Draining { .. } | Phase::Over => {}
-        }
+        let numbers: &[i32] = match self.whole.phase {
+            Phase::Asking { .. } => &[libc::SIGTERM, libc::SIGCONT],
+            Phase::Killing { .. } => &[libc::SIGKILL],
+            Phase::Serving | Phase::Stopping { .. } | Phase::Draining { .. } | Phase::Over => return,
+        };
+        let mut new = self.left();
+        new.retain(|pid| self.asked.insert(*pid));
+        signal_left(&new, numbers);
     }
 }
 
-/// Signals an unreaped child, and the group that it is in, which is not ours.
-fn signal_left(pid: Pid, number: i32) {
-    let _ = match wait::group_of(pid) {
-        Some(group) if group > 1 && group != wait::own_group() => signal::send_group(group, number),
-        _ => signal::send(pid, number),
-    };
+/// Signals unreaped children, and the groups that they are in, which are not ours. Each group is signalled once: that
+/// alone takes a time that grows with its members.
+fn signal_left(children: &[Pid], numbers: &[i32]) {
+    let (own, mut groups) = (wait::own_group(), BTreeSet::new());
+    for pid in children {
+        let group = wait::group_of(*pid).filter(|group| *group > 1 && *group != own);
+        if group.is_some_and(|group| !groups.insert(group)) {
+            continue;
+        }
+        for number in numbers {
+            let _ = match group {
+                Some(group) => signal::send_group(group, *number),
+                None => signal::send(*pid, *number),
+            };
+        }
+    }
 }

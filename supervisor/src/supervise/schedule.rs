@@ -207,6 +207,43 @@ mod tests {
     }
 
     #[test]
+    fn an_interval_does_not_heed_the_wall_clock() {
+        let often = every(5_000, false);
+        let (mut plan, _) = Plan::begin(&often, 0, 1000 * HOUR, None);
+        for time in [2000 * HOUR, 0, -HOUR, i64::MAX, i64::MIN] {
+            assert!(!plan.look(&often, 4_999, time), "{time}");
+            assert_eq!(plan.in_ms(4_999, time), Some(1));
+        }
+        assert!(plan.look(&often, 5_000, -HOUR));
+    }
+
+    #[test]
+    fn a_last_run_in_the_future_delays_nothing_longer_than_its_schedule() {
+        // Written by a clock that was a hundred years ahead.
+        let last = Some(876_000 * HOUR);
+        let (plan, missed) = Plan::begin(&every(5_000, true), 100, 50 * HOUR, last);
+        assert_eq!((plan.at, missed), (Some(5_100), false));
+        let (mut plan, missed) = Plan::begin(&cron("0 3 * * *", true), 0, 50 * HOUR, last);
+        assert_eq!((plan.at_time, missed), (Some(51 * HOUR), false));
+        assert!(plan.look(&cron("0 3 * * *", true), 0, 51 * HOUR));
+    }
+
+    #[test]
+    fn whatever_the_clock_does_a_run_is_due_once_for_each_time_and_the_next_is_near() {
+        let hourly = cron("0 * * * *", false);
+        let (mut plan, _) = Plan::begin(&hourly, 0, 1000 * HOUR + 1, None);
+        let mut time = 1000 * HOUR + 1;
+        for jump in [1, HOUR, -60, 5000 * HOUR, -2 * HOUR, -4000 * HOUR, 30, 7 * HOUR, -HOUR, 86_400 * 365] {
+            time += jump;
+            let _ = plan.look(&hourly, 0, time);
+            assert!(!plan.look(&hourly, 0, time), "twice at {time}");
+            // At most the hours that were repeated, and one.
+            let next = plan.at_time.expect("there is always a next hour");
+            assert!(next > time && next <= time + REPEATED + HOUR, "{next} after {time}");
+        }
+    }
+
+    #[test]
     fn a_run_that_was_missed_is_caught_up_where_that_is_wanted() {
         let begin = |schedule: &Schedule, last| Plan::begin(schedule, 0, 100 * HOUR, last).1;
         assert!(begin(&cron("0 3 * * *", true), Some(50 * HOUR)));
