@@ -96,7 +96,7 @@ fn the_guestbook_serves_its_pages_and_the_snapshots_entries() {
     let book = Book::start(bundle.command([""; 0]));
     book.serves();
     let said = book.running.text();
-    assert!(said.starts_with("web | "), "{said}");
+    assert!(said.contains("\nweb     | guestbook: listening on "), "{said}");
     let address = book.address.clone();
     book.running.stop().exits(0);
     assert_eq!(bundle.sandbox.processes(), [0; 0], "left running");
