@@ -76,23 +76,25 @@ fn the_process_in_the_background_holds_nothing_of_its_starter() {
 
 #[test]
 fn a_start_that_fails_says_so_where_it_was_typed() {
-    let bundle = App::service("crashes-at-once", &[], "restart = \"never\"").pack();
-    let outcome = bundle.run(["start"]).exits(7).says("web is not ready (failed): exited with status 1");
+    let more = "restart = \"never\"\nready = { up-for = \"1s\" }";
+    let bundle = App::service("crashes-at-once", &[], more).pack();
+    let outcome = bundle.run(["start"]).exits(7).says("web is not ready (failed): exited with status 3");
     outcome.says("app goes on running").says(" stop` ends it");
     // It is there to be looked at, and to be told to try again.
     bundle
         .run(["status"])
         .exits(7)
         .prints("web   failed")
-        .prints("last end   exited with status 1")
+        .prints("last end   exited with status 3")
         .prints("restart web");
     bundle.run(["start", "web"]).exits(7).says("web is not ready (failed)");
     bundle.run(["wait", "--ready"]).exits(7);
     bundle.run(["stop"]).exits(0);
     is_gone(&bundle);
     let well = App::service("exits-zero", &[], "restart = \"never\"").pack();
-    well.run(["start"]).exits(0).prints("app is ready after ");
-    well.run(["stop"]).exits(0);
+    // It may be over before anybody has looked.
+    well.run(["start"]).exits(0);
+    eventually(PATIENCE, "all of it ends by itself", || well.sandbox.processes().is_empty());
     let bundle = sleeper();
     fs::write(bundle.sandbox.state(), "a file").unwrap();
     bundle.run(["start"]).exits(1).says("no folder can be used for state");
@@ -166,6 +168,19 @@ fn events_are_followed_until_their_reader_goes() {
     // The stream ends with the bundle.
     events.ended().exits(0);
     is_gone(&bundle);
+}
+
+#[test]
+fn what_is_printed_in_the_background_is_kept_and_shown() {
+    let bundle = App::service("prints", &["1000"], "restart = \"never\"").pack();
+    bundle.run(["start"]).exits(0);
+    // What is kept is there afterwards.
+    eventually(PATIENCE, "it has ended", || bundle.sandbox.processes().is_empty());
+    let lines = bundle.run(["logs", "-n", "3", "web"]).exits(0);
+    lines.prints("line 998\n").prints("line 1000\n").prints_no("line 997\n");
+    bundle.run(["logs", "wbe"]).exits(2).says("did you mean `web`?");
+    // What the supervisor said of it stands between what others printed.
+    bundle.run(["logs"]).exits(0).prints("web     | ").prints("service web exited with status 0");
 }
 
 #[test]

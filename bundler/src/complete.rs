@@ -1,7 +1,7 @@
 //! Plan -> complete plan: every file scanned, scripts led to the interpreters that come along, and all that dynamic
 //! programs need brought in.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -12,7 +12,7 @@ use globset::GlobSet;
 use kitbag_closure::facts::Kind;
 use kitbag_closure::resolve::{self, Addition, Closure, Conflict, Input, Member, Missing, Remark, Request};
 use kitbag_closure::resolve::{Tried, Verdict};
-use kitbag_closure::rewrite::{self, Edits};
+use kitbag_closure::rewrite::{self, Edits, Reader, VARIABLES, Variable};
 use kitbag_closure::root::Root;
 use kitbag_closure::tree::{Listing, Node, Tree};
 use kitbag_format::Digest;
@@ -21,9 +21,10 @@ use kitbag_format::slots::Pad;
 use rayon::prelude::*;
 
 use crate::diagnostic::{Diagnostic, Failure};
+use crate::mentions::may_ask;
 use crate::origin::{Need, Origin};
 use crate::plan::{Change, Plan, PlanEntry, PlanKind};
-use crate::preset;
+use crate::preset::{self, python};
 use crate::scan::{self, Changed, Elf, Look, Memory, Scanned, Seen, Unreadable};
 use crate::script::{self, Interpreter};
 use crate::sets;
@@ -64,16 +65,25 @@ pub fn complete(plan: &mut Plan, memory: &Memory) -> Result<Scan, Failure> {
     reserved(plan)?;
     let elf = if plan.closure.enabled { Elf::Needs } else { Elf::Whole };
     let packed = scan::scan(&plan.entries, elf, memory).map_err(unreadable)?;
-    let mut draft =
-        Draft { plan, memory, packed, changed: Vec::new(), changes: Vec::new(), loads: HashMap::new() };
+    let mut draft = Draft {
+        plan,
+        memory,
+        packed,
+        changed: Vec::new(),
+        changes: Vec::new(),
+        loads: HashMap::new(),
+        loaders: HashSet::new(),
+    };
     if draft.plan.closure.enabled {
         let listing = draft.listing();
         let scripts = draft.lead_scripts(&listing)?;
         draft.close(&listing)?;
+        draft.rename_in_modules()?;
         draft.note_loads(&listing, &scripts);
         draft.sort();
     }
     scan::read_rest(&draft.plan.entries, &mut draft.packed).map_err(unreadable)?;
+    draft.lead();
     Ok(Scan { packed: draft.packed, changed: draft.changed, changes: draft.changes })
 }
 
@@ -108,6 +118,9 @@ struct Draft<'a> {
     changes: Vec<(PathBuf, Changed)>,
     /// What is executed together with a program, by its tree path.
     loads: HashMap<Vec<u8>, Vec<Vec<u8>>>,
+    /// Loaders by tree path. They know variables that programs with more rights than their caller shall not have, and
+    /// ask for none of them.
+    loaders: HashSet<Vec<u8>>,
 }
 
 /// Scripts of the tree, and the path in the tree of the interpreter that each is led to.
@@ -211,7 +224,8 @@ impl Draft<'_> {
         self.plan.origins = origins(&closure);
         self.add(&closure, listing)?;
         self.rewrite(&closure)?;
-        self.rename_variables();
+        let loaders = closure.requests.iter().filter(|(_, request)| request.is_loader);
+        self.loaders = loaders.map(|(path, _)| path.clone()).collect();
         self.loads = closure.loads.into_iter().collect();
         Ok(())
     }
@@ -263,34 +277,82 @@ impl Draft<'_> {
     }
 
     fn rewrite(&mut self, closure: &Closure) -> Result<(), Failure> {
+        let variables = self.renamed();
         let wanted = |number: usize| {
             let entry = &self.plan.entries[number];
-            match &entry.kind {
-                PlanKind::File { .. } => {
-                    Some((number, Ask::Rewrite(closure.requests.get(&entry.path)?.clone())))
-                }
-                _ => None,
-            }
+            let request = closure.requests.get(&entry.path)?.clone();
+            let request = Request { variables: variables.clone(), ..request };
+            matches!(entry.kind, PlanKind::File { .. }).then_some((number, Ask::Rewrite(request)))
         };
         let wanted: Vec<_> = (0..self.plan.entries.len()).filter_map(wanted).collect();
         self.change(&wanted)
     }
 
-    /// What leads the bundle's C library into the tree gets the name that it reads there, which means nothing to the
-    /// host's programs. Other values keep their name too.
-    fn rename_variables(&mut self) {
-        let writes = self.changes.iter().flat_map(|(_, changed)| &changed.edits.writes);
-        let is_written = |own: &str| writes.clone().any(|(_, bytes)| bytes == own.as_bytes());
-        let renamed: Vec<_> = rewrite::VARIABLES.iter().filter(|(_, own)| is_written(own)).collect();
-        for command in self.plan.manifest.commands_mut() {
-            for (name, own) in &renamed {
-                let Some(value) = command.env.get(*name).cloned() else { continue };
-                if value.starts_with("${tree}/") {
-                    command.env.remove(*name);
+    /// Variables that files of the bundle are made to ask for by their other names.
+    fn renamed(&self) -> Vec<Variable> {
+        let led = VARIABLES.iter().filter(|variable| self.plan.led.contains_key(variable.name));
+        led.copied().collect()
+    }
+
+    /// Modules of Python ask for variables in their texts.
+    fn rename_in_modules(&mut self) -> Result<(), Failure> {
+        let Some(zones) = self.renamed().into_iter().find(|variable| variable.name == python::ZONES) else {
+            return Ok(());
+        };
+        let is_asker = |entry: &PlanEntry| {
+            python::asks_for_zones(&entry.path) && matches!(entry.kind, PlanKind::File { change: None, .. })
+        };
+        let entries = self.plan.entries.iter().enumerate();
+        let asked: Vec<_> = entries
+            .filter(|(_, entry)| is_asker(entry))
+            .map(|(number, _)| (number, Ask::Rename(zones)))
+            .collect();
+        self.change(&asked)
+    }
+
+    /// Sets the variables that lead to what sets and presets bring: under the name that files of the bundle were made
+    /// to ask for, and under the plain one where other files ask for that. What `env` says is set as it says.
+    fn lead(&mut self) {
+        for variable in &VARIABLES {
+            let is_renamed = self.changes.iter().any(|(_, changed)| asks_for_own(&changed.edits, variable));
+            let askers = self.askers(variable);
+            let is_plain = match variable.reader {
+                Reader::Anyone if self.plan.closure.enabled => !askers.is_empty(),
+                _ => !is_renamed,
+            };
+            let led = self.plan.led.get(variable.name).cloned();
+            if led.is_some() {
+                self.plan.notes.extend(plain_note(variable, &askers));
+            }
+            for command in self.plan.manifest.commands_mut() {
+                let written = command.env.get(variable.name).cloned();
+                let Some(value) = written.as_ref().or(led.as_ref()).cloned() else { continue };
+                if is_plain && written.is_none() {
+                    command.env.insert(variable.name.to_owned(), value.clone());
                 }
-                command.env.entry((*own).to_owned()).or_insert(value);
+                if is_renamed {
+                    command.env.entry(variable.own.to_owned()).or_insert(value);
+                }
             }
         }
+    }
+
+    /// Files that may ask for a variable by its plain name.
+    fn askers(&self, variable: &Variable) -> Vec<String> {
+        let asks = |entry: &PlanEntry, scanned: &Scanned| match &entry.kind {
+            PlanKind::File { change, .. } => {
+                let is_renamed = change.as_ref().is_some_and(|made| asks_for_own(&made.edits, variable));
+                scanned.mentions.has(variable)
+                    && !is_renamed
+                    && may_ask(&entry.path, variable)
+                    && !self.loaders.contains(&entry.path)
+            }
+            _ => false,
+        };
+        let both = self.plan.entries.iter().zip(&self.packed);
+        both.filter(|(entry, scanned)| scanned.as_ref().is_some_and(|scanned| asks(entry, scanned)))
+            .map(|(entry, _)| entry.shown())
+            .collect()
     }
 
     /// Notes for each command what is executed together with its program.
@@ -331,6 +393,8 @@ enum Ask {
     Lead { path: Vec<u8>, argument: Vec<u8> },
     /// An ELF file that finds what it needs in the bundle.
     Rewrite(Request),
+    /// A text that asks for a variable by its other name.
+    Rename(Variable),
 }
 
 impl Ask {
@@ -339,6 +403,7 @@ impl Ask {
         let text = match self {
             Self::Lead { path, argument } => format!("lead {path:?} {argument:?}"),
             Self::Rewrite(request) => format!("rewrite {request:?}"),
+            Self::Rename(variable) => format!("rename {variable:?}"),
         };
         Digest::of(text.as_bytes())
     }
@@ -347,7 +412,7 @@ impl Ask {
     fn pad(&self) -> Pad {
         match self {
             Self::Lead { .. } => Pad::Space,
-            Self::Rewrite(_) => Pad::Nul,
+            Self::Rewrite(_) | Self::Rename(_) => Pad::Nul,
         }
     }
 
@@ -356,8 +421,30 @@ impl Ask {
             Self::Lead { path, argument } => script::lead_to(bytes, path, argument)
                 .ok_or_else(|| format!("`{}` is too long a path for its first line", shown(path))),
             Self::Rewrite(request) => rewrite::rewrite(bytes, request).map_err(|error| error.to_string()),
+            Self::Rename(variable) => Ok(Edits {
+                length: bytes.len() as u64,
+                writes: variable.renamed_in_text(bytes),
+                slots: Vec::new(),
+                unpatched: Vec::new(),
+            }),
         }
     }
+}
+
+/// True for a file that was made to ask for a variable by its other name.
+fn asks_for_own(edits: &Edits, variable: &Variable) -> bool {
+    edits.writes.iter().any(|(_, bytes)| bytes == variable.own.as_bytes())
+}
+
+/// That a variable is set under its plain name too, and for whom.
+fn plain_note(variable: &Variable, askers: &[String]) -> Option<String> {
+    let (first, more) = askers.split_first()?;
+    let others = if more.is_empty() { String::new() } else { format!(" and {} more files", more.len()) };
+    let verb = if more.is_empty() { "names" } else { "name" };
+    Some(format!(
+        "`{first}`{others} {verb} {}: it is set, and programs of the host that the app starts will have it too",
+        variable.name
+    ))
 }
 
 /// Programs of the tree that scripts may ask for.

@@ -13,6 +13,7 @@ mod hermetic;
 mod init;
 mod inspect;
 mod manifest;
+mod mentions;
 mod origin;
 mod pack;
 mod payload;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use globset::GlobSet;
 use kitbag_closure::rewrite::Edits;
+use kitbag_closure::rewrite::Variable;
 use kitbag_format::manifest::{Command, Manifest, Run, Seed, Service};
 use kitbag_format::service::{Logs, Schedule, Task};
 use kitbag_format::slots::{Pad, Slot};
@@ -41,6 +42,9 @@ pub struct Plan {
     pub entries: Vec<PlanEntry>,
     /// Where the bundle is written: as told, or else [`default_output`].
     pub output: PathBuf,
+    /// Variables that lead every command to what sets and presets bring, where its `env` does not say otherwise.
+    /// Under which names they are set depends on who asks for them: [`crate::complete`].
+    pub led: BTreeMap<String, String>,
     /// What dynamic programs need, and where it is looked for.
     pub closure: ClosurePlan,
     /// Where what came along by itself is from; empty before [`crate::complete`].
@@ -216,6 +220,7 @@ impl<'a> Draft<'a> {
         let description =
             description.map_or("", String::as_str).split_whitespace().collect::<Vec<_>>().join(" ");
         let closure = self.closure();
+        let (led, _) = self.env();
         let logs = match &source.run {
             RunSource::Services(supervised) => supervised.logs.clone(),
             _ => Logs::default(),
@@ -231,6 +236,7 @@ impl<'a> Draft<'a> {
             compression: source.compression.unwrap_or(DEFAULT_LEVEL),
             entries: self.tree.nodes.into_iter().map(entry).collect(),
             output,
+            led,
             closure,
             origins: Vec::new(),
             source: self.project.source.clone(),
@@ -438,7 +444,7 @@ impl<'a> Draft<'a> {
     fn entry(&mut self) -> Option<Command> {
         let expansion = self.expansion.as_ref()?;
         if let Some(command) = &expansion.command {
-            return Some(Command { env: self.env(), ..command.clone() });
+            return Some(Command { env: self.env().1, ..command.clone() });
         }
         let error = Diagnostic::new("the manifest says nothing to start");
         let tool = format!("a tool: `entry = \"{}\"` in `[app.{}]`", expansion.examples.0, expansion.kind);
@@ -462,7 +468,7 @@ impl<'a> Draft<'a> {
         let bins = self.package.map_or(&[][..], |package| &package.bins);
         if let [bin] = bins {
             let argv = vec![format!("bin/{bin}")];
-            return Some(Command { argv, env: self.env(), ..Command::default() });
+            return Some(Command { argv, env: self.env().1, ..Command::default() });
         }
         let program = bins.first().map_or("tool", String::as_str);
         let mut error =
@@ -480,11 +486,12 @@ impl<'a> Draft<'a> {
         None
     }
 
-    /// Variables for every command, before its own.
-    fn env(&self) -> BTreeMap<String, String> {
+    /// Variables for every command, before its own: those that the bundle's programs may know by another name, and
+    /// the others.
+    fn env(&self) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
         let mut env = self.sets.env.clone();
         env.extend(self.expansion.iter().flat_map(|expansion| expansion.env.clone()));
-        env
+        env.into_iter().partition(|(name, _)| Variable::named(name).is_some())
     }
 
     fn command(&mut self, source: &CommandSource) -> Option<Command> {
@@ -492,7 +499,7 @@ impl<'a> Draft<'a> {
         let program = self.program(program)?;
         let arguments = arguments.iter().map(|argument| argument.get_ref().clone());
         let pairs = source.env.iter();
-        let mut env = self.env();
+        let (_, mut env) = self.env();
         env.extend(pairs.map(|(name, value)| (name.get_ref().clone(), value.get_ref().clone())));
         Some(Command {
             argv: std::iter::once(program).chain(arguments).collect(),

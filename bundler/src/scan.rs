@@ -21,6 +21,7 @@ use kitbag_format::Digest;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::mentions::{Mentions, Watch};
 use crate::payload::{FRAME, LARGE};
 use crate::plan::{PlanEntry, PlanKind};
 
@@ -58,6 +59,8 @@ pub struct Scanned {
     pub seen: Seen,
     /// What it says it needs.
     pub look: Look,
+    /// The variables that it names; none while it is unread.
+    pub mentions: Mentions,
 }
 
 impl Scanned {
@@ -165,14 +168,20 @@ fn scan_file(path: &Path, planned: Seen, elf: Elf) -> Result<Scanned, Unreadable
     let mut magic = [0; 4];
     if elf == Elf::Needs && file.read_at(&mut magic, 0).map_err(failed)? == 4 && magic == *ELF_MAGIC {
         let look = Look::at(&magic, || Facts::of_file(&file));
-        return Ok(Scanned { digest: Digest::default(), cuts: Vec::new(), seen, look });
+        return Ok(Scanned {
+            digest: Digest::default(),
+            cuts: Vec::new(),
+            seen,
+            look,
+            mentions: Mentions::default(),
+        });
     }
     let found = if seen.size > IN_MEMORY { stream(&mut file) } else { in_memory(&file, seen.size) };
-    let (digest, cuts, look) = found.map_err(failed)?;
+    let Contents { digest, cuts, look, mentions } = found.map_err(failed)?;
     if cuts.iter().sum::<u64>() != seen.size {
         return Err(unreadable(CHANGED.to_owned()));
     }
-    Ok(Scanned { digest, cuts, seen, look })
+    Ok(Scanned { digest, cuts, seen, look, mentions })
 }
 
 /// How a file is packed otherwise than it stands in its source.
@@ -209,12 +218,19 @@ pub fn change(
         bytes.resize(edits.length as usize, 0);
         edits.apply_at(0, &mut bytes);
     }
-    let scanned = Scanned { digest: Digest::of(&bytes), cuts: cut(&bytes), seen: planned, look: Look::Plain };
+    let mentions = Mentions::of(&bytes);
+    let (digest, cuts) = (Digest::of(&bytes), cut(&bytes));
+    let scanned = Scanned { digest, cuts, seen: planned, look: Look::Plain, mentions };
     Ok(Changed { request, edits, scanned })
 }
 
-/// Digest, cuts, and what it needs.
-type Contents = (Digest, Vec<u64>, Look);
+/// What reading a file whole tells; see [`Scanned`].
+struct Contents {
+    digest: Digest,
+    cuts: Vec<u64>,
+    look: Look,
+    mentions: Mentions,
+}
 
 thread_local! {
     /// What files are read into; kept, as fresh memory costs more than reading does.
@@ -230,7 +246,7 @@ fn in_memory(file: &File, size: u64) -> io::Result<Contents> {
         let bytes = &mut buffer[..length];
         file.read_exact_at(bytes, 0)?;
         let look = Look::at(bytes, || Facts::read(bytes));
-        Ok((Digest::of(bytes), cut(bytes), look))
+        Ok(Contents { digest: Digest::of(bytes), cuts: cut(bytes), look, mentions: Mentions::of(bytes) })
     })
 }
 
@@ -244,6 +260,7 @@ fn cut(bytes: &[u8]) -> Vec<u64> {
 
 fn stream(file: &mut File) -> io::Result<Contents> {
     let (mut hasher, mut cuts, mut look) = (blake3::Hasher::new(), Vec::new(), Look::Plain);
+    let mut watch = Watch::default();
     let again = file.try_clone()?;
     for chunk in StreamCDC::new(file, FRAME.least as usize, FRAME.average as usize, FRAME.most as usize) {
         let chunk = chunk.map_err(io::Error::other)?;
@@ -251,9 +268,10 @@ fn stream(file: &mut File) -> io::Result<Contents> {
             look = Look::at(&chunk.data, || Facts::of_file(&again));
         }
         hasher.update(&chunk.data);
+        watch.see(&chunk.data);
         cuts.push(chunk.length as u64);
     }
-    Ok((hasher.finalize().into(), cuts, look))
+    Ok(Contents { digest: hasher.finalize().into(), cuts, look, mentions: watch.found })
 }
 
 /// What was found earlier, in a file of the user's cache: one for each bundle that is packed.

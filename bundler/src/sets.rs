@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use kitbag_closure::FOLDER;
 use toml::Spanned;
 
 use crate::diagnostic::{Diagnostic, near_miss};
@@ -23,20 +24,30 @@ struct Set {
 struct Bring {
     /// Where a distribution may have it. `LIB` stands for each of [`LIBRARIES`]. The first that exists is taken.
     from: &'static [&'static str],
-    /// Its place in the tree; empty: the same path.
-    to: &'static str,
+    /// Its place in the tree.
+    to: Place,
     exclude: &'static [&'static str],
     /// The variables that lead there.
     env: &'static [&'static str],
     /// Nothing is wrong if it is nowhere.
     optional: bool,
+    /// A file that would belong to it and does not come along, with what to do instead.
+    left: Option<(&'static str, &'static str)>,
+}
+
+/// A place in the tree.
+enum Place {
+    /// The same path.
+    Same,
+    /// This one.
+    At(&'static str),
+    /// Where the closure's loaders look (`docs/closure.md`), under this name.
+    Library(&'static str),
 }
 
 /// Where distributions have libraries: Debian's multiarch folders, Fedora's and SUSE's, all others'.
 const LIBRARIES: &[&str] =
     &["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"];
-/// Where the closure's loaders look (`docs/closure.md`).
-const BUNDLED: &str = ".kitbag/lib";
 
 const SETS: &[Set] = &[
     Set {
@@ -47,10 +58,11 @@ const SETS: &[Set] = &[
                 "/etc/pki/tls/certs/ca-bundle.crt",
                 "/etc/ssl/cert.pem",
             ],
-            to: "etc/ssl/certs/ca-certificates.crt",
+            to: Place::At("etc/ssl/certs/ca-certificates.crt"),
             exclude: &[],
             env: &["SSL_CERT_FILE"],
             optional: false,
+            left: None,
         }],
         package: "ca-certificates",
     },
@@ -58,10 +70,11 @@ const SETS: &[Set] = &[
         name: "timezones",
         brings: &[Bring {
             from: &["/usr/share/zoneinfo"],
-            to: "usr/share/zoneinfo",
+            to: Place::At("usr/share/zoneinfo"),
             exclude: &["/localtime", "/posix", "/right"],
             env: &["TZDIR", "PYTHONTZPATH"],
             optional: false,
+            left: None,
         }],
         package: "tzdata",
     },
@@ -69,10 +82,14 @@ const SETS: &[Set] = &[
         name: "locales",
         brings: &[Bring {
             from: &["/usr/lib/locale"],
-            to: "usr/lib/locale",
+            to: Place::At("usr/lib/locale"),
             exclude: &["/locale-archive"],
             env: &["LOCPATH"],
             optional: false,
+            left: Some((
+                "locale-archive",
+                "make folders of those that are needed, with `localedef --no-archive`",
+            )),
         }],
         package: "libc-bin or locales",
     },
@@ -80,19 +97,20 @@ const SETS: &[Set] = &[
         name: "gconv",
         brings: &[Bring {
             from: &["LIB/gconv"],
-            to: "",
+            to: Place::Same,
             exclude: &["/gconv-modules.cache"],
             env: &["GCONV_PATH"],
             optional: false,
+            left: None,
         }],
         package: "libc6",
     },
     Set {
         name: "nss",
         brings: &[
-            nss(&["LIB/libnss_files.so.2"], ".kitbag/lib/libnss_files.so.2"),
-            nss(&["LIB/libnss_dns.so.2"], ".kitbag/lib/libnss_dns.so.2"),
-            nss(&["LIB/libnss_compat.so.2"], ".kitbag/lib/libnss_compat.so.2"),
+            nss(&["LIB/libnss_files.so.2"], "libnss_files.so.2"),
+            nss(&["LIB/libnss_dns.so.2"], "libnss_dns.so.2"),
+            nss(&["LIB/libnss_compat.so.2"], "libnss_compat.so.2"),
         ],
         package: "libc6",
     },
@@ -101,26 +119,28 @@ const SETS: &[Set] = &[
         brings: &[
             Bring {
                 from: &["/usr/share/terminfo"],
-                to: "usr/share/terminfo",
+                to: Place::At("usr/share/terminfo"),
                 exclude: &[],
                 env: &["TERMINFO_DIRS"],
                 optional: false,
+                left: None,
             },
             // Debian has the most used ones apart from the others.
             Bring {
                 from: &["/usr/lib/terminfo", "/lib/terminfo"],
-                to: "usr/lib/terminfo",
+                to: Place::At("usr/lib/terminfo"),
                 exclude: &[],
                 env: &["TERMINFO_DIRS"],
                 optional: true,
+                left: None,
             },
         ],
         package: "ncurses-base",
     },
 ];
 
-const fn nss(from: &'static [&'static str], to: &'static str) -> Bring {
-    Bring { from, to, exclude: &[], env: &[], optional: true }
+const fn nss(from: &'static [&'static str], name: &'static str) -> Bring {
+    Bring { from, to: Place::Library(name), exclude: &[], env: &[], optional: true, left: None }
 }
 
 /// What sets stand for.
@@ -148,8 +168,16 @@ pub fn expand(names: &[Text], root: &Path) -> Result<Brought, Vec<Diagnostic>> {
 
 /// True for a place in the tree's own folder of kitbag that a set may have.
 pub fn is_in_place(path: &[u8]) -> bool {
-    let brings = SETS.iter().flat_map(|set| set.brings);
-    path == BUNDLED.as_bytes() || brings.into_iter().any(|bring| bring.to.as_bytes() == path)
+    let is_one = |bring: &Bring| match bring.to {
+        Place::Library(name) => path == library(name).as_bytes(),
+        Place::Same | Place::At(_) => false,
+    };
+    path == FOLDER || SETS.iter().flat_map(|set| set.brings).any(is_one)
+}
+
+/// The place of a library that the closure's loaders find.
+fn library(name: &str) -> String {
+    format!("{}/{name}", String::from_utf8_lossy(FOLDER))
 }
 
 fn unknown(name: &Text) -> Diagnostic {
@@ -173,14 +201,7 @@ impl Set {
             };
             bring.lead(&place, &mut brought.env);
             brought.includes.push(bring.include(name, &place, &source));
-            if source.join("locale-archive").exists() {
-                let archive = source.join("locale-archive");
-                brought.warnings.push(format!(
-                    "the locales in {} do not come along: make folders of those that are needed, with \
-                     `localedef --no-archive`",
-                    archive.display()
-                ));
-            }
+            brought.warnings.extend(bring.left_out(&source));
         }
         (brought.includes.len() == before).then(|| self.missing(name, &self.brings[0]))
     }
@@ -202,10 +223,21 @@ impl Bring {
         candidates.map(|path| (path.clone(), root.join(path.trim_start_matches('/')))).find_map(
             |(path, source)| {
                 fs::metadata(&source).ok()?;
-                let place = if self.to.is_empty() { path.trim_start_matches('/') } else { self.to };
-                Some((place.to_owned(), source))
+                let place = match self.to {
+                    Place::Same => path.trim_start_matches('/').to_owned(),
+                    Place::At(place) => place.to_owned(),
+                    Place::Library(name) => library(name),
+                };
+                Some((place, source))
             },
         )
+    }
+
+    /// What is said if a part of it does not come along.
+    fn left_out(&self, source: &Path) -> Option<String> {
+        let (name, advice) = self.left?;
+        let file = source.join(name);
+        file.exists().then(|| format!("what is in {} does not come along: {advice}", file.display()))
     }
 
     /// Several places in one variable stand behind each other.

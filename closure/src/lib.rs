@@ -19,6 +19,6 @@ pub mod search;
 pub mod tree;
 
 pub use facts::{ElfError, Facts};
-
+pub use placing::FOLDER;
 pub use resolve::{Closure, Input, Member, resolve};
 pub use root::Root;

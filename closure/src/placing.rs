@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::process::Id;
 
-/// The folder of what is added.
-pub(crate) const FOLDER: &[u8] = b".kitbag/lib";
+/// The tree's folder for what comes along by itself, where the bundle's loaders look last.
+pub const FOLDER: &[u8] = b".kitbag/lib";
 
 /// What one program or module needs from outside of the tree.
 #[derive(Debug, Default)]

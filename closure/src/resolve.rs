@@ -500,7 +500,8 @@ impl<'a> Walk<'a> {
             let rpath = lists.get(&member).into_iter().flatten().map(spell).collect();
             let run = loaders.get(&member).map(|run| (&self.runs[*run], &self.units[*run]));
             let interpreter = run.and_then(|(run, unit)| self.loader_path(run, unit, placed));
-            let request = Request { interpreter, rpath, is_loader: self.loaders.contains(&member) };
+            let is_loader = self.loaders.contains(&member);
+            let request = Request { interpreter, rpath, is_loader, ..Request::default() };
             let changes = !object.facts.needed.is_empty() || !object.facts.own_path().is_empty();
             let is_ours =
                 matches!(object.facts.kind, Kind::Program | Kind::Library) && object.facts.is_dynamic;
@@ -532,7 +533,7 @@ impl<'a> Walk<'a> {
             let Home::Outside(found) = &object.home else { continue };
             let is_loader = self.loaders.contains(&id);
             if is_loader || !object.facts.needed.is_empty() || !object.facts.own_path().is_empty() {
-                let request = Request { interpreter: None, rpath: Vec::new(), is_loader };
+                let request = Request { is_loader, ..Request::default() };
                 self.closure.requests.insert(path.clone(), request);
             }
             let facts = Box::new((*object.facts).clone());

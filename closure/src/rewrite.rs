@@ -19,8 +19,9 @@ mod dynamic;
 mod image;
 mod loader;
 mod tail;
+mod variables;
 
-pub use loader::VARIABLES;
+pub use variables::{Reader, VARIABLES, Variable};
 
 use dynamic::Dynamic;
 use image::Image;
@@ -49,6 +50,8 @@ pub struct Request {
     pub interpreter: Option<Vec<u8>>,
     /// The folders of `DT_RPATH`, in this order. None: the file shall have no search path of its own.
     pub rpath: Vec<Vec<u8>>,
+    /// Variables that it is to ask for by their other names, beside those of glibc's C library.
+    pub variables: Vec<Variable>,
     /// It is the loader itself. Nothing else of the request counts then.
     pub is_loader: bool,
 }
@@ -152,7 +155,7 @@ impl Edits {
 /// `bytes` is the file; of a large one only headers, the dynamic section and strings are touched. Whatever has neither
 /// `PT_INTERP` nor needs nor a name (a static program, also a position-independent one) stays as it is, and so does
 /// what has no segments. Every other file gets `DF_1_NODEFLIB`. glibc's C library forgets where the host has `iconv`'s
-/// modules. A file that came out of here can go in again.
+/// modules, and asks for its variables by their other names in any case. A file that came out of here can go in again.
 ///
 /// # Errors
 /// See [`RewriteError`].
@@ -171,11 +174,18 @@ pub fn rewrite(bytes: &[u8], request: &Request) -> Result<Edits, RewriteError> {
     }
     let changes_dynamic = !dynamic.is_empty() && !dynamic.is_static(&image);
     let is_libc = dynamic.is_libc(&image);
+    let asked = |variable: &&Variable| match variable.reader {
+        Reader::Libc => is_libc,
+        Reader::Interpreter | Reader::Anyone => request.variables.contains(variable),
+    };
+    let symbols = dynamic.strings_range(&image);
+    let renamed: Vec<_> =
+        VARIABLES.iter().filter(asked).flat_map(|one| one.renamed_in(&image, symbols.clone())).collect();
     let rpath = request.rpath.join(&b':');
     let mut job = Job { source: bytes, image, tail: None, edits: Draft::default() };
+    job.edits.writes.extend(renamed);
     if is_libc {
         job.edits.writes.extend(loader::without_modules(bytes));
-        job.edits.writes.extend(loader::own_variables(bytes));
     }
     job.change(interpreter, changes_dynamic.then_some((dynamic, rpath)))?;
     job.finish()

@@ -11,6 +11,7 @@ use kitbag_format::service::Process;
 
 use crate::expand::{self, ExpandError, Values};
 use crate::identity::Identity;
+use crate::state_folder::TMPDIR;
 
 /// Why an environment cannot be made.
 #[derive(Debug)]
@@ -71,7 +72,7 @@ impl From<ExpandError> for EnvironmentError {
 }
 
 /// The complete environment of a command, sorted by name. Later ones win: what the supervisor has and `pass_env` lets
-/// through; HOME, LOGNAME, SHELL and USER where the user is another; the env files in their order; the manifest's.
+/// through; TMPDIR, where that one's does not do; HOME, LOGNAME, SHELL and USER where the user is another; the env files in their order; the manifest's.
 pub fn environment(
     command: &Command,
     process: &Process,
@@ -83,6 +84,9 @@ pub fn environment(
     };
     let mut env: BTreeMap<OsString, OsString> =
         expand::inherited(command).filter(|(name, _)| passes(name)).collect();
+    // The state folder is another user's where the service has its own.
+    let temporary = values.temporary.filter(|_| identity.is_none());
+    env.extend(temporary.map(|folder| (TMPDIR.into(), folder.into())));
     env.extend(identity.into_iter().flat_map(|identity| identity.env.iter().cloned()));
     for file in &process.env_files {
         env.extend(read(&values.text(file)?)?);

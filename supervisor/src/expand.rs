@@ -9,6 +9,7 @@ use kitbag_format::manifest::{Command, LOADER_VARIABLES, Manifest};
 use kitbag_format::template::{Piece, Template, TemplateError};
 
 use crate::start_record;
+use crate::state_folder::TMPDIR;
 
 /// What the placeholders stand for.
 pub struct Values<'a> {
@@ -18,6 +19,8 @@ pub struct Values<'a> {
     pub state: Option<&'a Path>,
     /// `${name}` and `${version}`.
     pub manifest: &'a Manifest,
+    /// What TMPDIR is to be, where the caller's does not do; see [`crate::state_folder::temporary`].
+    pub temporary: Option<&'a Path>,
 }
 
 /// Why a text cannot be expanded.
@@ -87,6 +90,13 @@ impl Values<'_> {
     /// The program's path: argv's first is one in the tree.
     pub fn program(&self, command: &Command) -> PathBuf {
         self.tree.join(command.argv.first().map_or("", String::as_str))
+    }
+
+    /// The variables of this process that a tool's program gets: [`inherited`], and TMPDIR where the caller's does not do.
+    pub fn inherited(&self, command: &Command) -> impl Iterator<Item = (OsString, OsString)> {
+        let own = self.temporary.map(|folder| (TMPDIR.into(), folder.into()));
+        let is_replaced = own.is_some();
+        inherited(command).filter(move |(name, _)| !is_replaced || name != TMPDIR).chain(own)
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use kitbag_format::exit;
+use kitbag_format::service::LogFormat;
 use lexopt::prelude::*;
 use serde_json::Value;
 
@@ -40,6 +41,8 @@ const LAST_LINES: usize = 10;
 pub struct Running {
     name: String,
     state: PathBuf,
+    /// How its logs are written.
+    format: LogFormat,
 }
 
 impl Running {
@@ -48,7 +51,7 @@ impl Running {
         let manifest = own.bundle.manifest()?;
         let facts = Facts::of_process(Some(&own.path));
         match state_folder::find(&facts, &manifest.name) {
-            Some(state) => Ok(Self { name: manifest.name, state }),
+            Some(state) => Ok(Self { name: manifest.name, state, format: manifest.logs.format }),
             None => Err(Failure::NotRunning { name: manifest.name, state: None }),
         }
     }
@@ -182,19 +185,19 @@ pub fn status(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
     } else {
         let coloured = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         let look = Look { coloured, width: crate::sys::background::columns() };
-        print(table::render(&status, &extras(&status), look, &called()).as_bytes())?;
+        print(table::render(&status, &extras(&status, running.format), look, &called()).as_bytes())?;
     }
     let failed = status.units.iter().any(|unit| unit.state == State::Failed);
     if failed { Err(Failure::Found(exit::SERVICE_FAILED)) } else { Ok(()) }
 }
 
 /// What the supervisor leaves to its clients: memory of whole sessions, last lines.
-fn extras(status: &Status) -> Vec<Extra> {
+fn extras(status: &Status, format: LogFormat) -> Vec<Extra> {
     let sessions: Vec<i32> = status.units.iter().map(|unit| unit.pid.unwrap_or(-1)).collect();
     let memory = usage::of_sessions(&sessions);
     let last_line = |unit: &Unit| {
         let folder = status.log_folder.as_ref().filter(|_| !unit.is_ready())?;
-        logs::last_lines(folder, &unit.name, 1).pop()
+        logs::last_lines(folder, &unit.name, format, 1).pop()
     };
     status
         .units
@@ -388,7 +391,7 @@ impl Running {
     /// The end of a unit's log.
     fn tell_last_lines(&self, status: &Status, unit: &str) {
         let Some(folder) = &status.log_folder else { return };
-        for line in logs::last_lines(folder, unit, LAST_LINES) {
+        for line in logs::last_lines(folder, unit, self.format, LAST_LINES) {
             tell(&format!("  {unit} | {line}"));
         }
     }

@@ -1,7 +1,10 @@
 //! A service bundle: unpack, compare the whole tree, then supervise.
 
+use std::cell::RefCell;
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use kitbag_format::manifest::{Command, Manifest, Run, Service};
 use kitbag_format::service::{
@@ -67,7 +70,9 @@ pub fn run(own: &Own, setting: &Setting<'_>) -> Result<u8, Failure> {
     for planted in state_folder::plant(&tree.root, &state, &manifest.seeds)? {
         say(&format!("state begins with {planted} in {}", state.display()));
     }
-    let values = Values { tree: &tree.root, state: Some(&state), manifest: &manifest };
+    let temporary = state_folder::temporary(&facts, &state, &say);
+    let temporary = temporary.as_deref();
+    let values = Values { tree: &tree.root, state: Some(&state), manifest: &manifest, temporary };
     let services = specs(&manifest, &values)?;
     let runtime = state_folder::runtime(&state)?;
     let logs = log_settings(&manifest.logs, &values, &runtime, setting)?;
@@ -126,7 +131,7 @@ fn log_settings(
 /// What this host does not have: a user, an environment file, a time zone.
 pub fn specs(manifest: &Manifest, values: &Values) -> Result<Vec<ServiceSpec>, Failure> {
     let Run::Services(services) = &manifest.run else { return Ok(Vec::new()) };
-    let maker = Maker { values, accounts: Accounts::of_host() };
+    let maker = Maker { values, accounts: Accounts::of_host(), last_env: RefCell::default() };
     let services = services.iter().map(|(name, service)| maker.service(name, service));
     let tasks = manifest.tasks.iter().map(|(name, task)| maker.task(name, task));
     services.chain(tasks).collect()
@@ -136,6 +141,7 @@ pub fn specs(manifest: &Manifest, values: &Values) -> Result<Vec<ServiceSpec>, F
 struct Maker<'a> {
     values: &'a Values<'a>,
     accounts: Accounts,
+    last_env: RefCell<Rc<Vec<(OsString, OsString)>>>,
 }
 
 impl Maker<'_> {
@@ -225,11 +231,20 @@ impl Maker<'_> {
             Setup::resolve(process, self.values, &self.accounts).map_err(wrong("service", name))?;
         let env =
             environment(command, process, identity.as_ref(), self.values).map_err(wrong("service", name))?;
-        let program = ProgramSpec { env, ..self.program(command)? };
+        let program = ProgramSpec { env: self.shared(env), ..self.program(command)? };
         let mut spec = ServiceSpec::new(name, program.clone());
         spec.setup = setup;
         spec.limits = Limits { memory: process.memory_max, pids: process.pids_max };
         Ok((spec, program))
+    }
+
+    /// The same environment as the last one's, if it is.
+    fn shared(&self, env: Vec<(OsString, OsString)>) -> Rc<Vec<(OsString, OsString)>> {
+        let mut last = self.last_env.borrow_mut();
+        if **last != env {
+            *last = Rc::new(env);
+        }
+        Rc::clone(&last)
     }
 
     /// A command without its environment.
@@ -243,7 +258,7 @@ impl Maker<'_> {
             Some(cwd) => PathBuf::from(self.values.text(cwd)?),
             None => Path::to_owned(self.values.tree),
         };
-        Ok(ProgramSpec { path, argv, env: Vec::new(), cwd })
+        Ok(ProgramSpec { path, argv, env: Rc::default(), cwd })
     }
 
     fn question(
@@ -266,8 +281,9 @@ impl Maker<'_> {
             Probe::Command(command) => {
                 let mut program = program(command)?;
                 for (name, text) in &command.env {
-                    program.env.retain(|(known, _)| known != name.as_str());
-                    program.env.push((name.into(), self.values.text(text)?));
+                    let env = Rc::make_mut(&mut program.env);
+                    env.retain(|(known, _)| known != name.as_str());
+                    env.push((name.into(), self.values.text(text)?));
                 }
                 What::Program(program)
             }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use kitbag_format::manifest::Seed;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg, OFlag};
-use nix::unistd::linkat;
+use nix::unistd::{AccessFlags, access, linkat};
 
 use crate::owned::{self, Refusal};
 use crate::place::{Candidate, Facts};
@@ -20,6 +20,9 @@ const LOCK: &str = ".kitbag.lock";
 const RUNTIME: &str = ".kitbag";
 /// What the names of half copies begin with.
 const PART: &str = ".kitbag.part.";
+/// The variable that names the folder for temporary files (environ(7)), and folders that are taken without it.
+pub const TMPDIR: &str = "TMPDIR";
+const TEMPORARY: [&str; 2] = ["/tmp", "/var/tmp"];
 
 /// Chooses, makes and checks the state folder of the app `name`: `KITBAG_STATE` as it is, else the
 /// conventional place of root or user.
@@ -98,6 +101,35 @@ fn candidates(facts: &Facts, name: &str) -> Vec<(&'static str, Option<PathBuf>)>
     all.push(("HOME", facts.path("HOME").map(local)));
     all.push(("home folder in /etc/passwd", facts.passwd_home().map(local)));
     all
+}
+
+/// The folder `tmp` of the state, made if need be, where there is no other one for temporary files: not TMPDIR's, not
+/// /tmp, not /var/tmp. Without any, programs write into their working directory or fail. `say` is told when it is made.
+///
+/// `None` where another one can be used, or this one cannot.
+pub fn temporary(facts: &Facts, state: &Path, say: &dyn Fn(&str)) -> Option<PathBuf> {
+    if has_temporary() || facts.path(TMPDIR).is_some_and(|folder| is_writable(&folder)) {
+        return None;
+    }
+    let folder = state.join("tmp");
+    let is_new = fs::symlink_metadata(&folder).is_err();
+    owned::below(state, "tmp", facts.uid, 0o700).ok()?;
+    if is_new {
+        let folder = folder.display();
+        say(&format!(
+            "no folder for temporary files can be written to, not {TMPDIR}, /tmp or /var/tmp: {TMPDIR} is {folder}"
+        ));
+    }
+    is_writable(&folder).then_some(folder)
+}
+
+/// True if /tmp or /var/tmp can be written to; else [`temporary`] depends on the caller's TMPDIR.
+pub fn has_temporary() -> bool {
+    TEMPORARY.iter().any(|folder| is_writable(Path::new(folder)))
+}
+
+fn is_writable(folder: &Path) -> bool {
+    folder.is_dir() && access(folder, AccessFlags::W_OK | AccessFlags::X_OK).is_ok()
 }
 
 /// The right to use a state folder. Ends when dropped, or with the process.

@@ -251,12 +251,12 @@ impl Unit {
     pub fn why(&self) -> String {
         let end = || self.last_end.as_ref().map(|end| end.how.clone());
         match (&self.reason, self.state) {
+            (_, State::Stopped) => "it was told to stop".to_owned(),
             (Some(reason), _) => reason.clone(),
             (None, State::Waiting) if !self.waits_for.is_empty() => {
                 format!("it waits for {}", self.waits_for.join(", "))
             }
             (None, State::Starting) => "it runs, and has not shown yet that it is ready".to_owned(),
-            (None, State::Stopped) => "it was told to stop".to_owned(),
             (None, State::Retrying | State::Failed | State::Done) => {
                 end().map_or_else(|| self.state.name().to_owned(), |how| format!("it {how}"))
             }

@@ -488,7 +488,7 @@ impl Supervisor {
                 for dependent in self.order.needed_by(part).to_vec() {
                     self.check_needs(dependent);
                 }
-                for need in self.order.needs_of(part).to_vec() {
+                for need in self.order.freed_by(part) {
                     self.stop_doomed(need);
                 }
             } else if let Some(id) = self.again.pop_front() {

@@ -15,7 +15,8 @@ use crate::commands::{Failure, say};
 use crate::expand::{self, Values};
 use crate::open::{self, Own};
 use crate::place::{self, Facts};
-use crate::start_record::{CheckedFile, Guard, StartRecord};
+use crate::start_record::{CheckedFile, Guard, Piece, StartRecord};
+use crate::state_folder::TMPDIR;
 use crate::store::StoreError;
 use crate::unpack::{self, Compare, Opening, Tree};
 use crate::{memory, state_folder};
@@ -46,7 +47,9 @@ pub fn start(own: &Own, arguments: &[OsString]) -> Result<(), Failure> {
     let opening = Opening { bundle: &own.bundle, manifest: &manifest, compare, say: &say };
     let tree = unpack::open_tree(&store, &opening)?;
     let state = state(&facts, &manifest, command, &tree)?;
-    let values = Values { tree: &tree.root, state: state.as_deref(), manifest: &manifest };
+    let temporary = state.as_deref().and_then(|state| state_folder::temporary(&facts, state, &say));
+    let (state, temporary) = (state.as_deref(), temporary.as_deref());
+    let values = Values { tree: &tree.root, state, manifest: &manifest, temporary };
     if let Some(record) = record(&facts, &tree, &values, command, &own.bundle.digest().to_string())? {
         // Without it the next start is a full one too; nothing else depends on it.
         let _ = tree.write_start(&record);
@@ -83,11 +86,18 @@ fn record(
     for argument in command.argv.iter().skip(1) {
         argv.push(values.pieces(argument)?);
     }
+    let mut guards =
+        if values.state.is_some() { STATE_NAMED_BY.map(Guard::now).to_vec() } else { Vec::new() };
+    if values.state.is_some() && !state_folder::has_temporary() {
+        guards.push(Guard::now(TMPDIR));
+    }
     let mut variables = Vec::new();
+    if let Some(folder) = values.temporary.filter(|_| !command.env.contains_key(TMPDIR)) {
+        variables.push((TMPDIR.into(), vec![Piece::Literal(folder.into())]));
+    }
     for (name, text) in &command.env {
         variables.push((name.into(), values.pieces(text)?));
     }
-    let guards = if values.state.is_some() { STATE_NAMED_BY.map(Guard::now).to_vec() } else { Vec::new() };
     let program = command.argv.iter().take(1).map(|path| tree.root.join(path));
     let loads = command.loads.iter().take(CHECKED_LOADS).map(|path| tree.opened_at(path));
     let mut files = Vec::new();
@@ -99,7 +109,7 @@ fn record(
         head_prefix: open::head_prefix(),
         folder,
         guards,
-        needs: values.state.map(Path::to_owned),
+        needs: values.temporary.or(values.state).map(Path::to_owned),
         files,
         keep_loader_variables: command.loads.is_empty(),
         boot_id: Some(tree.boot_id).filter(|id| id.iter().any(|byte| *byte != 0)),
@@ -144,7 +154,7 @@ fn from_memory(
     manifest: &Manifest,
     arguments: &[OsString],
 ) -> Result<(), Failure> {
-    let values = Values { tree: Path::new("/"), state: None, manifest };
+    let values = Values { tree: Path::new("/"), state: None, manifest, temporary: None };
     let program = PathBuf::from(command.argv.first().map_or("", String::as_str));
     let image = Image::new(&program, command, &values, arguments)?;
     let error = image.execute(|image| fexecve(&file, &image.argv, &image.env));
@@ -184,7 +194,8 @@ impl Image {
         for argument in arguments {
             argv.push(text(argument.clone())?);
         }
-        let kept = expand::inherited(command)
+        let kept = values
+            .inherited(command)
             .filter(|(name, _)| name.to_str().is_none_or(|name| !command.env.contains_key(name)));
         let mut variables =
             kept.map(|(name, value)| text(variable(name, &value))).collect::<Result<Vec<_>, _>>()?;

@@ -197,7 +197,7 @@ fn limits_priority_umask_and_oom_score_are_what_was_asked_for() {
 /// What a manifest's process is on this host.
 fn resolve(process: &Process) -> (Setup, Option<kitbag_supervisor::identity::Identity>) {
     let app = common::App::new("app", "1");
-    let values = Values { tree: "/".as_ref(), state: None, manifest: &app.manifest };
+    let values = Values { tree: "/".as_ref(), state: None, manifest: &app.manifest, temporary: None };
     Setup::resolve(process, &values, &Accounts::of_host()).expect("this host has them")
 }
 
@@ -217,7 +217,7 @@ fn a_user_of_this_host_has_its_groups_and_its_home() {
     let (setup, identity) = resolve(&process);
     let Ids { uid, gid, .. } = setup.ids.clone().expect("another user");
     let app = common::App::new("app", "1");
-    let values = Values { tree: "/".as_ref(), state: None, manifest: &app.manifest };
+    let values = Values { tree: "/".as_ref(), state: None, manifest: &app.manifest, temporary: None };
     let command = kitbag_format::manifest::Command::default();
     let env = environment(&command, &process, identity.as_ref(), &values).expect("no env files");
     let text = Start { setup, env, ..sh("cat /proc/self/status; env") }.prints();
@@ -238,7 +238,7 @@ fn of_the_same_variable_the_later_source_wins() {
     fs::write(temp.join("one"), "A=one\nB=one\nC=one\nHOME=one\n").unwrap();
     fs::write(temp.join("two"), "B=two\nC=two\n").unwrap();
     let app = common::App::new("app", "1");
-    let values = Values { tree: &temp.0, state: None, manifest: &app.manifest };
+    let values = Values { tree: &temp.0, state: None, manifest: &app.manifest, temporary: None };
     let process = Process {
         pass_env: Some(vec!["HOME".into(), "PATH".into()]),
         env_files: ["one", "two", "three?"].map(|name| format!("${{tree}}/{name}")).into(),

@@ -17,6 +17,9 @@ use kitbag_format::exit;
 use kitbag_format::manifest::Restart;
 use kitbag_supervisor::supervise::{Bundle, ProgramSpec, ServiceSpec, signal_number, supervise};
 
+#[path = "supervise/whole.rs"]
+mod whole;
+
 /// Long enough for a loaded machine; a test that needs it has failed.
 const DEADLINE: Duration = Duration::from_secs(20);
 /// Carries the services, one a line, to the program that is run as the supervisor.
@@ -63,7 +66,7 @@ impl Svc {
         let program = ProgramSpec {
             path: program.into(),
             argv: [program, "-c", script].map(OsString::from).into(),
-            env: vec![("PATH".into(), "/usr/bin:/bin".into())],
+            env: vec![("PATH".into(), "/usr/bin:/bin".into())].into(),
             cwd: PathBuf::from(cwd),
         };
         let mut spec = ServiceSpec::new(name, program);
@@ -80,6 +83,12 @@ impl Svc {
 
 /// The supervisor, if the environment asks for it; otherwise the tests whose names contain an argument.
 fn main() -> ExitCode {
+    if let Ok(words) = std::env::var(whole::ACTS) {
+        return whole::act(&words);
+    }
+    if let Ok(manifest) = std::env::var(whole::MANIFEST) {
+        return whole::run(&manifest).into();
+    }
     if let Ok(services) = std::env::var(SERVICES) {
         let services = services.split('\x1e').filter(|line| !line.is_empty()).map(Svc::read).collect();
         return supervise(Bundle { name: "app".into(), services, ..Bundle::default() }).into();
@@ -107,7 +116,7 @@ fn main() -> ExitCode {
 
 /// A test that is missing here is an unused function to the compiler.
 macro_rules! tests {
-    ($($name:ident,)*) => { &[$((stringify!($name), $name as fn())),*] };
+    ($($($path:ident)::+,)*) => { &[$((stringify!($($path)::+), $($path)::+ as fn())),*] };
 }
 
 const TESTS: &[(&str, fn())] = tests![
@@ -137,6 +146,28 @@ const TESTS: &[(&str, fn())] = tests![
     a_reader_that_has_stalled_holds_no_stop_up,
     a_closed_standard_output_is_said_once_and_services_go_on,
     closed_standard_files_do_not_end_up_in_a_service,
+    whole::services_start_after_what_they_need_and_stop_before_it,
+    whole::what_needs_a_service_that_gives_up_fails_with_the_reason,
+    whole::a_stop_takes_what_needs_the_service_along_and_a_start_what_it_needs,
+    whole::a_readiness_descriptor_that_closes_silently_is_not_ready_and_a_late_service_fails,
+    whole::a_service_tells_of_itself_by_sd_notify,
+    whole::a_start_that_asks_for_more_time_gets_it,
+    whole::a_port_that_accepts_shows_that_a_service_is_ready,
+    whole::a_command_shows_that_a_service_is_ready_and_one_that_hangs_does_not,
+    whole::a_service_that_fails_its_checks_is_ended_and_started_again,
+    whole::a_check_that_hangs_is_a_failed_one,
+    whole::a_silent_service_is_ended_by_its_watchdog,
+    whole::instances_are_numbered_and_scaled_while_they_run,
+    whole::a_task_runs_on_its_interval_and_when_somebody_asks_and_its_result_is_kept,
+    whole::a_task_that_is_due_while_it_runs_is_left_out_queued_or_replaced,
+    whole::a_task_that_takes_too_long_is_ended,
+    whole::a_missed_run_is_caught_up,
+    whole::a_stop_by_hand_is_immediate_in_every_state,
+    whole::restarts_are_one_at_a_time_and_a_stop_beats_them,
+    whole::a_signal_reaches_the_service,
+    whole::a_thousand_services_start_and_stop,
+    whole::a_service_comes_back_at_once,
+    whole::where_descriptors_are_short_services_wait_and_come_when_there_are_some,
 ];
 
 /// Most tests wait most of the time.
@@ -171,7 +202,12 @@ fn lines(stream: impl Read + Send + 'static) -> Receiver<String> {
 }
 
 fn start(services: &[Svc]) -> Running {
-    let mut child = command(services).stdout(Stdio::piped()).spawn().expect("the supervisor starts");
+    start_command(command(services))
+}
+
+fn start_command(mut command: Command) -> Running {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the supervisor starts");
     let stdout = child.stdout.take().map(lines);
     let stderr = lines(child.stderr.take().expect("piped"));
     Running { child, stdout, stderr, seen: Vec::new() }

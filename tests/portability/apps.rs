@@ -304,6 +304,8 @@ pub static flask: Program = Program::new(
         assert!(facts["authorities"].as_u64().unwrap() > 50, "{facts}");
         assert_eq!(facts["child"], format!("a child of {}", facts["worker"]), "{facts}");
         assert_eq!(facts["loader"], serde_json::json!([]), "{facts}");
+        let own = site.work().with_file_name("state").join("tmp").display().to_string();
+        assert_eq!(facts["temporary"] == own, site.place == Place::EmptyRoot, "{facts}");
         site.maps_its_own_files_alone(facts["worker"].as_u64().unwrap() as u32);
         running.stop().exits(0);
     },
@@ -318,8 +320,8 @@ project = \"project\"
 [closure]
 sets = [\"certificates\", \"timezones\"]
 [services.web]
-argv = [\"bin/python3\", \"-m\", \"gunicorn\", \"--workers\", \"2\", \"--bind\", \"unix:${env.SOCKET}\",
-    \"--worker-tmp-dir\", \"${state}\", \"web:app\"]
+argv = [\"bin/python3\", \"-m\", \"gunicorn\", \"--workers\", \"2\", \"--bind\", \"unix:${env.SOCKET}\", \"web:app\"]
+env = { DATA = \"${state}\" }
 ";
 
 /// Flask and gunicorn from PyPI in a virtual environment, which is made once and kept.

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use kitbag_tests::{App, Bundle, Cmd, Place, Sandbox, tools, workspace};
@@ -119,6 +120,111 @@ fn what_leads_the_bundles_libc_means_nothing_to_the_hosts_programs() {
     said.prints_no("GCONV_PATH=").prints_no("LOCPATH=");
     let Some(site) = Place::EmptyRoot.site(&bundle.file) else { return };
     site.command(["alone"]).run().succeeds().prints("locale C.UTF-8\nISO-8859-2 known\n");
+}
+
+/// Certificates, time zones and settings of the bundle's Python are not for those of the host.
+#[test]
+fn what_leads_the_bundles_python_means_nothing_to_the_hosts_programs() {
+    if !tools(&["python3.11", "env"]) {
+        return;
+    }
+    let manifest = "name = \"app\"\nversion = \"1\"
+command = [\"bin/python3\", \"${tree}/app/main.py\"]
+[app.python]
+interpreter = \"/usr/bin/python3.11\"
+project = \"project\"
+[closure]
+sets = [\"certificates\", \"timezones\"]";
+    let source = fs::read(workspace().join("tests/portability/surroundings.py")).unwrap();
+    let app = App::with_manifest(manifest);
+    fs::create_dir(app.dir().join("project")).unwrap();
+    fs::write(app.dir().join("project/main.py"), source).unwrap();
+    let bundle = app.pack();
+    for (place, is_host) in [(Place::Moved, true), (Place::EmptyRoot, false)] {
+        let Some(site) = place.site(&bundle.file) else { continue };
+        let text = site.command([""; 0]).run().succeeds().text();
+        let line = |start: &str| {
+            text.lines()
+                .find_map(|line| line.strip_prefix(start))
+                .unwrap_or_else(|| panic!("{start}: {text}"))
+        };
+        let (authorities, offset) = (line("authorities "), line("offset "));
+        assert!(authorities.ends_with("/tree/etc/ssl/certs/ca-certificates.crt"), "{text}");
+        assert_eq!((line("trusts "), line("flags ")), ("True", "1 1"), "{text}");
+        assert!(offset.starts_with("2:00:00 /") && offset.ends_with("/tree/usr/share/zoneinfo"), "{text}");
+        let child = line("its child ");
+        assert!(child.starts_with(authorities) && child.ends_with("/tree/usr/share/zoneinfo',) 1"), "{text}");
+        if !is_host {
+            continue;
+        }
+        let inherited: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("inherited ")).collect();
+        for name in ["SSL_CERT_FILE", "TZDIR", "PYTHONTZPATH", "PYTHONNOUSERSITE", "PYTHONDONTWRITEBYTECODE"]
+        {
+            assert!(!inherited.iter().any(|line| line.starts_with(&format!("{name}="))), "{name}\n{text}");
+        }
+        for line in inherited.iter().filter(|line| line.contains("/v1/trees/")) {
+            assert!(line.starts_with("KIT"), "{line}");
+        }
+        if Path::new("/usr/bin/python3").exists() {
+            let host = line("the host's ");
+            assert!(!host.contains("/v1/trees/") && host.ends_with(") 0"), "{text}");
+        }
+    }
+}
+
+/// A file that nobody made to ask otherwise asks for the plain name.
+#[test]
+fn a_variable_has_its_plain_name_too_if_another_file_asks_for_that() {
+    if !tools(&["env"]) {
+        return;
+    }
+    let app = || {
+        App::new("command = [\"bin/env\"]\n[closure]\nsets = [\"timezones\"]")
+            .program("bin/env", Path::new("/usr/bin/env"))
+            .file("share/README.md", "It reads TZDIR and PYTHONTZPATH.\n")
+    };
+    let Some(site) = Place::Moved.site(&app().pack().file) else { return };
+    let start = site.command([""; 0]).run().succeeds().prints("KITTZ=/");
+    start.prints_no("\nTZDIR=").prints_no("PYTHONTZPATH=").prints_no("KITBAGTZPATH=");
+    let sandbox = Sandbox::new();
+    let file = sandbox.path().join("bundle");
+    let app = app().file("share/zones.rb", "puts ENV['TZDIR']\n");
+    app.pack_to(&file, [""; 0]).run().succeeds().says("`share/zones.rb` names TZDIR: it is set");
+    let Some(site) = Place::Moved.site(&file) else { return };
+    let start = site.command([""; 0]).run().succeeds();
+    start.prints("KITTZ=/").prints("\nTZDIR=/").prints_no("PYTHONTZPATH=");
+}
+
+#[test]
+fn what_the_manifest_sets_is_set_as_it_says() {
+    if !tools(&["env"]) {
+        return;
+    }
+    let run =
+        "[command]\nargv = [\"bin/env\"]\nenv = { TZDIR = \"/zones\" }\n[closure]\nsets = [\"timezones\"]";
+    let bundle = App::new(run).program("bin/env", Path::new("/usr/bin/env")).pack();
+    let Some(site) = Place::Moved.site(&bundle.file) else { return };
+    site.command([""; 0]).run().succeeds().prints("KITTZ=/zones\n").prints("\nTZDIR=/zones\n");
+}
+
+#[test]
+fn where_no_folder_for_temporary_files_can_be_used_the_state_has_one() {
+    let run = "[command]\nargv = [\"bin/env\"]\nenv = { DATA = \"${state}\" }";
+    let bundle = App::new(run).program("bin/env", Path::new("/usr/bin/env")).pack();
+    let Some(site) = Place::EmptyRoot.site(&bundle.file) else { return };
+    let start = || site.command([""; 0]);
+    start().run().succeeds().prints("TMPDIR=/state/tmp\n").says("TMPDIR is /state/tmp");
+    start().run().succeeds().prints("TMPDIR=/state/tmp\n").is_quiet();
+    let mode = fs::metadata(site.outside(Path::new("/state/tmp"))).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    // Another caller has one.
+    start().env("TMPDIR", site.work()).run().succeeds().prints("TMPDIR=/work\n").is_quiet();
+    start().env("TMPDIR", "/nowhere").run().succeeds().prints("TMPDIR=/state/tmp\n").is_quiet();
+    fs::remove_dir(site.outside(Path::new("/state/tmp"))).unwrap();
+    start().env("TMPDIR", "/nowhere").run().succeeds().prints("TMPDIR=/state/tmp\n");
+    fs::create_dir(site.outside(Path::new("/tmp"))).unwrap();
+    // It is asked once for each caller's TMPDIR; this one's is a new question.
+    start().env("TMPDIR", "/elsewhere").run().succeeds().prints("TMPDIR=/elsewhere\n").is_quiet();
 }
 
 #[test]

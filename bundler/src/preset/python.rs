@@ -57,6 +57,16 @@ const PACKAGES_LEFT_OUT: &[&str] = &["__pycache__", "/bin", "/pip", "/pip-*.dist
 const PROGRAMS_LEFT_OUT: &[&str] =
     &["__pycache__", "python*", "pip*", "easy_install*", "wheel", "[Aa]ctivate*", "deactivate*"];
 
+/// The variable that says where time zones are, which the module `zoneinfo` reads.
+pub const ZONES: &str = "PYTHONTZPATH";
+
+/// True for the module that asks for [`ZONES`], and for what it is compiled to.
+pub fn asks_for_zones(path: &[u8]) -> bool {
+    let has = |text: &[u8]| path.windows(text.len()).any(|window| window == text);
+    path.ends_with(b"/zoneinfo/_tzpath.py")
+        || (has(b"/zoneinfo/__pycache__/_tzpath.") && path.ends_with(b".pyc"))
+}
+
 /// The table's keys.
 pub const KEYS: &[Key] = &[
     ("interpreter", "interpreter = \"/usr/bin/python3\""),

@@ -1,5 +1,7 @@
 //! The dynamic section: what stays, what changes, whether it still fits in its place.
 
+use std::ops::Range;
+
 use goblin::elf::dynamic::{
     DF_1_PIE, DT_DEBUG, DT_FLAGS_1, DT_NEEDED, DT_NULL, DT_RPATH, DT_RUNPATH, DT_SONAME, Dyn,
 };
@@ -91,6 +93,12 @@ impl Dynamic {
     pub fn strings<'a>(&self, image: &Image<'a>) -> Option<&'a [u8]> {
         let bytes = image.slice(image.offset_of(self.value(DT_STRTAB)?)?, self.value(DT_STRSZ)?)?;
         bytes.ends_with(b"\0").then_some(bytes)
+    }
+
+    /// Where the string table stands in the file: names of symbols.
+    pub fn strings_range(&self, image: &Image) -> Range<u64> {
+        let at = self.value(DT_STRTAB).and_then(|address| image.offset_of(address)).unwrap_or(0);
+        at..at.saturating_add(self.value(DT_STRSZ).unwrap_or(0))
     }
 
     /// With `DF_1_NODEFLIB`, and one `DT_RPATH` or no search path at all. Entries that go leave their places to new

@@ -1,5 +1,4 @@
-//! glibc's own paths of the host, that no flag of a program keeps it from: two of its loader, two of its C library; and
-//! the variables that lead the latter.
+//! glibc's own paths of the host, that no flag of a program keeps it from: two of its loader, two of its C library.
 //!
 //! With `DF_1_NODEFLIB` it still takes from ld.so.cache what lies in folders of ld.so.conf, and it loads what
 //! ld.so.preload names, in every program (elf/dl-cache.c, elf/rtld.c).
@@ -57,23 +56,6 @@ pub(super) fn without_modules(bytes: &[u8]) -> Vec<(u64, Vec<u8>)> {
         (new != old).then_some((at as u64, new))
     });
     replaced.collect()
-}
-
-/// Variables that glibc's C library reads, and the names that it reads in a bundle: what leads to the bundle's modules
-/// and locales must not lead the host's programs there, which the app may start, and which have another C library.
-pub const VARIABLES: [(&str, &str); 2] = [("GCONV_PATH", "KITBAGCONV"), ("LOCPATH", "KITLOCS")];
-
-/// Writes that give the variables of a C library their other names.
-pub(super) fn own_variables(bytes: &[u8]) -> Vec<(u64, Vec<u8>)> {
-    let places = |name: &str| {
-        let string = [b"\0", name.as_bytes(), b"\0"].concat();
-        let found = bytes.windows(string.len()).enumerate().filter(move |(_, window)| **window == string);
-        found.map(|(at, _)| at as u64 + 1).collect::<Vec<_>>()
-    };
-    let renamed = VARIABLES
-        .iter()
-        .flat_map(|(name, own)| places(name).into_iter().map(|at| (at, own.as_bytes().to_vec())));
-    renamed.collect()
 }
 
 fn is_string(window: &[u8], text: &str) -> bool {

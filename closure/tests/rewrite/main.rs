@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use kitbag_closure::rewrite::{Request, RewriteError, TREE, VARIABLES, rewrite};
+use kitbag_closure::rewrite::{Reader, Request, RewriteError, TREE, VARIABLES, Variable, rewrite};
 
 mod structure;
 mod tree;
@@ -477,13 +477,67 @@ fn the_c_library_forgets_where_the_host_has_modules_for_encodings() {
     // As long as it was: glibc has the length of this one from its compiler.
     assert_eq!(count(&changed, b"\0/dev/tty//////////////////gconv\0"), 1);
     assert_eq!(count(&changed, b"/dev/tty//////////////////gconv/gconv-modules.cache\0"), 1);
-    for (name, own) in VARIABLES {
+    for Variable { name, own, reader } in VARIABLES {
+        let is_there = usize::from(matches!(name, "GCONV_PATH" | "LOCPATH" | "TZDIR"));
+        let is_renamed = usize::from(reader == Reader::Libc);
         let [name, own] = [name, own].map(|text| format!("\0{text}\0"));
-        assert_eq!(name.len(), own.len());
-        assert_eq!([&libc, &changed].map(|bytes| count(bytes, name.as_bytes())), [1, 0], "{name:?}");
-        assert_eq!(count(&changed, own.as_bytes()), 1, "{own:?}");
+        let counts = [&libc, &changed].map(|bytes| count(bytes, name.as_bytes()));
+        assert_eq!(counts, [is_there, is_there - is_renamed], "{name:?}");
+        assert_eq!(count(&changed, own.as_bytes()), is_renamed, "{own:?}");
     }
     assert!(rewrite(&changed, &Request::default()).unwrap().is_empty());
+}
+
+/// What a file is made to ask for: where it asks, and nowhere else.
+#[test]
+fn variables_are_renamed_where_strings_are_asked_for() {
+    if !tools(&["gcc"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let source = r#"
+        #include <stdio.h>
+        #include <stdlib.h>
+        const char counted[] = "\x05\0\0\0TZDIR", longer[] = "\0MY_TZDIR";
+        int TZDIR(void) { return 1; }
+        int main(void) {
+            printf("%s %s %s %s %d\n", getenv("TZDIR"), getenv("SSL_CERT_FILE"), counted + 4, longer + 1, TZDIR());
+            return 0;
+        }"#;
+    fs::write(dir.path().join("main.c"), source).unwrap();
+    run(Command::new("gcc").current_dir(dir.path()).args(["-rdynamic", "-o", "main", "main.c"]));
+    let file = dir.path().join("main");
+    let bytes = fs::read(&file).unwrap();
+    let variables = vec![*Variable::named("TZDIR").unwrap()];
+    let request = Request { variables, ..Request::default() };
+    let edits = rewrite(&bytes, &request).unwrap();
+    let names: Vec<_> = edits.writes.iter().filter(|(_, bytes)| bytes == b"KITTZ").collect();
+    assert_eq!(names.len(), 1, "{names:?}");
+    let changed = edits.apply(&bytes);
+    assert!(rewrite(&changed, &request).unwrap().is_empty());
+    fs::write(&file, &changed).unwrap();
+    // Without default folders it finds its libraries by this variable alone.
+    let mut command = Command::new(&file);
+    command.env("LD_LIBRARY_PATH", "/lib/x86_64-linux-gnu").env("KITTZ", "own").env("TZDIR", "host");
+    assert_eq!(run(command.env("SSL_CERT_FILE", "file")), "own file TZDIR MY_TZDIR 1\n");
+}
+
+/// What OpenSSL, ncurses and others call them here.
+#[test]
+fn installed_libraries_ask_for_variables_as_the_table_says() {
+    for (file, names) in [
+        ("libc.so.6", &["TZDIR"][..]),
+        ("libcrypto.so.3", &["SSL_CERT_FILE", "SSL_CERT_DIR"]),
+        ("libtinfo.so.6", &["TERMINFO_DIRS"]),
+    ] {
+        let Ok(bytes) = fs::read(Path::new("/usr/lib/x86_64-linux-gnu").join(file)) else { continue };
+        let request = Request { variables: VARIABLES.to_vec(), ..Request::default() };
+        let edits = rewrite(&bytes, &request).unwrap();
+        for Variable { name, own, .. } in names.iter().map(|name| Variable::named(name).unwrap()) {
+            let found = edits.writes.iter().filter(|(_, bytes)| bytes == own.as_bytes()).count();
+            assert_eq!(found, 1, "{name} in {file}");
+        }
+    }
 }
 
 #[test]

@@ -38,7 +38,8 @@ pub fn folders(text: &str) -> Vec<Vec<u8>> {
 }
 
 pub fn program(loader: &str, rpath: &str) -> Request {
-    Request { interpreter: Some(loader.as_bytes().to_vec()), rpath: folders(rpath), is_loader: false }
+    let interpreter = Some(loader.as_bytes().to_vec());
+    Request { interpreter, rpath: folders(rpath), ..Request::default() }
 }
 
 pub fn library(rpath: &str) -> Request {

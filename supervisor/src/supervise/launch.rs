@@ -63,7 +63,7 @@ impl Supervisor {
     fn environment(&mut self, id: Id) -> Result<Vec<(OsString, OsString)>, Errno> {
         let unit = &self.units[id];
         let spec = &self.parts[unit.part].spec;
-        let mut env = spec.program.env.clone();
+        let mut env = spec.program.env.to_vec();
         let mut set = |name: &str, value: String| {
             env.retain(|(known, _)| known != name);
             env.push((name.into(), value.into()));

@@ -107,14 +107,45 @@ impl Order {
         self.nodes[part].needs.iter().copied().filter(|one| !self.nodes[*one].is_good())
     }
 
-    /// True if nothing that needs the part is active: it may stop.
+    /// True if nothing that needs the part, directly or not, is active: it may stop.
     pub fn is_free(&self, part: Part) -> bool {
-        self.nodes[part].needed_by.iter().all(|one| self.nodes[*one].active == 0)
+        self.reach(part, |node| &node.needed_by).all(|one| self.nodes[one].active == 0)
     }
 
-    /// What the part needs, directly.
-    pub fn needs_of(&self, part: Part) -> &[Part] {
-        &self.nodes[part].needs
+    /// What may be free now that the part has stopped: what it needs, directly or by what is at rest.
+    pub fn freed_by(&self, part: Part) -> Vec<Part> {
+        self.reach(part, |node| &node.needs).collect()
+    }
+
+    /// The neighbours of a part on one side, and beyond those that are at rest theirs.
+    fn reach<'a>(
+        &'a self,
+        part: Part,
+        side: impl Fn(&'a Node) -> &'a [Part] + 'a,
+    ) -> impl Iterator<Item = Part> + 'a {
+        let mut seen: Vec<Part> = Vec::new();
+        let mut open = vec![side(&self.nodes[part]).iter()];
+        std::iter::from_fn(move || {
+            while let Some(last) = open.last_mut() {
+                let Some(&one) = last.next() else {
+                    open.pop();
+                    continue;
+                };
+                let node = &self.nodes[one];
+                let further = side(node);
+                if further.is_empty() {
+                    return Some(one);
+                }
+                if !seen.contains(&one) {
+                    seen.push(one);
+                    if node.active == 0 {
+                        open.push(further.iter());
+                    }
+                    return Some(one);
+                }
+            }
+            None
+        })
     }
 
     /// What needs the part, directly.
@@ -223,6 +254,18 @@ mod tests {
         assert_eq!([order.is_free(0), order.is_free(1)], [false, true]);
         assert!(order.moved(1, &RUNNING, &STOPPED, false));
         assert!(order.is_free(0));
+    }
+
+    #[test]
+    fn a_task_that_is_done_hides_nobody_behind_it() {
+        // 0 is a database, 1 a migration that needs it, 2 a web server that needs the migration.
+        let mut order = chain();
+        order.moved(0, &State::New, &READY, false);
+        order.moved(1, &State::New, &State::Ended(Outcome::Succeeded), false);
+        order.moved(2, &State::New, &RUNNING, false);
+        assert!(!order.is_free(0), "the web server still runs");
+        assert!(order.moved(2, &RUNNING, &STOPPED, false));
+        assert_eq!((order.freed_by(2), order.is_free(0)), (vec![1, 0], true));
     }
 
     #[test]

@@ -59,7 +59,7 @@ impl App for Supervisor {
         let id = *self.named(name).ok()?.first()?;
         let unit = &self.units[id];
         let spec = &self.parts[unit.part].spec;
-        let mut env = spec.program.env.clone();
+        let mut env = spec.program.env.to_vec();
         if spec.schedule.is_none() {
             env.retain(|(known, _)| known != "KITBAG_INSTANCE");
             env.push(("KITBAG_INSTANCE".into(), unit.instance.to_string().into()));

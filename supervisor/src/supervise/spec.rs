@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use kitbag_format::service::Overlap;
 
@@ -79,8 +80,8 @@ pub struct ProgramSpec {
     pub path: PathBuf,
     /// Its arguments, the first one included.
     pub argv: Vec<OsString>,
-    /// Its complete environment.
-    pub env: Vec<(OsString, OsString)>,
+    /// Its complete environment. A thousand services have the same, most of them.
+    pub env: Rc<Vec<(OsString, OsString)>>,
     /// Its working directory.
     pub cwd: PathBuf,
 }

@@ -1,5 +1,5 @@
 """A page made by C extensions, and what the app finds of its interpreter's surroundings."""
-import datetime, os, ssl, subprocess, sys, zoneinfo
+import datetime, os, ssl, subprocess, sys, tempfile, zoneinfo
 
 from cryptography.fernet import Fernet
 from flask import Flask, jsonify, render_template
@@ -26,5 +26,6 @@ def facts():
         offset=str(summer.utcoffset()),
         authorities=len(ssl.create_default_context().get_ca_certs()),
         child=subprocess.run(child, capture_output=True, text=True, check=True).stdout.strip(),
+        temporary=tempfile.gettempdir(),
         loader=[name for name in os.environ if name.startswith("LD_")],
     )

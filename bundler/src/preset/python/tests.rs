@@ -118,9 +118,12 @@ fn it_brings_the_interpreter_its_library_and_the_project() {
         ],
     );
     let manifest = plan.manifest.to_text();
-    for text in ["bin/python3.11", "-I", "${tree}/.kitbag/python/shop", "PYTHONNOUSERSITE"] {
+    for text in ["bin/python3.11", "-I", "${tree}/.kitbag/python/shop", "PYTHONHOME"] {
         assert!(manifest.contains(text), "{text} in {manifest}");
     }
+    // Its own interpreter may know this one by another name.
+    assert_eq!(plan.led["PYTHONNOUSERSITE"], "1");
+    assert!(!manifest.contains("PYTHONNOUSERSITE"), "{manifest}");
 }
 
 #[test]

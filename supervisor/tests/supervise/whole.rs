@@ -1,0 +1,557 @@
+//! Bundles as a manifest describes them: readiness, health, needs, instances, tasks, and what they are told through
+//! the control socket.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use kitbag_format::exit;
+use kitbag_format::manifest::Manifest;
+use kitbag_supervisor::control::{Control, client};
+use kitbag_supervisor::expand::Values;
+use kitbag_supervisor::service::specs;
+use kitbag_supervisor::supervise::{Bundle, supervise};
+use serde_json::{Value, json};
+
+use super::{Running, alive, eventually, kill, number, start_command};
+
+/// Carries the manifest to the program that is run as the supervisor.
+pub const MANIFEST: &str = "KITBAG_TEST_MANIFEST";
+/// Names its state folder.
+const STATE: &str = "KITBAG_TEST_STATE";
+/// Makes the test program a service: what it does, word for word.
+pub const ACTS: &str = "KITBAG_TEST_ACTS";
+
+/// The supervisor of the bundle that the environment describes.
+pub fn run(manifest: &str) -> u8 {
+    let manifest = Manifest::from_text(manifest).expect("a manifest");
+    assert_eq!(manifest.fault(), None);
+    let state = PathBuf::from(std::env::var_os(STATE).expect("a state folder"));
+    let values = Values { tree: Path::new("/"), state: Some(&state), temporary: None, manifest: &manifest };
+    supervise(Bundle {
+        name: manifest.name.clone(),
+        services: specs(&manifest, &values).unwrap_or_else(|failure| panic!("{failure}")),
+        tasks: Some(state.join("tasks")),
+        control: Some(Control::bind(&state).expect("a socket")),
+        stays: true,
+        ..Bundle::default()
+    })
+}
+
+/// A service that does what the words say: `print=…`, `notify=…`, `wait=MS`, `serve=PORT FOLDER`, `exit=STATUS`;
+/// without an exit it goes on for ever.
+pub fn act(words: &str) -> ExitCode {
+    for word in words.split(';') {
+        match word.split_once('=').expect("a word") {
+            ("print", text) => println!("{text} {}", std::process::id()),
+            ("notify", text) => notify(&text.replace('|', "\n")),
+            ("wait", time) => std::thread::sleep(Duration::from_millis(time.parse().expect("a time"))),
+            ("serve", place) => serve(place),
+            ("exit", status) => return ExitCode::from(status.parse::<u8>().expect("a status")),
+            other => panic!("{other:?}"),
+        }
+    }
+    loop {
+        std::thread::park();
+    }
+}
+
+fn notify(text: &str) {
+    let name = std::env::var("NOTIFY_SOCKET").expect("a socket to notify");
+    let name = name.strip_prefix('@').expect("an abstract one");
+    let address = SocketAddr::from_abstract_name(name).expect("a name");
+    let socket = UnixDatagram::unbound().expect("a socket");
+    socket.send_to_addr(text.as_bytes(), &address).expect("it is heard");
+}
+
+/// Answers 200, or 503 while there is a file `sick` in the folder.
+fn serve(place: &str) {
+    let (port, folder) = place.split_once(' ').expect("a port and a folder");
+    let listener = TcpListener::bind(("127.0.0.1", port.parse().expect("a port"))).expect("the port is free");
+    for stream in listener.incoming().flatten() {
+        answer(stream, Path::new(folder).join("sick").exists());
+    }
+}
+
+fn answer(mut stream: TcpStream, sick: bool) {
+    let _ = stream.read(&mut [0; 1024]);
+    let status = if sick { "503 Service Unavailable" } else { "200 OK" };
+    let _ = write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("an address").port()
+}
+
+// --- Manifests ---
+
+/// A service that runs `script`, with what `more` says of it.
+fn sh(script: &str, more: Value) -> Value {
+    merge(json!({"argv": ["bin/sh", "-c", script], "cwd": "/"}), more)
+}
+
+/// A service that acts; see [`act`].
+fn actor(words: &str, more: Value) -> Value {
+    let me = std::env::current_exe().expect("a test knows its program");
+    let me = me.to_str().expect("a name").trim_start_matches('/').to_owned();
+    merge(json!({"argv": [me], "env": {ACTS: words}, "cwd": "/"}), more)
+}
+
+fn task(script: &str, more: Value) -> Value {
+    let command = json!({"argv": ["bin/sh", "-c", script], "cwd": "/"});
+    let task = json!({"command": command, "stop_signal": "SIGTERM", "stop_timeout_ms": 1000});
+    merge(task, more)
+}
+
+fn merge(mut one: Value, other: Value) -> Value {
+    if let (Some(one), Value::Object(other)) = (one.as_object_mut(), other) {
+        one.extend(other);
+    }
+    one
+}
+
+fn ready(when: Value) -> Value {
+    json!({"ready": {"when": when, "timeout_ms": 20_000, "interval_ms": 20}})
+}
+
+/// A running bundle.
+struct App {
+    running: Running,
+    state: tempfile::TempDir,
+}
+
+fn app(services: Value, tasks: Value) -> App {
+    app_in(tempfile::tempdir().expect("a folder"), services, tasks)
+}
+
+fn app_in(state: tempfile::TempDir, services: Value, tasks: Value) -> App {
+    let manifest = json!({"name": "app", "version": "1", "services": services, "tasks": tasks});
+    let mut command = Command::new(std::env::current_exe().expect("a test knows its program"));
+    command.env(MANIFEST, manifest.to_string()).env(STATE, state.path());
+    App { running: start_command(command), state }
+}
+
+impl App {
+    fn ask(&self, method: &str, target: &str) -> client::Answer {
+        let mut answer = None;
+        eventually("the socket answers", || {
+            answer = client::ask(self.state.path(), method, target, 10_000).ok();
+            answer.is_some()
+        });
+        answer.expect("an answer")
+    }
+
+    fn post(&self, target: &str) {
+        let answer = self.ask("POST", target);
+        assert!(answer.is_good(), "{target}: {answer:?}");
+    }
+
+    fn unit(&self, name: &str) -> Value {
+        let units = self.ask("GET", "/v1/status").value["units"].take();
+        let named = |unit: &&Value| unit["name"] == name;
+        units.as_array().and_then(|units| units.iter().find(named)).cloned().unwrap_or_default()
+    }
+
+    fn state_of(&self, name: &str) -> String {
+        self.unit(name)["state"].as_str().unwrap_or("not there").to_owned()
+    }
+
+    fn comes_to(&self, name: &str, state: &str) {
+        eventually(&format!("{name} is {state}"), || self.state_of(name) == state);
+    }
+
+    fn prints(&mut self, text: &str) -> String {
+        self.running.prints(text)
+    }
+
+    fn says(&mut self, text: &str) -> String {
+        self.running.says(text)
+    }
+
+    fn stops(mut self) {
+        self.running.signal("TERM");
+        self.running.ends_with(exit::OK);
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.state.path().join(name)
+    }
+}
+
+// --- Order ---
+
+pub fn services_start_after_what_they_need_and_stop_before_it() {
+    let stops =
+        |name: &str| format!("trap 'sleep 0.1; echo {name} stops; exit' TERM; while :; do sleep 0.01; done");
+    let services = json!({
+        "db": sh(&format!("echo db begins; sleep 0.2; echo >&3; exec 3>&-; {}", stops("db")), ready(json!({"newline": 3}))),
+        "web": sh(&format!("echo web begins; {}", stops("web")), json!({"needs": ["migrate"]})),
+    });
+    let tasks = json!({"migrate": task("echo migrate runs; sleep 0.1; echo migrate is done", json!({"needs": ["db"]}))});
+    let mut app = app(services, tasks);
+    let lines: Vec<String> =
+        ["begins", "migrate runs", "is done", "begins"].iter().map(|text| app.prints(text)).collect();
+    let names: Vec<&str> = lines.iter().filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(names, ["db", "migrate", "migrate", "web"]);
+    app.comes_to("web", "ready");
+    assert_eq!(app.state_of("migrate"), "done");
+    app.running.signal("TERM");
+    assert!(app.prints("stops").contains("web stops"));
+    assert!(app.prints("stops").contains("db stops"));
+    app.running.ends_with(exit::OK);
+}
+
+pub fn what_needs_a_service_that_gives_up_fails_with_the_reason() {
+    let services = json!({
+        "db": sh("exit 3", merge(json!({"give_up": {"failures": 2, "within_ms": 60_000}}), ready(json!({"up-for": 5000})))),
+        "web": sh("echo never", json!({"needs": ["db"]})),
+        "proxy": sh("echo never", json!({"needs": ["web"]})),
+    });
+    let mut app = app(services, json!({}));
+    let line = app.says("are too many");
+    assert!(line.contains("service db exited with status 3") && line.contains("2 failures"), "{line}");
+    let line = app.says("service web is not started");
+    assert!(line.contains("it needs db, which exited with status 3"), "{line}");
+    app.says("service proxy is not started: it needs web");
+    app.comes_to("db", "failed");
+    assert_eq!(app.state_of("proxy"), "failed");
+    // A start by hand has the whole budget again.
+    app.post("/v1/services/db/start");
+    app.says("starting again at once");
+    app.says("are too many");
+    app.stops();
+}
+
+pub fn a_stop_takes_what_needs_the_service_along_and_a_start_what_it_needs() {
+    let sleeps = |more| sh("exec sleep 1000", more);
+    let app = app(json!({"db": sleeps(json!({})), "web": sleeps(json!({"needs": ["db"]}))}), json!({}));
+    app.comes_to("web", "ready");
+    app.post("/v1/services/db/stop");
+    app.comes_to("db", "stopped");
+    assert_eq!(app.state_of("web"), "stopped");
+    app.post("/v1/services/web/start");
+    app.comes_to("web", "ready");
+    assert_eq!(app.state_of("db"), "ready");
+    // A need that restarts takes nobody along.
+    let pid = app.unit("web")["pid"].clone();
+    app.post("/v1/services/db/restart");
+    eventually("db is back", || app.state_of("db") == "ready");
+    assert_eq!(app.unit("web")["pid"], pid);
+    app.stops();
+}
+
+// --- Readiness ---
+
+pub fn a_readiness_descriptor_that_closes_silently_is_not_ready_and_a_late_service_fails() {
+    let more = json!({"ready": {"when": {"newline": 5}, "timeout_ms": 300}, "restart": "never"});
+    let mut app = app(json!({"web": sh("exec 5>&-; exec sleep 1000", more)}), json!({}));
+    app.comes_to("web", "starting");
+    let line = app.says("was not ready within 0.3 s");
+    assert!(line.contains("closed its readiness descriptor without a newline"), "{line}");
+    app.comes_to("web", "failed");
+    app.stops();
+}
+
+pub fn a_service_tells_of_itself_by_sd_notify() {
+    let words = "print=up;wait=100;notify=READY=1|STATUS=all well;wait=200;notify=RELOADING=1;wait=200;notify=READY=1";
+    let app = app(json!({"web": actor(words, ready(json!("notify")))}), json!({}));
+    app.comes_to("web", "starting");
+    app.comes_to("web", "ready");
+    assert_eq!(app.unit("web")["says"], "all well");
+    app.comes_to("web", "reloading");
+    app.comes_to("web", "ready");
+    app.stops();
+}
+
+pub fn a_start_that_asks_for_more_time_gets_it() {
+    let words = "notify=EXTEND_TIMEOUT_USEC=10000000;wait=500;notify=READY=1";
+    let more = json!({"ready": {"when": "notify", "timeout_ms": 300}});
+    let app = app(json!({"web": actor(words, more)}), json!({}));
+    app.comes_to("web", "ready");
+    assert_eq!(app.unit("web")["restarts"], 0);
+    app.stops();
+}
+
+pub fn a_port_that_accepts_shows_that_a_service_is_ready() {
+    let (port, folder) = (free_port(), tempfile::tempdir().expect("a folder"));
+    let words = format!("wait=150;serve={port} {}", folder.path().display());
+    let probe = json!({"probe": {"tcp": format!("127.0.0.1:{port}")}});
+    let app = app(json!({"web": actor(&words, ready(probe))}), json!({}));
+    app.comes_to("web", "starting");
+    app.comes_to("web", "ready");
+    app.stops();
+}
+
+pub fn a_command_shows_that_a_service_is_ready_and_one_that_hangs_does_not() {
+    let state = tempfile::tempdir().expect("a folder");
+    let mark = state.path().join("mark");
+    let check = format!("test -e {}", mark.display());
+    let probe = json!({"probe": {"command": {"argv": ["bin/sh", "-c", check]}}});
+    let app = app_in(state, json!({"web": sh("exec sleep 1000", ready(probe))}), json!({}));
+    eventually("a check has failed", || app.unit("web")["reason"] == "its check exited with status 1");
+    assert_eq!(app.state_of("web"), "starting");
+    fs::write(mark, "").expect("it can be written");
+    app.comes_to("web", "ready");
+    app.stops();
+}
+
+// --- Health ---
+
+fn health(when: Value) -> Value {
+    json!({"health": {
+        "when": when, "interval_ms": 50, "timeout_ms": 300, "failures": 2, "kill_signal": "SIGABRT"
+    }})
+}
+
+pub fn a_service_that_fails_its_checks_is_ended_and_started_again() {
+    let (port, folder) = (free_port(), tempfile::tempdir().expect("a folder"));
+    let words = format!("print=up;serve={port} {}", folder.path().display());
+    let http = json!({"probe": {"http": {"address": format!("localhost:{port}"), "path": "/healthz"}}});
+    let more = merge(ready(http.clone()), health(http));
+    let mut app = app(json!({"web": actor(&words, more)}), json!({}));
+    let first = number(&app.prints("up"));
+    app.comes_to("web", "ready");
+    fs::write(folder.path().join("sick"), "").expect("it can be written");
+    let line = app.says("failed 2 checks in a row");
+    assert!(line.contains("503") && line.contains("starting again at once"), "{line}");
+    fs::remove_file(folder.path().join("sick")).expect("it can be removed");
+    assert_ne!(number(&app.prints("up")), first);
+    assert!(!alive(first));
+    app.comes_to("web", "ready");
+    assert_eq!(app.unit("web")["last_end"]["how"], "was ended by SIGABRT");
+    // One that is stopped answers nothing.
+    let second = app.unit("web")["pid"].as_i64().expect("it runs");
+    kill(i32::try_from(second).expect("a process id"), "STOP");
+    app.says("failed 2 checks in a row");
+    app.prints("up");
+    app.stops();
+}
+
+pub fn a_check_that_hangs_is_a_failed_one() {
+    let probe = json!({"probe": {"command": {"argv": ["bin/sh", "-c", "sleep 1000 & wait"]}}});
+    let mut app = app(json!({"web": sh("exec sleep 1000", health(probe))}), json!({}));
+    assert!(app.says("failed 2 checks in a row").contains("its check took too long"));
+    app.stops();
+}
+
+pub fn a_silent_service_is_ended_by_its_watchdog() {
+    let words = "notify=READY=1;notify=WATCHDOG=1;wait=30;notify=WATCHDOG=1;print=up";
+    let more = merge(
+        ready(json!("notify")),
+        json!({"health": {
+            "when": "watchdog", "interval_ms": 200, "timeout_ms": 1, "failures": 1, "kill_signal": "SIGQUIT"
+        }}),
+    );
+    let mut app = app(json!({"web": actor(words, more)}), json!({}));
+    app.prints("up");
+    app.says("service web gave no sign of life for 0.2 s; ending it; starting again");
+    app.prints("up");
+    assert_eq!(app.unit("web")["last_end"]["how"], "was ended by SIGQUIT");
+    app.stops();
+}
+
+// --- Instances ---
+
+pub fn instances_are_numbered_and_scaled_while_they_run() {
+    let script = "echo instance $KITBAG_INSTANCE; exec sleep 1000";
+    let mut app = app(json!({"web": sh(script, json!({"instances": 2}))}), json!({}));
+    let mut seen = [app.prints("instance"), app.prints("instance")];
+    seen.sort();
+    assert!(seen[0].contains("web.0") && seen[0].ends_with("instance 0"), "{seen:?}");
+    assert!(seen[1].contains("web.1") && seen[1].ends_with("instance 1"), "{seen:?}");
+    app.post("/v1/services/web/scale?instances=4");
+    app.comes_to("web.3", "ready");
+    app.post("/v1/services/web/scale?instances=1");
+    for name in ["web.3", "web.2", "web.1"] {
+        app.comes_to(name, "not there");
+    }
+    assert_eq!(app.state_of("web.0"), "ready");
+    app.post("/v1/services/web/scale?instances=2");
+    app.comes_to("web.1", "ready");
+    app.stops();
+}
+
+// --- Tasks ---
+
+pub fn a_task_runs_on_its_interval_and_when_somebody_asks_and_its_result_is_kept() {
+    let tasks = json!({
+        "often": task("echo often runs", json!({"schedule": {"every": 1000}})),
+        "asked": task("echo asked runs; exit 4", json!({"schedule": "asked"})),
+    });
+    let mut app = app(json!({"web": sh("exec sleep 1000", json!({}))}), tasks);
+    app.prints("often runs");
+    app.prints("often runs");
+    assert_eq!(app.state_of("asked"), "idle");
+    app.post("/v1/tasks/asked/run");
+    app.prints("asked runs");
+    app.comes_to("asked", "failed");
+    eventually("its result is kept", || {
+        let record = fs::read_to_string(app.file("tasks/asked")).unwrap_or_default();
+        record.contains("well=false") && record.contains("how=exited with status 4")
+    });
+    app.post("/v1/tasks/asked/run");
+    app.prints("asked runs");
+    app.stops();
+}
+
+pub fn a_task_that_is_due_while_it_runs_is_left_out_queued_or_replaced() {
+    let slow = |overlap: &str, seconds: &str| {
+        let script = format!("echo {overlap} begins; sleep {seconds}; echo {overlap} ends");
+        task(&script, json!({"schedule": {"every": 1000}, "overlap": overlap}))
+    };
+    let tasks =
+        json!({"skip": slow("skip", "1.5"), "queue": slow("queue", "1.5"), "replace": slow("replace", "10")});
+    let mut app = app(json!({"web": sh("exec sleep 1000", json!({}))}), tasks);
+    app.says("task skip is due and still runs; this run is left out");
+    app.prints("skip ends");
+    // The one that waits begins when the other has ended; never two at once.
+    let mut before = None;
+    for _ in 0..4 {
+        let begins = app.prints("queue ").contains("begins");
+        assert_ne!(before, Some(begins), "two at once");
+        before = Some(begins);
+    }
+    app.prints("replace begins");
+    app.prints("replace begins");
+    app.stops();
+}
+
+pub fn a_task_that_takes_too_long_is_ended() {
+    let tasks = json!({"slow": task("exec sleep 1000", json!({"timeout_ms": 200}))});
+    let mut app = app(json!({"web": sh("echo never", json!({"needs": ["slow"]}))}), tasks);
+    app.says("task slow took longer than 0.2 s; ending it");
+    app.says("service web is not started: it needs slow, which took longer than 0.2 s");
+    app.stops();
+}
+
+pub fn a_missed_run_is_caught_up() {
+    let state = tempfile::tempdir().expect("a folder");
+    fs::create_dir(state.path().join("tasks")).expect("a folder");
+    let yesterday = "began=86400\nended=86500\nwell=true\nhow=exited with status 0\n";
+    fs::write(state.path().join("tasks/backup"), yesterday).expect("a record");
+    let cron = json!({"cron": {"expression": "0 3 * * *", "zone": "UTC"}});
+    let tasks = json!({"backup": task("echo backup runs", json!({"schedule": cron, "catch_up": true}))});
+    let mut app = app_in(state, json!({"web": sh("exec sleep 1000", json!({}))}), tasks);
+    app.says("task backup was due while nothing ran; starting it now");
+    app.prints("backup runs");
+    app.comes_to("backup", "idle");
+    assert!(app.unit("backup")["retry_in_ms"].as_u64().is_some_and(|left| left <= 86_400_000));
+    app.stops();
+}
+
+// --- Requests ---
+
+pub fn a_stop_by_hand_is_immediate_in_every_state() {
+    let state = tempfile::tempdir().expect("a folder");
+    let services = json!({
+        "slow": sh("exec sleep 1000", ready(json!({"newline": 3}))),
+        "needing": sh("echo never", json!({"needs": ["slow"]})),
+        "crashing": sh("exit 1", json!({"backoff": {"first_ms": 600_000, "longest_ms": 600_000, "stable_ms": 1}})),
+    });
+    let app = app_in(state, services, json!({}));
+    app.comes_to("crashing", "retrying");
+    app.comes_to("needing", "waiting");
+    assert_eq!(app.unit("needing")["waits_for"][0], "slow");
+    let asked = Instant::now();
+    for name in ["crashing", "needing", "slow"] {
+        app.post(&format!("/v1/services/{name}/stop"));
+        app.comes_to(name, "stopped");
+    }
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    app.stops();
+}
+
+pub fn restarts_are_one_at_a_time_and_a_stop_beats_them() {
+    let script = "trap 'sleep 0.3; exit' TERM; echo up; while :; do sleep 0.01; done";
+    let mut app = app(json!({"web": sh(script, json!({}))}), json!({}));
+    app.prints("up");
+    for _ in 0..3 {
+        app.post("/v1/services/web/restart");
+    }
+    app.prints("up");
+    app.comes_to("web", "ready");
+    app.post("/v1/services/web/restart");
+    app.post("/v1/services/web/stop");
+    app.comes_to("web", "stopped");
+    app.post("/v1/services/web/start");
+    // Three restarts at once were one, and the fourth was none.
+    app.prints("up");
+    app.comes_to("web", "ready");
+    let rest: Vec<String> = app.running.stdout.as_ref().expect("piped").try_iter().collect();
+    assert!(rest.iter().all(|line| !line.contains("up")), "{rest:?}");
+    app.stops();
+}
+
+pub fn a_signal_reaches_the_service() {
+    let script = "trap 'echo got USR1' USR1; echo up; while :; do sleep 0.01; done";
+    let mut app = app(json!({"web": sh(script, json!({}))}), json!({}));
+    app.prints("up");
+    app.post("/v1/services/web/signal?signal=USR1");
+    app.prints("got USR1");
+    app.stops();
+}
+
+// --- Many, and too few ---
+
+pub fn a_thousand_services_start_and_stop() {
+    let services: serde_json::Map<String, Value> = (0..100)
+        .map(|index| (format!("s{index}"), sh("exec sleep 1000", json!({"instances": 10}))))
+        .collect();
+    let began = Instant::now();
+    let app = app(services.into(), json!({}));
+    let units = |app: &App, state: &str| {
+        let status = app.ask("GET", "/v1/status").value;
+        status["units"]
+            .as_array()
+            .map_or(0, |units| units.iter().filter(|unit| unit["state"] == state).count())
+    };
+    eventually("all are ready", || units(&app, "ready") == 1000);
+    println!("1000 services are ready after {:?}", began.elapsed());
+    println!("the supervisor has {} kB with them", super::memory(app.running.pid(), "VmRSS"));
+    let began = Instant::now();
+    app.stops();
+    println!("1000 services have stopped after {:?}", began.elapsed());
+}
+
+pub fn a_service_comes_back_at_once() {
+    let words = "print=up";
+    let more = json!({"backoff": {"first_ms": 100, "longest_ms": 30_000, "stable_ms": 1}});
+    let mut app = app(json!({"web": actor(words, more)}), json!({}));
+    let mut pid = number(&app.prints("up"));
+    let mut times: Vec<Duration> = (0..15)
+        .map(|_| {
+            std::thread::sleep(Duration::from_millis(5));
+            let began = Instant::now();
+            kill(pid, "KILL");
+            pid = number(&app.prints("up"));
+            began.elapsed()
+        })
+        .collect();
+    times.sort();
+    println!("from kill(1) to the first line of the next life: {:?}", times[7]);
+    assert!(times[7] < Duration::from_millis(90), "no delay: {times:?}");
+    app.stops();
+}
+
+pub fn where_descriptors_are_short_services_wait_and_come_when_there_are_some() {
+    let state = tempfile::tempdir().expect("a folder");
+    let services: serde_json::Map<String, Value> =
+        (0..12).map(|index| (format!("s{index:02}"), sh("exec sleep 1000", json!({})))).collect();
+    let manifest = json!({"name": "app", "version": "1", "services": services});
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", "ulimit -n 50; exec \"$0\""]).arg(std::env::current_exe().expect("a program"));
+    command.env(MANIFEST, manifest.to_string()).env(STATE, state.path());
+    let mut app = App { running: start_command(command), state };
+    let line = app.says("could not be started: pipes");
+    assert!(line.contains("Too many open files") && line.contains("starting again in"), "{line}");
+    // The others run, the loop goes on, and the end is an orderly one.
+    app.says("could not be started: pipes");
+    app.running.signal("TERM");
+    app.running.ends_with(exit::OK);
+}
