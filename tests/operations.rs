@@ -158,7 +158,10 @@ fn a_migration_that_fails_keeps_web_and_worker_from_starting_and_says_why() {
         .says("web is not ready")
         .says("worker is not ready");
     let status = book.run(["status"]).exits(7);
-    status.prints("migrate  failed").prints("web      failed").prints("task migrate has failed");
+    status
+        .prints("migrate  failed")
+        .prints("web      failed")
+        .prints("it needs migrate, which exited with status 1");
     // Not once: the second line in its log would be of this start.
     let log = book.run(["logs", "web"]).text();
     assert_eq!(log.matches("listening").count(), 1, "{log}");
@@ -228,8 +231,12 @@ fn a_backup_by_hand_is_a_whole_database_and_brings_back_what_it_has() {
     let page = book.get("/");
     assert!(page.contains("worth keeping") && !page.contains("lost"), "{page}");
     // A copy that is damaged is told from a whole one.
-    fs::write(copy, "x").unwrap();
+    fs::write(copy, "no database at all, just text".repeat(100)).unwrap();
     verify(copy).exits(1).says("not a database");
+    book.stop();
+    // How the last run ended is known after a start, too.
+    book.again().exits(0);
+    assert_eq!(book.unit("backup")["last_end"]["how"], "exited with status 0");
     book.stop();
 }
 
@@ -250,7 +257,7 @@ fn three_workers_share_the_work_and_two_of_them_go_again() {
     let book = Book::start();
     book.run(["scale", "worker=3"]).exits(0);
     book.run(["wait", "--ready"]).exits(0);
-    let workers = ["worker.0", "worker.1", "worker.2"].map(|name| book.pid(name));
+    let workers = ["worker", "worker.1", "worker.2"].map(|name| book.pid(name));
     for n in 0..9 {
         book.sign(&format!("message+{n}"));
     }
