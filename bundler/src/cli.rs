@@ -33,6 +33,8 @@ Exit codes:
     6  the bundle is running already
     7  a service failed, and its restart policy does not start it again
     8  audit only: the bundle asks more of a host than it may
+    9  a bundle's own commands: it is not running
+   10  a bundle's own commands: it runs, and was not ready or done in time
   125  a tool bundle's program could not be started
 A tool bundle's exit status is its program's.";
 
