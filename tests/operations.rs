@@ -206,7 +206,9 @@ fn a_hung_web_server_is_killed_and_started_again() {
         let unit = book.unit("web");
         unit["state"] == "ready" && unit["pid"].as_i64().is_some_and(|pid| pid != web)
     });
-    book.run(["events"]).exits(0).prints("failed 3 checks in a row");
+    let how = "failed 3 checks in a row, and was ended by SIG";
+    let unit = book.unit("web");
+    assert!(unit["last_end"]["how"].as_str().is_some_and(|text| text.starts_with(how)), "{unit}");
     assert!(book.get("/").starts_with("HTTP/1.1 200 OK\r\n"));
     book.stop();
 }

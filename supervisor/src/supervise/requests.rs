@@ -300,6 +300,11 @@ impl Supervisor {
             End::Signal(0) => "is being ended".to_owned(),
             _ => words::how(end),
         };
+        // What was wrong first; the signal only followed from it.
+        let how = match last.trouble {
+            Some(trouble) => format!("{}, and {how}", words::trouble(spec, trouble)),
+            None => how,
+        };
         Some(Ended {
             how,
             at: wall - i64::try_from(ago).unwrap_or(0),
