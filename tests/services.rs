@@ -135,7 +135,7 @@ fn what_crashes_is_started_again_and_said_with_its_name() {
     book.sign("before+the+crash");
     let before = book.total();
     book.get("/crash");
-    let said = book.running.wait_say("starting again in");
+    let said = book.running.wait_say("starting again at once");
     assert!(said.contains("service web"), "{said}");
     book.address = Book::address(&mut book.running, 2);
     assert_eq!(book.total(), before);
