@@ -91,8 +91,8 @@ pub fn run(own: &Own, setting: &Setting<'_>) -> Result<u8, Failure> {
         stays: matches!(setting, Setting::Background(_)),
         control: Some(control),
     });
-    // Held until nothing runs any more.
-    drop((lock, tree));
+    // The kernel gives them back when this process is gone, not a moment earlier: `stop` waits for that.
+    std::mem::forget((lock, tree));
     Ok(code)
 }
 
