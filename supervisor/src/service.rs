@@ -1,6 +1,7 @@
 //! A service bundle: unpack, compare the whole tree, then supervise.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
@@ -27,12 +28,12 @@ use crate::running::background::Report;
 use crate::running::default_log_folder;
 use crate::spawn::Setup;
 use crate::state::{Ms, Readiness, Rules, Watch};
-use crate::state_folder;
+use crate::state_folder::{self, StateLock};
 use crate::store::StoreError;
 use crate::supervise::{
     self, Bundle, ProgramSpec, Question, Schedule, ServiceSpec, What, When, signal_number,
 };
-use crate::unpack::{self, Compare, Opening};
+use crate::unpack::{self, Compare, InUse, Opening};
 use crate::zone::Zone;
 
 /// Where a zone is looked up after the bundle's own.
@@ -52,10 +53,20 @@ pub enum Setting<'a> {
 
 /// Runs the bundle's services until they end or are asked to. Returns the exit code.
 pub fn run(own: &Own, setting: &Setting<'_>) -> Result<u8, Failure> {
-    let manifest = own.bundle.manifest()?;
-    if manifest.is_tool() {
+    if own.bundle.is_tool() {
         return Ok(0);
     }
+    let (bundle, held) = prepare(own, setting)?;
+    let code = supervise::supervise(bundle);
+    // The kernel gives it back when this process is gone, not a moment earlier: `stop` waits for that.
+    std::mem::forget(held);
+    Ok(code)
+}
+
+/// All that has to be done before services run, and what has to be held while they do. What only this needs to
+/// know, the manifest and the list of files, is forgotten when it returns.
+fn prepare(own: &Own, setting: &Setting<'_>) -> Result<(Bundle, (StateLock, InUse)), Failure> {
+    let manifest = own.bundle.manifest()?;
     if let Setting::Machine(machine) = setting {
         machine.name(&manifest.name);
     }
@@ -80,7 +91,7 @@ pub fn run(own: &Own, setting: &Setting<'_>) -> Result<u8, Failure> {
     if let Setting::Background(report) = setting {
         report.supervising(&runtime)?;
     }
-    let code = supervise::supervise(Bundle {
+    let bundle = Bundle {
         name: manifest.name.clone(),
         version: manifest.version.clone(),
         services,
@@ -90,10 +101,8 @@ pub fn run(own: &Own, setting: &Setting<'_>) -> Result<u8, Failure> {
         tasks: Some(runtime.join("tasks")),
         stays: matches!(setting, Setting::Background(_)),
         control: Some(control),
-    });
-    // The kernel gives them back when this process is gone, not a moment earlier: `stop` waits for that.
-    std::mem::forget((lock, tree));
-    Ok(code)
+    };
+    Ok((bundle, (lock, tree.into_use())))
 }
 
 /// What becomes of what services print: in front, it is shown; behind, it goes to files.
@@ -131,7 +140,12 @@ fn log_settings(
 /// What this host does not have: a user, an environment file, a time zone.
 pub fn specs(manifest: &Manifest, values: &Values) -> Result<Vec<ServiceSpec>, Failure> {
     let Run::Services(services) = &manifest.run else { return Ok(Vec::new()) };
-    let maker = Maker { values, accounts: Accounts::of_host(), last_env: RefCell::default() };
+    let maker = Maker {
+        values,
+        accounts: Accounts::of_host(),
+        paths: RefCell::default(),
+        last_env: RefCell::default(),
+    };
     let services = services.iter().map(|(name, service)| maker.service(name, service));
     let tasks = manifest.tasks.iter().map(|(name, task)| maker.task(name, task));
     services.chain(tasks).collect()
@@ -141,6 +155,7 @@ pub fn specs(manifest: &Manifest, values: &Values) -> Result<Vec<ServiceSpec>, F
 struct Maker<'a> {
     values: &'a Values<'a>,
     accounts: Accounts,
+    paths: RefCell<BTreeSet<Rc<Path>>>,
     last_env: RefCell<Rc<Vec<(OsString, OsString)>>>,
 }
 
@@ -247,16 +262,27 @@ impl Maker<'_> {
         Rc::clone(&last)
     }
 
+    /// The same path as another service's, if one has it.
+    fn path(&self, path: &Path) -> Rc<Path> {
+        let mut paths = self.paths.borrow_mut();
+        if let Some(known) = paths.get(path) {
+            return Rc::clone(known);
+        }
+        let new: Rc<Path> = path.into();
+        paths.insert(Rc::clone(&new));
+        new
+    }
+
     /// A command without its environment.
     fn program(&self, command: &Command) -> Result<ProgramSpec, Failure> {
-        let path = self.values.program(command);
-        let mut argv = vec![path.clone().into_os_string()];
+        let path = self.path(&self.values.program(command));
+        let mut argv = vec![path.as_os_str().to_owned()];
         for argument in command.argv.iter().skip(1) {
             argv.push(self.values.text(argument)?);
         }
         let cwd = match &command.cwd {
-            Some(cwd) => PathBuf::from(self.values.text(cwd)?),
-            None => Path::to_owned(self.values.tree),
+            Some(cwd) => self.path(Path::new(&self.values.text(cwd)?)),
+            None => self.path(self.values.tree),
         };
         Ok(ProgramSpec { path, argv, env: Rc::default(), cwd })
     }
@@ -267,7 +293,7 @@ impl Maker<'_> {
         probe: &Probe,
         timeout: Ms,
         program: &dyn Fn(&Command) -> Result<ProgramSpec, Failure>,
-    ) -> Result<Question, Failure> {
+    ) -> Result<Box<Question>, Failure> {
         let address = |text: &str| -> Result<probe::Address, Failure> {
             let text = self.values.text(text)?;
             probe::parse_address(&text.to_string_lossy()).map_err(wrong("service", name))
@@ -288,7 +314,7 @@ impl Maker<'_> {
                 What::Program(program)
             }
         };
-        Ok(Question { what, timeout })
+        Ok(Box::new(Question { what, timeout }))
     }
 
     fn zone(&self, name: &str) -> Result<Zone, crate::zone::ZoneError> {

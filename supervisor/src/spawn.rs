@@ -5,7 +5,7 @@
 use std::ffi::{CString, OsString};
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::Path;
 
 use kitbag_format::service::Process;
 
@@ -21,13 +21,13 @@ use crate::sys::{Errno, Pid};
 #[derive(Debug)]
 pub struct Program<'a> {
     /// Its path.
-    pub path: &'a PathBuf,
+    pub path: &'a Path,
     /// Its arguments, the first one included.
     pub argv: &'a [OsString],
     /// Its complete environment.
     pub env: &'a [(OsString, OsString)],
     /// Its working directory.
-    pub cwd: &'a PathBuf,
+    pub cwd: &'a Path,
     /// What its process is.
     pub setup: &'a Setup,
 }

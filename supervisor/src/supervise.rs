@@ -189,6 +189,8 @@ struct Supervisor {
     asked: Vec<Pid>,
     /// More children have ended than one batch.
     more: bool,
+    /// What starting took was given back.
+    slim: bool,
     origin: Instant,
     began: UnixMs,
     random: u32,
@@ -252,6 +254,7 @@ impl Supervisor {
             strangers,
             asked: Vec::new(),
             more: false,
+            slim: false,
             origin: Instant::now(),
             began: unix_ms(),
             random: std::process::id() | 1,
@@ -331,6 +334,7 @@ impl Supervisor {
     /// Sleeps until something happens, and takes it. Ended children come first: no signal of a later
     /// request can then reach a process id that is another's already.
     fn wait(&mut self) {
+        self.slim_down();
         let mut ready = [EpollEvent::empty(); READY];
         let Ok(count) = self.events.wait(&mut ready, self.timeout()) else {
             return; // EINTR, after a SIGSTOP
@@ -352,7 +356,31 @@ impl Supervisor {
         }
     }
 
+    /// Gives back, once, the memory that only starting needed: when nothing is under way and nothing is soon to come.
+    fn slim_down(&mut self) {
+        /// A time in which a person would say that nothing happens.
+        const LONG: Ms = 50;
+        let soon = self.now().saturating_add(LONG);
+        if self.slim || self.more || self.next_deadline().is_some_and(|at| at < soon) {
+            return;
+        }
+        self.slim = true;
+        // What cannot be given back costs memory and nothing else.
+        sys::code::trim();
+        let _ = sys::code::release();
+    }
+
     fn timeout(&self) -> EpollTimeout {
+        let next = match self.next_deadline() {
+            _ if self.more => 0,
+            None => return EpollTimeout::NONE,
+            Some(at) => at.saturating_sub(self.now()),
+        };
+        EpollTimeout::try_from(i32::try_from(next).unwrap_or(i32::MAX)).unwrap_or(EpollTimeout::NONE)
+    }
+
+    /// When something is to be done even if nothing happens.
+    fn next_deadline(&self) -> Option<Ms> {
         let control = self.control.as_ref().and_then(Control::deadline);
         let times = [
             self.timers.next(),
@@ -362,12 +390,7 @@ impl Supervisor {
             control,
             self.next_task(),
         ];
-        let next = match times.into_iter().flatten().min() {
-            _ if self.more => 0,
-            None => return EpollTimeout::NONE,
-            Some(at) => at.saturating_sub(self.now()),
-        };
-        EpollTimeout::try_from(i32::try_from(next).unwrap_or(i32::MAX)).unwrap_or(EpollTimeout::NONE)
+        times.into_iter().flatten().min()
     }
 
     fn tick(&mut self) {

@@ -66,11 +66,19 @@ pub struct Tree {
     pub unpacked: bool,
     record: Record,
     home: Home,
-    /// Shared lock; `None` where the file system has no locks.
-    _used: Option<Flock<File>>,
+    used: InUse,
 }
 
+/// While it lives, the store's garbage collection leaves its tree alone: a shared lock; `None` where the file system
+/// has no locks.
+pub struct InUse(#[expect(dead_code, reason = "held, not read")] Option<Flock<File>>);
+
 impl Tree {
+    /// Keeps the tree in use, and forgets what is known of it.
+    pub fn into_use(self) -> InUse {
+        self.used
+    }
+
     /// What was recorded of an entry.
     pub fn stat_of(&self, path: &str) -> Option<Stat> {
         self.record.stats.get(self.record.index.find(path.as_bytes())?).copied()
@@ -155,7 +163,7 @@ impl Opening<'_> {
         closure::lead(store, &record, root.as_fd()).map_err(|error| self.explain(store, error))?;
         let used = if let Held::Locked(lock) = used { Some(lock) } else { None };
         let home = Home::new(store, &digest, record.closure);
-        Ok(Some(Tree { root: path, dir, boot_id: record.boot_id, unpacked, record, home, _used: used }))
+        Ok(Some(Tree { root: path, dir, boot_id: record.boot_id, unpacked, record, home, used: InUse(used) }))
     }
 
     /// The entries that have to be looked at.

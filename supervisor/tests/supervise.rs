@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -64,10 +64,10 @@ impl Svc {
         let fields: Vec<&str> = line.split('\x1f').collect();
         let [name, program, script, restart, stop, timeout, cwd] = fields[..] else { panic!("{line:?}") };
         let program = ProgramSpec {
-            path: program.into(),
+            path: Path::new(program).into(),
             argv: [program, "-c", script].map(OsString::from).into(),
             env: vec![("PATH".into(), "/usr/bin:/bin".into())].into(),
-            cwd: PathBuf::from(cwd),
+            cwd: Path::new(cwd).into(),
         };
         let mut spec = ServiceSpec::new(name, program);
         spec.rules.restart = match restart {

@@ -11,6 +11,7 @@ mod measure;
 mod peers;
 mod python;
 mod report;
+mod services;
 mod size;
 mod start;
 
@@ -23,7 +24,7 @@ use peers::Packer;
 use report::Row;
 
 /// What is measured, in this order.
-const SECTIONS: [(&str, Section); 11] = [
+const SECTIONS: [(&str, Section); 16] = [
     ("size", size::size),
     ("pack", size::pack),
     ("warm", start::warm),
@@ -35,6 +36,11 @@ const SECTIONS: [(&str, Section); 11] = [
     ("compare", start::compare),
     ("closure", closure::closure),
     ("python", python::python),
+    ("scale", services::scale),
+    ("restart", services::restart),
+    ("idle", services::idle),
+    ("logs", services::logs),
+    ("orphans", services::orphans),
 ];
 
 type Section = fn(&mut Bench) -> Result<(), String>;

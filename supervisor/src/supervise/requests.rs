@@ -69,7 +69,7 @@ impl App for Supervisor {
             gid: ids.gid,
             groups: ids.groups.clone(),
         });
-        Some(Surroundings { env, cwd: spec.program.cwd.clone(), identity, umask: spec.setup.umask })
+        Some(Surroundings { env, cwd: spec.program.cwd.to_path_buf(), identity, umask: spec.setup.umask })
     }
 }
 

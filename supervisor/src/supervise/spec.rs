@@ -1,7 +1,7 @@
 //! What a service or task is when it is started: every template filled in, every name a number.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::Path;
 use std::rc::Rc;
 
 use kitbag_format::service::Overlap;
@@ -35,9 +35,9 @@ pub struct ServiceSpec {
     /// It gets a `NOTIFY_SOCKET`.
     pub notify: bool,
     /// What is asked until it is ready.
-    pub ready: Option<Question>,
+    pub ready: Option<Box<Question>>,
     /// What is asked while it is.
-    pub health: Option<Question>,
+    pub health: Option<Box<Question>>,
     /// Its user, limits and the like.
     pub setup: Setup,
     /// Its limits on memory and processes.
@@ -77,13 +77,13 @@ impl ServiceSpec {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProgramSpec {
     /// Its path; no search in `PATH`.
-    pub path: PathBuf,
+    pub path: Rc<Path>,
     /// Its arguments, the first one included.
     pub argv: Vec<OsString>,
     /// Its complete environment. A thousand services have the same, most of them.
     pub env: Rc<Vec<(OsString, OsString)>>,
     /// Its working directory.
-    pub cwd: PathBuf,
+    pub cwd: Rc<Path>,
 }
 
 impl ProgramSpec {

@@ -9,6 +9,7 @@
 
 pub mod background;
 pub mod child;
+pub mod code;
 pub mod fd;
 pub mod net;
 pub mod signal;
