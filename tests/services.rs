@@ -96,7 +96,7 @@ fn the_guestbook_serves_its_pages_and_the_snapshots_entries() {
     let book = Book::start(bundle.command([""; 0]));
     book.serves();
     let said = book.running.text();
-    assert!(said.starts_with("web | "), "{said}");
+    assert!(said.contains("\nweb     | guestbook: listening on "), "{said}");
     let address = book.address.clone();
     book.running.stop().exits(0);
     assert_eq!(bundle.sandbox.processes(), [0; 0], "left running");
@@ -135,7 +135,7 @@ fn what_crashes_is_started_again_and_said_with_its_name() {
     book.sign("before+the+crash");
     let before = book.total();
     book.get("/crash");
-    let said = book.running.wait_say("starting again in");
+    let said = book.running.wait_say("starting again at once");
     assert!(said.contains("service web"), "{said}");
     book.address = Book::address(&mut book.running, 2);
     assert_eq!(book.total(), before);

@@ -58,8 +58,8 @@ pub fn run(own: &Own, setting: &Setting<'_>) -> Result<u8, Failure> {
     }
     let (bundle, held) = prepare(own, setting)?;
     let code = supervise::supervise(bundle);
-    // Nothing runs any more.
-    drop(held);
+    // The kernel gives it back when this process is gone, not a moment earlier: `stop` waits for that.
+    std::mem::forget(held);
     Ok(code)
 }
 

@@ -277,7 +277,8 @@ impl Supervisor {
         self.enter_cgroup(&specs);
         for spec in specs {
             let wanted = spec.instances;
-            self.parts.push(Members { spec, units: Vec::new(), wanted, plan: Plan::default() });
+            let (plan, remembered) = (Plan::default(), None);
+            self.parts.push(Members { spec, units: Vec::new(), wanted, plan, remembered });
             let part = self.parts.len() - 1;
             for instance in 0..wanted {
                 self.add_unit(part, instance);

@@ -108,7 +108,8 @@ fn notes(unit: &Unit, extra: Option<&Extra>) -> Vec<String> {
         notes.push(format!("{what}   in {}", span(delay)));
     }
     if let Some(end) = &unit.last_end
-        && (unit.restarts > 0 || !well)
+        && (unit.restarts > 0 || !well || unit.state == State::Idle)
+        && unit.state != State::Done
     {
         notes.push(format!("last end   {} after {}, {} ago", end.how, span(end.ran_ms), span(end.ago_ms)));
     }

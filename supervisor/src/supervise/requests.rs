@@ -8,7 +8,7 @@ use crate::sys::signal;
 use super::order::Part;
 use super::spec::When;
 use super::units::{Id, Unit};
-use super::{Supervisor, unix_ms, words};
+use super::{Supervisor, schedule, unix_ms, words};
 
 /// Instances that a service may have.
 const MOST_INSTANCES: u32 = 1_000;
@@ -270,7 +270,7 @@ impl Supervisor {
             since: unit.since.0,
             for_ms: now.saturating_sub(unit.since.1),
             pid: state.run().map(|run| run.group).filter(|pid| unit.leader == Some(*pid)),
-            restarts: u64::from(unit.service.restarts),
+            restarts: u64::from(schedule.map_or(unit.service.restarts, |_| members.plan.runs)),
             last_end: self.last_end(unit, now, wall),
             retry_in_ms: retry,
             waits_for,
@@ -291,7 +291,7 @@ impl Supervisor {
     }
 
     fn last_end(&self, unit: &Unit, now: Ms, wall: UnixMs) -> Option<Ended> {
-        let last = unit.service.last?;
+        let Some(last) = unit.service.last else { return self.remembered_end(unit, wall) };
         let end = last.end.or_else(|| last.trouble.map(|_| End::Signal(0)))?;
         let ago = now.saturating_sub(last.at);
         let spec = &self.parts[unit.part].spec;
@@ -300,12 +300,30 @@ impl Supervisor {
             End::Signal(0) => "is being ended".to_owned(),
             _ => words::how(end),
         };
+        // What was wrong first; the signal only followed from it.
+        let how = match last.trouble {
+            Some(trouble) => format!("{}, and {how}", words::trouble(spec, trouble)),
+            None => how,
+        };
         Some(Ended {
             how,
             at: wall - i64::try_from(ago).unwrap_or(0),
             ago_ms: ago,
             ran_ms: last.at.saturating_sub(last.since),
             well: last.trouble.is_none() && spec.rules.is_good(end),
+        })
+    }
+
+    /// The end of a task's run before the supervisor was started.
+    fn remembered_end(&self, unit: &Unit, wall: UnixMs) -> Option<Ended> {
+        let record = self.parts[unit.part].remembered.as_ref()?;
+        let ended = record.ended?;
+        Some(Ended {
+            how: record.how.clone(),
+            at: ended.saturating_mul(1000),
+            ago_ms: schedule::elapsed(ended, wall / 1000),
+            ran_ms: schedule::elapsed(record.began, ended),
+            well: record.well,
         })
     }
 

@@ -63,6 +63,8 @@ pub struct Plan {
     pub at: Option<Ms>,
     /// The latest time by the wall clock at which it was due and treated so.
     done: Option<Seconds>,
+    /// How often it was started.
+    pub runs: u32,
 }
 
 impl Plan {
@@ -112,6 +114,7 @@ impl Plan {
 
     /// Somebody, or the schedule, has begun a run at `now`.
     pub fn began(&mut self, schedule: &Schedule, now: Ms) {
+        self.runs = self.runs.saturating_add(1);
         if let When::Every(span) = schedule.when {
             self.at = Some(now.saturating_add(span));
         }
@@ -127,7 +130,7 @@ impl Plan {
 }
 
 /// Milliseconds between two times; 0 if the clock was put back between them.
-fn elapsed(from: Seconds, to: Seconds) -> Ms {
+pub fn elapsed(from: Seconds, to: Seconds) -> Ms {
     u64::try_from(to.saturating_sub(from)).unwrap_or(0).saturating_mul(1000)
 }
 

@@ -20,11 +20,12 @@ impl Supervisor {
             let spec = &self.parts[part].spec;
             let Some(schedule) = &spec.schedule else { continue };
             let last = self.tasks.as_ref().and_then(|folder| schedule::read_record(folder, &spec.name));
-            let (plan, missed) = Plan::begin(schedule, now, time, last.map(|last| last.began));
+            let (plan, missed) = Plan::begin(schedule, now, time, last.as_ref().map(|last| last.began));
             if schedule.when.is_repeated() {
                 self.repeated.push(part);
             }
             self.parts[part].plan = plan;
+            self.parts[part].remembered = last;
             if missed {
                 let name = &self.parts[part].spec.name;
                 self.logs.say(&format!("task {name} was due while nothing ran; starting it now"));

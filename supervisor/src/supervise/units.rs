@@ -9,7 +9,7 @@ use crate::status::UnixMs;
 use crate::sys::Pid;
 
 use super::order::Part;
-use super::schedule::Plan;
+use super::schedule::{Plan, Record};
 use super::spec::ServiceSpec;
 
 /// Number of a unit. It keeps it as long as the supervisor runs.
@@ -26,6 +26,8 @@ pub struct Members {
     pub wanted: u32,
     /// When a task is due.
     pub plan: Plan,
+    /// A task's last run before this supervisor was started.
+    pub remembered: Option<Record>,
 }
 
 /// A program that asks how a unit is.

@@ -68,27 +68,33 @@ pub fn reason(unit: &Unit, spec: &ServiceSpec, note: Note) -> Option<String> {
 }
 
 fn why(unit: &Unit, spec: &ServiceSpec, trouble: Trouble) -> String {
+    let found = match trouble {
+        Trouble::NotReady | Trouble::Unhealthy => unit.reason.as_deref(),
+        _ => None,
+    };
+    let text = self::trouble(spec, trouble);
+    match found {
+        Some(found) => format!("{text}: {found}"),
+        None => text,
+    }
+}
+
+/// What was wrong with a run that had to be ended.
+pub fn trouble(spec: &ServiceSpec, trouble: Trouble) -> String {
     let timeout = || seconds(spec.rules.timeout.unwrap_or_default());
-    let found = unit.reason.as_deref().map_or_else(String::new, |reason| format!(": {reason}"));
-    match trouble {
-        Trouble::NotReady => format!("was not ready within {}{found}", timeout()),
-        Trouble::Overtime => format!("took longer than {}", timeout()),
-        Trouble::Unhealthy => match spec.rules.watch {
-            Some(Watch::Probe { failures: 2.., .. }) => {
-                let count = spec.rules.watch.map_or(0, |watch| match watch {
-                    Watch::Probe { failures, .. } => failures,
-                    Watch::Silence(_) => 0,
-                });
-                format!("failed {count} checks in a row{found}")
-            }
-            _ => format!("failed a check{found}"),
-        },
-        Trouble::Silent => match spec.rules.watch {
-            Some(Watch::Silence(span)) => format!("gave no sign of life for {}", seconds(span)),
-            _ => "gave no sign of life".to_owned(),
-        },
-        Trouble::Stuck => "said that it is stuck".to_owned(),
-        Trouble::Lingering => {
+    match (trouble, spec.rules.watch) {
+        (Trouble::NotReady, _) => format!("was not ready within {}", timeout()),
+        (Trouble::Overtime, _) => format!("took longer than {}", timeout()),
+        (Trouble::Unhealthy, Some(Watch::Probe { failures: count @ 2.., .. })) => {
+            format!("failed {count} checks in a row")
+        }
+        (Trouble::Unhealthy, _) => "failed a check".to_owned(),
+        (Trouble::Silent, Some(Watch::Silence(span))) => {
+            format!("gave no sign of life for {}", seconds(span))
+        }
+        (Trouble::Silent, _) => "gave no sign of life".to_owned(),
+        (Trouble::Stuck, _) => "said that it is stuck".to_owned(),
+        (Trouble::Lingering, _) => {
             format!("said that it stops, and did not within {}", seconds(spec.rules.stop_timeout))
         }
     }

@@ -324,7 +324,8 @@ pub fn a_service_that_fails_its_checks_is_ended_and_started_again() {
     assert_ne!(number(&app.prints("up")), first);
     assert!(!alive(first));
     app.comes_to("web", "ready");
-    assert_eq!(app.unit("web")["last_end"]["how"], "was ended by SIGABRT");
+    let how = "failed 2 checks in a row, and was ended by SIGABRT";
+    assert_eq!(app.unit("web")["last_end"]["how"], how);
     // One that is stopped answers nothing.
     let second = app.unit("web")["pid"].as_i64().expect("it runs");
     kill(i32::try_from(second).expect("a process id"), "STOP");
@@ -352,7 +353,8 @@ pub fn a_silent_service_is_ended_by_its_watchdog() {
     app.prints("up");
     app.says("service web gave no sign of life for 0.2 s; ending it; starting again");
     app.prints("up");
-    assert_eq!(app.unit("web")["last_end"]["how"], "was ended by SIGQUIT");
+    let how = "gave no sign of life for 0.2 s, and was ended by SIGQUIT";
+    assert_eq!(app.unit("web")["last_end"]["how"], how);
     app.stops();
 }
 
