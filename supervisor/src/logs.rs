@@ -17,7 +17,6 @@ pub mod lines;
 pub mod reader;
 pub mod sink;
 pub mod standard;
-mod zstd;
 
 use std::io::IsTerminal;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -16,6 +16,7 @@ mod size;
 mod start;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -23,8 +24,12 @@ use inputs::{Input, Inputs};
 use peers::Packer;
 use report::Row;
 
-/// What is measured, in this order.
-const SECTIONS: [(&str, Section); 16] = [
+/// Pages of docs/, each with what is measured for it, in this order.
+const PAGES: [(&str, &[(&str, Section)]); 2] =
+    [("benchmark.md", &BUNDLES), ("benchmark-services.md", &SERVICES)];
+
+/// The file: packing, unpacking, starting.
+const BUNDLES: [(&str, Section); 11] = [
     ("size", size::size),
     ("pack", size::pack),
     ("warm", start::warm),
@@ -36,6 +41,10 @@ const SECTIONS: [(&str, Section); 16] = [
     ("compare", start::compare),
     ("closure", closure::closure),
     ("python", python::python),
+];
+
+/// What supervises.
+const SERVICES: [(&str, Section); 5] = [
     ("scale", services::scale),
     ("restart", services::restart),
     ("idle", services::idle),
@@ -63,6 +72,8 @@ pub struct Bench {
     packers: Vec<Packer>,
     packed: HashMap<(&'static str, String), PathBuf>,
     rows: Vec<Row>,
+    /// Which rows are of which page.
+    pages: Vec<(&'static str, Range<usize>)>,
     notes: Vec<String>,
     failed: bool,
 }
@@ -133,15 +144,27 @@ fn run(options: Options) -> Result<bool, String> {
     std::fs::create_dir_all(&bundles).map_err(|error| format!("{}: {error}", bundles.display()))?;
     let (packers, notes) = peers::all(&kitbag()?);
     let inputs = Inputs::new(&options.work);
-    let mut bench =
-        Bench { options, inputs, packers, notes, packed: HashMap::new(), rows: Vec::new(), failed: false };
-    for (name, section) in SECTIONS {
-        let wanted = bench.options.only.is_empty() || bench.options.only.iter().any(|only| only == name);
-        if wanted && let Err(why) = section(&mut bench) {
-            bench.failed = true;
-            eprintln!("{name}: {why}");
-            bench.notes.push(format!("NOT MEASURED: {name}: {why}"));
+    let mut bench = Bench {
+        options,
+        inputs,
+        packers,
+        notes,
+        packed: HashMap::new(),
+        rows: Vec::new(),
+        pages: Vec::new(),
+        failed: false,
+    };
+    for (page, sections) in PAGES {
+        let first = bench.rows.len();
+        for (name, section) in sections {
+            let wanted = bench.options.only.is_empty() || bench.options.only.iter().any(|only| only == name);
+            if wanted && let Err(why) = section(&mut bench) {
+                bench.failed = true;
+                eprintln!("{name}: {why}");
+                bench.notes.push(format!("NOT MEASURED: {name}: {why}"));
+            }
         }
+        bench.pages.push((page, first..bench.rows.len()));
     }
     publish(&bench)?;
     Ok(!bench.failed && bench.rows.iter().all(|row| row.passes() != Some(false)))
@@ -157,7 +180,10 @@ fn publish(bench: &Bench) -> Result<(), String> {
         write(file, report::json(&bench.rows, &bench.notes, &machine))?;
     }
     if bench.options.update_docs {
-        write(&workspace().join("docs/benchmark.md"), report::markdown(&bench.rows, &bench.notes, &machine))?;
+        for (page, rows) in bench.pages.iter().filter(|(_, rows)| !rows.is_empty()) {
+            let text = report::markdown(&bench.rows[rows.clone()], &bench.notes, &machine);
+            write(&workspace().join("docs").join(page), text)?;
+        }
     }
     Ok(())
 }
@@ -223,7 +249,9 @@ fn options() -> Result<Options, String> {
             _ => return Err(format!("`{arg}` is no option; see tests/bench/main.rs")),
         }
     }
-    known("section", &options.only, &SECTIONS.map(|(name, _)| name))?;
+    let sections: Vec<&str> =
+        PAGES.iter().flat_map(|(_, sections)| sections.iter().map(|(name, _)| *name)).collect();
+    known("section", &options.only, &sections)?;
     known("input", &options.inputs, &["tiny", "medium", "large"])?;
     Ok(options)
 }

@@ -323,9 +323,9 @@ fn system_calls(site: &Site, pids: &[i32]) -> Result<f64, String> {
     let _ = tracer.wait();
     let text = std::fs::read_to_string(&log).map_err(|error| error.to_string())?;
     let slept = |line: &&str| {
-        line.contains("<unfinished ...>")
-            || line.contains("<detached ...>")
-            || line.contains("restart_syscall")
+        ["<unfinished ...>", "<detached ...>", "resumed>", "restart_syscall", "ERESTART", "EINTR"]
+            .iter()
+            .any(|mark| line.contains(mark))
     };
     Ok(text.lines().filter(|line| !slept(line)).count() as f64)
 }

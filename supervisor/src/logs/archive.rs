@@ -4,12 +4,13 @@
 //! compressed, or was when the machine went down.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use ruzstd::encoding::CompressionLevel;
+
 use super::format::{Micros, STAMP, Stamp, parse_stamp};
-use super::zstd;
 
 const PLAIN: &str = ".log";
 const PACKED: &str = ".log.zst";
@@ -106,11 +107,53 @@ fn compress(folder: &Path, stem: &str) -> io::Result<()> {
     done
 }
 
+/// A file whose first error is kept, and which takes and gives nothing from then on: the compressor panics on errors.
+struct Patient<'a> {
+    file: &'a mut File,
+    result: io::Result<()>,
+}
+
+impl<'a> Patient<'a> {
+    const fn new(file: &'a mut File) -> Self {
+        Self { file, result: Ok(()) }
+    }
+}
+
+impl Read for Patient<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.file.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.result = Err(error);
+                    return Ok(0);
+                }
+                done => return done,
+            }
+        }
+    }
+}
+
+impl Write for Patient<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.result.is_ok() {
+            self.result = self.file.write_all(bytes);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 fn write_compressed(from: &Path, to: &Path) -> io::Result<()> {
     let mut from = File::open(from)?;
     let mode = std::os::unix::fs::MetadataExt::mode(&from.metadata()?) & 0o777;
     let mut to = File::options().write(true).create(true).truncate(true).mode(mode).open(to)?;
-    zstd::compress(&mut from, &mut to)?;
+    let (mut source, mut target) = (Patient::new(&mut from), Patient::new(&mut to));
+    ruzstd::encoding::compress(&mut source, &mut target, CompressionLevel::Fastest);
+    source.result.and(target.result)?;
     // The plain file goes next: this one has to be there after a power cut.
     to.sync_data()
 }
