@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::path::PathBuf;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -66,7 +66,7 @@ fn program(path: &str, arguments: &[&str]) -> ProgramSpec {
         env.extend(std::env::var_os(name).map(|value| (name.into(), value)));
     }
     let argv = [path].iter().chain(arguments).map(OsString::from).collect();
-    ProgramSpec { path: path.into(), argv, env: Rc::new(env), cwd: PathBuf::from("/") }
+    ProgramSpec { path: Path::new(path).into(), argv, env: Rc::new(env), cwd: Path::new("/").into() }
 }
 
 fn grace(mut spec: ServiceSpec, stop_timeout: Ms) -> ServiceSpec {
@@ -113,7 +113,8 @@ fn moments() -> Vec<ServiceSpec> {
 fn healthy(file: &str) -> ServiceSpec {
     let mut spec = restarted(sh("web", &format!("echo up $$; while :; do : > {file}; sleep 0.02; done")));
     let check = format!("rm -f {file}; until [ -e {file} ]; do sleep 0.02; done");
-    spec.health = Some(Question { what: What::Program(program("/bin/sh", &["-c", &check])), timeout: 1_000 });
+    spec.health =
+        Some(Box::new(Question { what: What::Program(program("/bin/sh", &["-c", &check])), timeout: 1_000 }));
     spec.rules.watch = Some(Watch::Probe { interval: 20, failures: 2 });
     spec
 }
@@ -166,7 +167,7 @@ fn failing() -> Vec<ServiceSpec> {
         spec
     };
     let mut folder = of("folder", program("/bin/true", &[]));
-    folder.program.cwd = "/no/such".into();
+    folder.program.cwd = Path::new("/no/such").into();
     let mut limits = of("limits", program("/bin/true", &[]));
     limits.setup.limits = vec![(libc::RLIMIT_CPU, libc::rlimit { rlim_cur: 2, rlim_max: 1 })];
     let mut oom = of("oom", program("/bin/true", &[]));
