@@ -12,7 +12,8 @@
 
 use std::fmt;
 
-use crate::zone::{Period, Zone, date_of, days_of, weekday_of};
+use crate::date::{date_of, days_of, weekday_of};
+use crate::zone::{Period, Zone};
 
 const MINUTE: i64 = 60;
 const HOUR: i64 = 3600;

@@ -6,6 +6,7 @@ pub mod collect;
 pub mod commands;
 pub mod control;
 pub mod cron;
+pub mod date;
 pub mod environment;
 pub mod expand;
 pub mod heal;

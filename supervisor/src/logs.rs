@@ -84,7 +84,7 @@ impl Settings {
             compress: logs.compress,
         });
         Self {
-            quiet: !is_foreground,
+            quiet: !is_foreground && files.is_some(),
             json: logs.format == LogFormat::Json && !std::io::stdout().is_terminal(),
             when_slow: logs.when_slow,
             files,

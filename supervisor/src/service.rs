@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use kitbag_format::manifest::{Command, Manifest, Run, Service};
 use kitbag_format::service::{
-    self, HealthWhen, HttpProbe, LogFormat, LogTo, Logs, Probe, Process, ReadyWhen, Restart, Success, Task,
+    self, HealthWhen, HttpProbe, LogTo, Logs, Probe, Process, ReadyWhen, Restart, Success, Task,
 };
 
 use crate::cgroup::Limits;
@@ -118,20 +118,7 @@ fn log_settings(
         LogTo::Auto | LogTo::Stdout => None,
         LogTo::Files(folder) => Some(PathBuf::from(values.text(folder)?)),
     };
-    let files = folder.map(|folder| logs::files::Settings {
-        folder,
-        format: logs.format,
-        max_size: logs.max_size,
-        max_age: logs.max_age_ms,
-        keep: logs.keep as usize,
-        compress: logs.compress,
-    });
-    Ok(logs::Settings {
-        quiet: behind && files.is_some(),
-        json: logs.format == LogFormat::Json,
-        when_slow: logs.when_slow,
-        files,
-    })
+    Ok(logs::Settings::of(logs, folder, !behind))
 }
 
 /// The services and tasks of a service bundle, with every template filled in and every name looked up on this host.

@@ -4,7 +4,8 @@
 use std::path::PathBuf;
 
 use kitbag_supervisor::cron::{CronError, Expression, Field};
-use kitbag_supervisor::zone::{Period, TzifError, Zone, ZoneError, date_of, days_of, weekday_of};
+use kitbag_supervisor::date::{date_of, days_of, weekday_of};
+use kitbag_supervisor::zone::{Period, TzifError, Zone, ZoneError};
 
 const BERLIN: &[u8] = include_bytes!("zoneinfo/Europe/Berlin");
 const DUBLIN: &[u8] = include_bytes!("zoneinfo/Europe/Dublin");

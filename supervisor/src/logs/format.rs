@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub use kitbag_format::service::LogFormat;
 
 use super::lines::{Batch, Stream};
+use crate::date::{date_of, days_of};
 
 /// Microseconds since 1970-01-01 in UTC, without leap seconds.
 pub type Micros = i64;
@@ -49,9 +50,11 @@ impl Stamp {
 
     fn write_second(&mut self, second: i64) {
         let (day, rest) = (second.div_euclid(86_400), second.rem_euclid(86_400));
-        let (year, month, date) = civil(day);
+        let (year, month, date) = date_of(day);
         self.digits(0, 4, year.clamp(0, 9999));
-        for (at, value) in [(5, month), (8, date), (11, rest / 3600), (14, rest / 60 % 60), (17, rest % 60)] {
+        for (at, value) in
+            [(5, month.into()), (8, date.into()), (11, rest / 3600), (14, rest / 60 % 60), (17, rest % 60)]
+        {
             self.digits(at, 2, value);
         }
     }
@@ -64,26 +67,6 @@ impl Stamp {
     }
 }
 
-/// Year, month and date of a day, counted from 1970-01-01 in the proleptic Gregorian calendar
-/// (Howard Hinnant, `civil_from_days`, <https://howardhinnant.github.io/date_algorithms.html>).
-fn civil(day: i64) -> (i64, i64, i64) {
-    let day = day + 719_468;
-    let (era, of_era) = (day.div_euclid(146_097), day.rem_euclid(146_097));
-    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let march = (5 * of_year + 2) / 153;
-    let month = if march < 10 { march + 3 } else { march - 9 };
-    (year + era * 400 + i64::from(month <= 2), month, of_year - (153 * march + 2) / 5 + 1)
-}
-
-/// The day, counted from 1970-01-01, of a date; the opposite of [`civil`].
-fn day_of(year: i64, month: i64, date: i64) -> i64 {
-    let year = if month <= 2 { year - 1 } else { year };
-    let (era, of_era) = (year.div_euclid(400), year.rem_euclid(400));
-    let march = if month > 2 { month - 3 } else { month + 9 };
-    era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + (153 * march + 2) / 5 + date - 1 - 719_468
-}
-
 /// The time that a stamp says; `None` if it is none. Any byte may stand between the numbers.
 pub fn parse_stamp(text: &[u8]) -> Option<Micros> {
     let text = text.get(..STAMP)?;
@@ -92,7 +75,8 @@ pub fn parse_stamp(text: &[u8]) -> Option<Micros> {
             digit.is_ascii_digit().then(|| value * 10 + i64::from(digit - b'0'))
         })
     };
-    let day = day_of(number(0, 4)?, number(5, 2)?, number(8, 2)?);
+    let small = |at| u32::try_from(number(at, 2)?).ok();
+    let day = days_of(number(0, 4)?, small(5)?, small(8)?);
     let second = ((day * 24 + number(11, 2)?) * 60 + number(14, 2)?) * 60 + number(17, 2)?;
     (text[STAMP - 1] == b'Z').then_some(second * MICROS_A_SECOND + number(20, 6)?)
 }

@@ -1,13 +1,14 @@
 //! Moments and spans as text.
 
 use super::UnixMs;
+use crate::date::{date_of, days_of};
 use crate::state::Ms;
 
 const DAY: i64 = 86_400_000;
 
 /// `2026-11-21T10:12:03.120Z` (RFC 3339, UTC).
 pub fn rfc3339(at: UnixMs) -> String {
-    let (year, month, day) = civil(at.div_euclid(DAY));
+    let (year, month, day) = date_of(at.div_euclid(DAY));
     let ms = at.rem_euclid(DAY);
     let (hour, minute, second) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", ms % 1000)
@@ -16,35 +17,13 @@ pub fn rfc3339(at: UnixMs) -> String {
 /// Reads what [`rfc3339`] wrote, and nothing else.
 pub fn from_rfc3339(text: &str) -> Option<UnixMs> {
     let number = |range: std::ops::Range<usize>| text.get(range)?.parse::<i64>().ok();
-    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
+    let (year, month, day) =
+        (number(0..4)?, u32::try_from(number(5..7)?).ok()?, u32::try_from(number(8..10)?).ok()?);
     let (hour, minute, second, ms) = (number(11..13)?, number(14..16)?, number(17..19)?, number(20..23)?);
     if !(1..=12).contains(&month) {
         return None;
     }
-    Some(days(year, month, day) * DAY + ((hour * 60 + minute) * 60 + second) * 1000 + ms)
-}
-
-/// The date of a day since 1970 (Howard Hinnant, `civil_from_days`,
-/// <https://howardhinnant.github.io/date_algorithms.html>).
-const fn civil(days: i64) -> (i64, i64, i64) {
-    let shifted = days + 719_468;
-    let era = shifted.div_euclid(146_097);
-    let of_era = shifted.rem_euclid(146_097);
-    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let month = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    (year + era * 400 + (month <= 2) as i64, month, day)
-}
-
-/// The day since 1970 of a date: `days_from_civil` of the same source.
-const fn days(year: i64, month: i64, day: i64) -> i64 {
-    let year = year - (month <= 2) as i64;
-    let era = year.div_euclid(400);
-    let of_era = year.rem_euclid(400);
-    let of_year = (153 * (if month > 2 { month - 3 } else { month + 9 }) + 2) / 5 + day - 1;
-    era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468
+    Some(days_of(year, month, day) * DAY + ((hour * 60 + minute) * 60 + second) * 1000 + ms)
 }
 
 /// `80 ms`, `1.2 s`, `34 s`, `5 min`, `2 h 5 min`, `3 d 4 h`.
