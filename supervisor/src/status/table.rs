@@ -61,9 +61,13 @@ fn row(unit: &Unit, memory: u64) -> [String; 6] {
         unit.state.name().to_owned(),
         span(unit.for_ms),
         unit.pid.map_or_else(dash, |pid| pid.to_string()),
-        if unit.kind == Kind::Task { format!("{} runs", unit.restarts) } else { unit.restarts.to_string() },
+        if unit.kind == Kind::Task { runs(unit.restarts) } else { unit.restarts.to_string() },
         if memory == 0 { dash() } else { Size(memory).to_string() },
     ]
+}
+
+fn runs(count: u64) -> String {
+    if count == 1 { "1 run".to_owned() } else { format!("{count} runs") }
 }
 
 /// Names to the left, numbers to the right.
