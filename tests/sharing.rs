@@ -140,7 +140,9 @@ fn an_upgraded_service_needs_nothing_of_the_version_before() {
     let socket = |name: &str| one.sandbox.home().join(name);
     let mut first = one.command([""; 0]).env("SOCKET", socket("first")).start();
     first.wait_print(ready);
-    let mut second = command(&two, &one, &[]).env("SOCKET", socket("second")).start();
+    // Another state: two of one app side by side.
+    let second = command(&two, &one, &[]).env("SOCKET", socket("second"));
+    let mut second = second.env("KITBAG_STATE", socket("other")).start();
     second.wait_print(ready);
     let gc = || command(&two, &one, &["gc", "--keep", "0", "--older-than", "0s"]).run().succeeds();
     idle(&one, &one);
