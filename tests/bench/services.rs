@@ -9,7 +9,7 @@ use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
@@ -312,12 +312,15 @@ pub fn idle(bench: &mut Bench) -> Result<(), String> {
 fn system_calls(site: &Site, pids: &[i32]) -> Result<f64, String> {
     let log = site.dir.join("strace");
     let mut strace = Command::new("strace");
-    strace.args(["-f", "-qq", "-o"]).arg(&log);
+    strace.args(["-f", "-qq", "-ttt", "-o"]).arg(&log);
     // A thousand arguments are too many for no supervisor here: with 100 services it has 201 processes at most.
     for pid in pids {
         strace.args(["-p", &pid.to_string()]);
     }
     let mut tracer = strace.stderr(Stdio::null()).spawn().map_err(|error| format!("strace: {error}"))?;
+    // To be attached to interrupts a process in its sleep, and it looks around.
+    pause(1.0);
+    let attached = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
     pause(10.0);
     let _ = kill(Pid::from_raw(tracer.id().cast_signed()), Signal::SIGINT);
     let _ = tracer.wait();
@@ -327,7 +330,11 @@ fn system_calls(site: &Site, pids: &[i32]) -> Result<f64, String> {
             .iter()
             .any(|mark| line.contains(mark))
     };
-    Ok(text.lines().filter(|line| !slept(line)).count() as f64)
+    let later = |line: &&str| {
+        let time = line.split_whitespace().nth(1).and_then(|word| word.parse::<f64>().ok());
+        time.is_some_and(|time| time > attached)
+    };
+    Ok(text.lines().filter(later).filter(|line| !slept(line)).count() as f64)
 }
 
 /// From the request until the supervisor and every service have gone. None where it leaves services behind.
