@@ -11,6 +11,7 @@ pub mod index;
 pub mod layout;
 pub mod manifest;
 pub mod parallel;
+pub mod port;
 pub mod reader;
 pub mod report;
 pub mod service;

@@ -155,7 +155,7 @@ impl Manifest {
 const LONGEST: usize = 64;
 
 /// True for a name of a bundle or a service: `[a-z0-9][a-z0-9._-]*`, at most 64 bytes.
-fn is_name(name: &str) -> bool {
+pub(crate) fn is_name(name: &str) -> bool {
     let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     name.len() <= LONGEST
         && name.bytes().next().is_some_and(letter)
@@ -172,6 +172,7 @@ fn is_version(version: &str) -> bool {
 /// same in two lines, for 20 kB in every bundle.)
 pub(crate) mod text {
     use super::{BTreeMap, Deserialize, Logs, Restart, Run, Seed, Serialize, Task};
+    use crate::port::Port;
     use crate::service::{Backoff, GiveUp, Health, More, Process, Ready, Success};
 
     #[derive(Serialize, Deserialize)]
@@ -251,6 +252,8 @@ pub(crate) mod text {
         needs: Vec<String>,
         #[serde(default = "one")]
         instances: u32,
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        ports: BTreeMap<String, Port>,
         #[serde(default)]
         process: Process,
     }
@@ -262,9 +265,11 @@ pub(crate) mod text {
     impl From<Service> for super::Service {
         fn from(text: Service) -> Self {
             let Service { argv, env, cwd, loads, restart, stop_signal, stop_timeout_ms, .. } = text;
-            let Service { success, backoff, give_up, ready, health, needs, instances, process, .. } = text;
+            let Service {
+                success, backoff, give_up, ready, health, needs, instances, ports, process, ..
+            } = text;
             let command = super::Command { argv, env, cwd, loads };
-            let more = More { success, backoff, give_up, ready, health, needs, instances, process };
+            let more = More { success, backoff, give_up, ready, health, needs, instances, ports, process };
             Self { command, restart, stop_signal, stop_timeout_ms, more }
         }
     }
@@ -273,7 +278,7 @@ pub(crate) mod text {
         fn from(service: super::Service) -> Self {
             let super::Service { command, restart, stop_signal, stop_timeout_ms, more } = service;
             let super::Command { argv, env, cwd, loads } = command;
-            let More { success, backoff, give_up, ready, health, needs, instances, process } = more;
+            let More { success, backoff, give_up, ready, health, needs, instances, ports, process } = more;
             Self {
                 argv,
                 env,
@@ -289,6 +294,7 @@ pub(crate) mod text {
                 health,
                 needs,
                 instances,
+                ports,
                 process,
             }
         }

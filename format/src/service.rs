@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::manifest::Command;
+use crate::port::{Port, Render, Sandbox};
 
 /// What a reader refuses.
 pub mod fault;
@@ -137,6 +138,8 @@ pub struct More {
     pub needs: Vec<String>,
     /// How many of it run, each with its index from 0 in `KITBAG_INSTANCE`.
     pub instances: u32,
+    /// The ports that it listens on, by name; see [`crate::port::is_port_name`].
+    pub ports: BTreeMap<String, Port>,
     /// What its processes are.
     pub process: Process,
 }
@@ -151,6 +154,7 @@ impl Default for More {
             health: None,
             needs: Vec::new(),
             instances: 1,
+            ports: BTreeMap::new(),
             process: Process::default(),
         }
     }
@@ -322,6 +326,11 @@ pub struct Process {
     pub memory_max: Option<u64>,
     /// `pids.max` of its cgroup.
     pub pids_max: Option<u64>,
+    /// Files that are made for it before each start.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub render: Vec<Render>,
+    /// What it may do.
+    pub sandbox: Sandbox,
 }
 
 /// A program that runs to its end: once before others, on a schedule, or when somebody asks.

@@ -7,11 +7,15 @@
 //! | `${name}` `${version}`| the bundle's                                                          |
 //! | `${env.NAME}`         | the host's environment variable; an error where it is not set         |
 //! | `${env.NAME:-TEXT}`   | the same, with TEXT where it is not set or empty                      |
+//! | `${instance}`         | the index of the service's instance, from 0                           |
+//! | `${port.NAME}` …      | a port: see [`crate::port`]                                           |
 //! | `$$`                  | a dollar sign                                                         |
 //!
 //! A `$` before anything else stands for itself, so shell-like text passes unharmed.
 
 use std::fmt;
+
+use crate::port::Reference;
 
 /// A parsed template.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +36,10 @@ pub enum Piece {
     Version,
     /// `${env.NAME}`, with a default or not.
     Env(String, Option<String>),
+    /// `${instance}`
+    Instance,
+    /// `${port.NAME}` and its like.
+    Port(Reference),
 }
 
 /// Why a template cannot be read.
@@ -54,8 +62,19 @@ impl fmt::Display for TemplateError {
 
 impl std::error::Error for TemplateError {}
 
-/// The placeholders without `env`, for messages.
-pub const NAMES: &[&str] = &["tree", "state", "name", "version", "env.NAME", "env.NAME:-TEXT"];
+/// The placeholders, for messages.
+pub const NAMES: &[&str] = &[
+    "tree",
+    "state",
+    "name",
+    "version",
+    "env.NAME",
+    "env.NAME:-TEXT",
+    "instance",
+    "port.NAME",
+    "ports.SERVICE.NAME",
+    "ports.BUNDLE/SERVICE.NAME",
+];
 
 impl Template {
     /// Parses `text`.
@@ -91,12 +110,21 @@ impl Template {
 }
 
 impl Piece {
+    /// True for what is known only when a service is about to start.
+    pub const fn is_late(&self) -> bool {
+        matches!(self, Self::Instance | Self::Port(_))
+    }
+
     fn named(name: &str) -> Option<Self> {
         Some(match name {
             "tree" => Self::Tree,
             "state" => Self::State,
             "name" => Self::Name,
             "version" => Self::Version,
+            "instance" => Self::Instance,
+            _ if name.starts_with("port.") || name.starts_with("ports.") => {
+                Self::Port(Reference::parse(name)?)
+            }
             _ => {
                 let (variable, default) = match name.strip_prefix("env.")?.split_once(":-") {
                     Some((variable, default)) => (variable, Some(default.to_owned())),

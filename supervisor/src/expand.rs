@@ -30,12 +30,17 @@ pub enum ExpandError {
     Template(TemplateError),
     /// `${env.NAME}` without default, and the variable is not set.
     Unset(String),
+    /// `${port.NAME}` or its like where no port is known.
+    Late(String),
 }
 
 impl fmt::Display for ExpandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Template(error) => write!(f, "the bundle's manifest is wrong: {error}"),
+            Self::Late(text) => {
+                write!(f, "the bundle's manifest is wrong: `{text}` cannot have a port in it")
+            }
             Self::Unset(name) => {
                 write!(
                     f,
@@ -67,6 +72,9 @@ impl Values<'_> {
     /// All but the variables expanded: what a later start can use without this one's work.
     pub fn pieces(&self, text: &str) -> Result<start_record::Text, ExpandError> {
         let template = Template::parse(text).map_err(ExpandError::Template)?;
+        if template.0.iter().any(Piece::is_late) {
+            return Err(ExpandError::Late(text.to_owned()));
+        }
         Ok(template.0.into_iter().map(|piece| self.piece(piece)).collect())
     }
 
@@ -79,6 +87,8 @@ impl Values<'_> {
             Piece::Name => literal(OsStr::new(&self.manifest.name)),
             Piece::Version => literal(OsStr::new(&self.manifest.version)),
             Piece::Env(name, default) => start_record::Piece::Env(name.into(), default.map(OsString::from)),
+            // Not here: see `pieces`.
+            Piece::Instance | Piece::Port(_) => literal(OsStr::new("")),
         }
     }
 

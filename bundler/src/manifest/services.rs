@@ -1,5 +1,6 @@
 //! `[services.NAME]`, `[tasks.NAME]` and `[logs]`: what a service bundle supervises, and how.
 
+use std::collections::BTreeMap;
 use std::ops::{Range, RangeInclusive};
 
 use kitbag_format::manifest::{Command, Restart, default_stop_signal, default_stop_timeout_ms};
@@ -244,6 +245,7 @@ impl Reader<'_> {
             health,
             needs: plain(&common.needs),
             instances: self.integer(&section, "instances", 1..=MOST_INSTANCES).unwrap_or(1),
+            ports: BTreeMap::new(),
             process: common.process,
         };
         let service = Service {

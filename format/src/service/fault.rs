@@ -8,7 +8,9 @@ use super::{
     Health, HealthWhen, HttpProbe, LIMITS, LogTo, Logs, Probe, Process, ReadyWhen, SIGNALS, Schedule,
     Service, Success, Task,
 };
+use crate::index::is_normal;
 use crate::manifest::{Manifest, Run};
+use crate::port::{self, Number, Port, Sandbox};
 
 /// The most services and tasks together, each instance counted.
 pub const MOST_UNITS: u64 = 10_000;
@@ -25,6 +27,9 @@ pub const LOG_SIZE: RangeInclusive<u64> = 4096..=1 << 40;
 /// The most rotated log files that are kept.
 pub const MOST_KEPT: u32 = 1_000;
 
+/// The most ports of one service, and the most of a bundle, each instance counted.
+pub const MOST_PORTS: (usize, u64) = (64, 10_000);
+
 /// A time that is not zero.
 const TIME: RangeInclusive<u64> = 1..=LONGEST_MS;
 const INTERVAL: RangeInclusive<u64> = SHORTEST_INTERVAL_MS..=LONGEST_MS;
@@ -40,6 +45,12 @@ pub(crate) fn fault(manifest: &Manifest) -> Option<&'static str> {
     let instances = services.values().map(|service| u64::from(service.more.instances));
     if instances.sum::<u64>() + manifest.tasks.len() as u64 > MOST_UNITS {
         return Some("has more services than a supervisor takes");
+    }
+    let ports = services
+        .values()
+        .map(|service| service.more.ports.len() as u64 * u64::from(service.more.instances.max(1)));
+    if ports.sum::<u64>() > MOST_PORTS.1 {
+        return Some("has more ports than a supervisor takes");
     }
     if manifest.tasks.keys().any(|name| services.contains_key(name)) {
         return Some("has a service and a task of one name");
@@ -124,6 +135,8 @@ fn is_service(service: &Service) -> bool {
         && TIME.contains(&more.ready.timeout_ms)
         && more.health.as_ref().is_none_or(is_health)
         && (1..=MOST_INSTANCES).contains(&more.instances)
+        && more.ports.len() <= MOST_PORTS.0
+        && more.ports.iter().all(|(name, port)| port::is_port_name(name) && is_port(port))
         && is_process(&more.process)
 }
 
@@ -191,6 +204,27 @@ fn is_process(process: &Process) -> bool {
         && process.env_files.iter().all(|file| is_text(file))
         && process.memory_max != Some(0)
         && process.pids_max != Some(0)
+        && process.render.iter().all(|it| is_normal(it.from.as_bytes()) && is_normal(it.to.as_bytes()))
+        && is_sandbox(&process.sandbox)
+}
+
+fn is_port(port: &Port) -> bool {
+    let number = match &port.number {
+        Number::Any => true,
+        Number::Fixed(text) => is_line(text, 256),
+        Number::Range { prefer, low, high } => {
+            prefer.as_ref().is_none_or(|text| is_line(text, 256)) && *low >= 1 && low <= high
+        }
+    };
+    number
+        && is_line(&port.address, 256)
+        && port.socket.is_none_or(|socket| (1..=1 << 20).contains(&socket.backlog) && socket.mode <= 0o777)
+}
+
+fn is_sandbox(sandbox: &Sandbox) -> bool {
+    let files = sandbox.files.iter().flat_map(|files| files.read.iter().chain(&files.write));
+    files.into_iter().all(|path| is_text(path))
+        && sandbox.connect.iter().flatten().all(|reference| is_line(reference, 256))
 }
 
 /// True for what can stand in a request's first line.

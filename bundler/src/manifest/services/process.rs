@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
+use kitbag_format::port::Sandbox;
 use kitbag_format::service::{LIMITS, Process};
 use toml::Spanned;
 use toml::de::DeValue;
@@ -54,6 +55,8 @@ impl Reader<'_> {
             env_files: self.env_files(section),
             memory_max: self.size(section, "memory-max", MEMORY),
             pids_max: self.integer(section, "pids-max", 1..=4_194_304u32).map(u64::from),
+            render: Vec::new(),
+            sandbox: Sandbox::default(),
         }
     }
 
