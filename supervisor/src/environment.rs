@@ -71,7 +71,7 @@ impl From<ExpandError> for EnvironmentError {
     }
 }
 
-/// The complete environment of a command, sorted by name. Later ones win: what the supervisor has and `pass_env` lets
+/// The environment of a command, sorted by name, without what is filled in when it starts ([`expand::is_late`]). Later ones win: what the supervisor has and `pass_env` lets
 /// through; TMPDIR, where that one's does not do; HOME, LOGNAME, SHELL and USER where the user is another; the env files in their order; the manifest's.
 pub fn environment(
     command: &Command,
@@ -92,7 +92,11 @@ pub fn environment(
         env.extend(read(&values.text(file)?)?);
     }
     for (name, text) in &command.env {
-        env.insert(name.into(), values.text(text)?);
+        if expand::is_late(text) {
+            env.remove(OsStr::new(name));
+        } else {
+            env.insert(name.into(), values.text(text)?);
+        }
     }
     Ok(env.into_iter().collect())
 }

@@ -11,6 +11,7 @@ pub mod environment;
 pub mod expand;
 pub mod heal;
 pub mod identity;
+pub mod late;
 pub mod limits;
 pub mod logs;
 pub mod machine;

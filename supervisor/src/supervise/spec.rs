@@ -8,6 +8,7 @@ use kitbag_format::service::Overlap;
 
 use crate::cgroup::Limits;
 use crate::cron::Expression;
+use crate::late::{self, Late};
 use crate::probe::Ask;
 use crate::spawn::{Program, Setup};
 use crate::state::{Ms, Rules};
@@ -20,6 +21,10 @@ pub struct ServiceSpec {
     pub name: String,
     /// What is started.
     pub program: ProgramSpec,
+    /// What of it is filled in when it starts.
+    pub late: Option<Rc<Late>>,
+    /// Files that are made before.
+    pub files: Vec<late::File>,
     /// How it is treated.
     pub rules: Rules,
     /// The signal that asks it to stop; see [`super::signal_number`].
@@ -52,6 +57,8 @@ impl ServiceSpec {
         Self {
             name: name.to_owned(),
             program,
+            late: None,
+            files: Vec::new(),
             rules: Rules::default(),
             stop_signal: libc::SIGTERM,
             abort_signal: libc::SIGABRT,
@@ -107,8 +114,12 @@ pub struct Question {
 pub enum What {
     /// Something on the network.
     Network(Ask),
+    /// The same, at an address that is filled in.
+    Late(Ask, late::Text),
     /// A program, which answers by its exit status.
     Program(ProgramSpec),
+    /// The same, of which this is filled in.
+    LateProgram(ProgramSpec, Rc<Late>),
 }
 
 /// When a task runs.
