@@ -37,8 +37,17 @@ impl Supervisor {
         let spec = &self.parts[unit.part].spec;
         let inherited: Vec<_> =
             newline.iter().zip(spec.newline).map(|(fd, number)| (number, fd.as_fd())).collect();
-        let files =
-            Files { stdin: self.nothing.as_fd(), stdout, stderr, inherited: &inherited, limit: self.limit };
+        // sd_watchdog_enabled(3): without it, what a service starts would take its watchdog for its own.
+        let own_pid: &[&str] =
+            if matches!(spec.rules.watch, Some(Watch::Silence(_))) { &["WATCHDOG_PID"] } else { &[] };
+        let files = Files {
+            stdin: self.nothing.as_fd(),
+            stdout,
+            stderr,
+            inherited: &inherited,
+            limit: self.limit,
+            own_pid,
+        };
         let joined = unit.cgroup.as_ref().map(|cgroup| {
             unit.lost_for_memory = cgroup.killed_for_memory();
             Setup { cgroup: cgroup.procs(), ..spec.setup.clone() }
@@ -85,8 +94,14 @@ impl Supervisor {
     pub(super) fn start_helper(&mut self, id: Id, program: &ProgramSpec, late_at: Ms) -> Result<(), Fault> {
         let setup = &self.parts[self.units[id].part].spec.setup;
         let nothing = self.nothing.as_fd();
-        let files =
-            Files { stdin: nothing, stdout: nothing, stderr: nothing, inherited: &[], limit: self.limit };
+        let files = Files {
+            stdin: nothing,
+            stdout: nothing,
+            stderr: nothing,
+            inherited: &[],
+            limit: self.limit,
+            own_pid: &[],
+        };
         let pid = self.spawner.start(&program.program(&program.env, setup), &files)?;
         self.pids.insert(pid, Whose::Helper(id));
         let unit = &mut self.units[id];
