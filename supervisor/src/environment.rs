@@ -13,6 +13,9 @@ use crate::expand::{self, ExpandError, Values};
 use crate::identity::Identity;
 use crate::state_folder::TMPDIR;
 
+/// Variables that were meant for the supervisor: what it is called, and sockets that it inherited (sd_listen_fds(3)).
+const OURS: &[&[u8]] = &[b"KITBAG_NAME", b"LISTEN_PID", b"LISTEN_FDS", b"LISTEN_FDNAMES"];
+
 /// Why an environment cannot be made.
 #[derive(Debug)]
 pub enum EnvironmentError {
@@ -80,7 +83,8 @@ pub fn environment(
     values: &Values<'_>,
 ) -> Result<Vec<(OsString, OsString)>, EnvironmentError> {
     let passes = |name: &OsStr| {
-        process.pass_env.as_ref().is_none_or(|names| names.iter().any(|passed| name == passed.as_str()))
+        !OURS.contains(&name.as_encoded_bytes())
+            && process.pass_env.as_ref().is_none_or(|names| names.iter().any(|passed| name == passed.as_str()))
     };
     let mut env: BTreeMap<OsString, OsString> =
         expand::inherited(command).filter(|(name, _)| passes(name)).collect();

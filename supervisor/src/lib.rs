@@ -7,6 +7,7 @@ pub mod commands;
 pub mod control;
 pub mod cron;
 pub mod date;
+pub mod endpoint;
 pub mod environment;
 pub mod expand;
 pub mod heal;

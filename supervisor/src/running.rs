@@ -50,9 +50,10 @@ impl Running {
     pub fn of(own: &Own) -> Result<Self, Failure> {
         let manifest = own.bundle.manifest()?;
         let facts = Facts::of_process(Some(&own.path));
-        match state_folder::find(&facts, &manifest.name) {
-            Some(state) => Ok(Self { name: manifest.name, state, format: manifest.logs.format }),
-            None => Err(Failure::NotRunning { name: manifest.name, state: None }),
+        let name = state_folder::name(&facts, &manifest.name)?;
+        match state_folder::find(&facts, &name) {
+            Some(state) => Ok(Self { name, state, format: manifest.logs.format }),
+            None => Err(Failure::NotRunning { name, state: None }),
         }
     }
 

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::{fs, io};
 
 use kitbag_format::manifest::{Command, Manifest, Run, Service};
-use kitbag_format::port::{self, Render};
+use kitbag_format::port::{Number, Port, Render};
 use kitbag_format::service::{
     self, HealthWhen, HttpProbe, LogTo, Logs, Probe, Process, ReadyWhen, Restart, Success, Task,
 };
@@ -27,6 +27,9 @@ use crate::logs;
 use crate::machine::Machine;
 use crate::open::Own;
 use crate::place::{self, Facts};
+use crate::ports::lease::{Listen, Net};
+use crate::ports::range::Range;
+use crate::ports::registry::{Folders, Registry};
 use crate::probe::{self, Ask};
 use crate::running::background::Report;
 use crate::running::default_log_folder;
@@ -35,7 +38,8 @@ use crate::state::{Ms, Readiness, Rules, Watch};
 use crate::state_folder::{self, StateLock};
 use crate::store::StoreError;
 use crate::supervise::{
-    self, Bundle, ProgramSpec, Question, Schedule, ServiceSpec, What, When, signal_number,
+    self, Bundle, PortSpec, Ports, ProgramSpec, Question, Schedule, ServiceSpec, What, When, Where, Wish,
+    signal_number,
 };
 use crate::unpack::{self, Compare, InUse, Opening};
 use crate::zone::Zone;
@@ -80,7 +84,8 @@ fn prepare(own: &Own, setting: &Setting<'_>) -> Result<(Bundle, (StateLock, InUs
         Opening { bundle: &own.bundle, manifest: &manifest, compare: Compare::Everything, say: &say };
     let tree = unpack::open_tree(&store, &opening)?;
     tree.touch();
-    let state = state_folder::choose(&facts, &manifest.name)?;
+    let name = state_folder::name(&facts, &manifest.name)?;
+    let state = state_folder::choose(&facts, &name)?;
     let lock = state_folder::lock(&state)?;
     for planted in state_folder::plant(&tree.root, &state, &manifest.seeds)? {
         say(&format!("state begins with {planted} in {}", state.display()));
@@ -95,18 +100,34 @@ fn prepare(own: &Own, setting: &Setting<'_>) -> Result<(Bundle, (StateLock, InUs
     if let Setting::Background(report) = setting {
         report.supervising(&runtime)?;
     }
+    let ports = ports(&facts, &services, &runtime);
     let bundle = Bundle {
-        name: manifest.name.clone(),
+        name,
         version: manifest.version.clone(),
         services,
         state_folder: state,
         log_folder: logs.files.as_ref().map(|files| files.folder.clone()),
         logs,
         tasks: Some(runtime.join("tasks")),
+        ports,
         stays: matches!(setting, Setting::Background(_)),
         control: Some(control),
     };
     Ok((bundle, (lock, tree.into_use())))
+}
+
+/// What is known of ports before any is taken. Without a registry the services run all the same.
+fn ports(facts: &Facts, services: &[ServiceSpec], runtime: &Path) -> Ports {
+    let concerned = |spec: &ServiceSpec| !spec.ports.is_empty() || spec.references().next().is_some();
+    if !services.iter().any(concerned) {
+        return Ports::default();
+    }
+    let registry = Registry::open(facts.uid, Folders::of(facts));
+    if registry.folder().is_none() {
+        say("other bundles do not see this one's ports:");
+        registry.tried().iter().for_each(|tried| say(&format!("  {tried}")));
+    }
+    Ports::new(registry, runtime.to_owned())
 }
 
 /// What becomes of what services print: in front, it is shown; behind, it goes to files.
@@ -158,6 +179,8 @@ impl Maker<'_> {
         spec.stop_signal = signal(&service.stop_signal, libc::SIGTERM);
         spec.needs.clone_from(&more.needs);
         spec.instances = more.instances;
+        spec.ports =
+            more.ports.iter().map(|(port, it)| self.port(name, port, it)).collect::<Result<_, _>>()?;
         spec.rules = Rules {
             restart: service.restart,
             backoff: more.backoff,
@@ -196,7 +219,36 @@ impl Maker<'_> {
                 }
             });
         }
+        spec.outer = late::outer(spec.references());
         Ok(spec)
+    }
+
+    /// A declared port.
+    fn port(&self, service: &str, name: &str, port: &Port) -> Result<PortSpec, Failure> {
+        let fault = |what: String| Failure::Service(format!("service {service}: port {name}: {what}"));
+        let number = |text: &String| -> Result<u16, Failure> {
+            let text = self.values.text(text)?.to_string_lossy().into_owned();
+            match text.parse() {
+                Ok(number @ 1..) => Ok(number),
+                _ => Err(fault(format!("`{text}` is not a number from 1 to 65535"))),
+            }
+        };
+        let Some(net) = Net::of(port.protocol) else {
+            return Ok(PortSpec { name: name.to_owned(), place: Where::Unix, socket: port.socket });
+        };
+        let address = self.values.text(&port.address)?.to_string_lossy().into_owned();
+        let listen = Listen::parse(&address).ok_or_else(|| {
+            fault(format!("`{address}` is no address: expected `loopback`, `public`, or one in numbers"))
+        })?;
+        let wish = match &port.number {
+            Number::Any => Wish::Any,
+            Number::Fixed(text) => Wish::Fixed(number(text)?),
+            Number::Range { prefer, low, high } => {
+                Wish::Range(prefer.as_ref().map(number).transpose()?, Range { low: *low, high: *high })
+            }
+        };
+        let place = Where::Net { net, listen, wish, hold: port.hold };
+        Ok(PortSpec { name: name.to_owned(), place, socket: port.socket })
     }
 
     fn task(&self, name: &str, task: &Task) -> Result<ServiceSpec, Failure> {
@@ -221,6 +273,7 @@ impl Maker<'_> {
             }
         };
         spec.schedule = Some(Schedule { when, overlap: task.overlap, catch_up: task.catch_up });
+        spec.outer = late::outer(spec.references());
         Ok(spec)
     }
 

@@ -4,11 +4,14 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::rc::Rc;
 
+use kitbag_format::port::{Reference, Socket};
 use kitbag_format::service::Overlap;
 
 use crate::cgroup::Limits;
 use crate::cron::Expression;
 use crate::late::{self, Late};
+use crate::ports::lease::{Listen, Net};
+use crate::ports::range::Range;
 use crate::probe::Ask;
 use crate::spawn::{Program, Setup};
 use crate::state::{Ms, Rules};
@@ -25,6 +28,10 @@ pub struct ServiceSpec {
     pub late: Option<Rc<Late>>,
     /// Files that are made before.
     pub files: Vec<late::File>,
+    /// Its ports.
+    pub ports: Vec<PortSpec>,
+    /// Ports of other bundles that it cannot be started without.
+    pub outer: Vec<Reference>,
     /// How it is treated.
     pub rules: Rules,
     /// The signal that asks it to stop; see [`super::signal_number`].
@@ -59,6 +66,8 @@ impl ServiceSpec {
             program,
             late: None,
             files: Vec::new(),
+            ports: Vec::new(),
+            outer: Vec::new(),
             rules: Rules::default(),
             stop_signal: libc::SIGTERM,
             abort_signal: libc::SIGABRT,
@@ -72,6 +81,28 @@ impl ServiceSpec {
             limits: Limits::default(),
             schedule: None,
         }
+    }
+
+    /// True if its units inherit sockets.
+    pub fn has_sockets(&self) -> bool {
+        self.ports.iter().any(|port| port.socket.is_some())
+    }
+
+    /// All texts that are filled in when a unit starts name these ports.
+    pub fn references(&self) -> impl Iterator<Item = &Reference> {
+        let of_files = |file: &late::File| -> Vec<&Reference> {
+            file.to.references().chain(file.content.references()).collect()
+        };
+        let of_probe = |question: &Question| -> Vec<&Reference> {
+            match &question.what {
+                What::Late(_, text) => text.references().collect(),
+                What::LateProgram(_, late) => late.references().collect(),
+                What::Network(_) | What::Program(_) => Vec::new(),
+            }
+        };
+        let probes = self.ready.iter().chain(&self.health);
+        let own = self.late.iter().flat_map(|late| late.references());
+        own.chain(self.files.iter().flat_map(of_files)).chain(probes.flat_map(move |it| of_probe(it)))
     }
 
     /// `service` or `task`.
@@ -98,6 +129,46 @@ impl ProgramSpec {
     pub fn program<'a>(&'a self, env: &'a [(OsString, OsString)], setup: &'a Setup) -> Program<'a> {
         Program { path: &self.path, argv: &self.argv, env, cwd: &self.cwd, setup }
     }
+}
+
+/// A port that a service declares, its templates filled in.
+#[derive(Debug, Clone)]
+pub struct PortSpec {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub place: Where,
+    /// The supervisor makes the socket, and the service inherits it.
+    pub socket: Option<Socket>,
+}
+
+/// What a port is.
+#[derive(Debug, Clone)]
+pub enum Where {
+    /// A number.
+    Net {
+        /// Of this protocol.
+        net: Net,
+        /// At these addresses.
+        listen: Listen,
+        /// Which one.
+        wish: Wish,
+        /// It stays bound while its service runs.
+        hold: bool,
+    },
+    /// A path.
+    Unix,
+}
+
+/// Which number a port wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// Any.
+    Any,
+    /// This one.
+    Fixed(u16),
+    /// This one, or one of these.
+    Range(Option<u16>, Range),
 }
 
 /// A probe.
