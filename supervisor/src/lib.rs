@@ -23,6 +23,7 @@ pub mod place;
 pub mod probe;
 pub mod record;
 pub mod running;
+pub mod sandbox;
 pub mod service;
 pub mod share;
 pub mod spawn;

@@ -61,6 +61,7 @@ impl Start<'_> {
             stderr: write.as_fd(),
             inherited,
             limit: None,
+            ruleset: None,
         };
         let pid = spawner.start(&Program { path, argv, env, cwd, setup }, &files)?;
         Ok((pid, read))

@@ -37,8 +37,14 @@ impl Supervisor {
         let spec = &self.parts[unit.part].spec;
         let inherited: Vec<_> =
             newline.iter().zip(spec.newline).map(|(fd, number)| (number, fd.as_fd())).collect();
-        let files =
-            Files { stdin: self.nothing.as_fd(), stdout, stderr, inherited: &inherited, limit: self.limit };
+        let files = Files {
+            stdin: self.nothing.as_fd(),
+            stdout,
+            stderr,
+            inherited: &inherited,
+            limit: self.limit,
+            ruleset: None,
+        };
         let joined = unit.cgroup.as_ref().map(|cgroup| {
             unit.lost_for_memory = cgroup.killed_for_memory();
             Setup { cgroup: cgroup.procs(), ..spec.setup.clone() }
@@ -85,8 +91,14 @@ impl Supervisor {
     pub(super) fn start_helper(&mut self, id: Id, program: &ProgramSpec, late_at: Ms) -> Result<(), Fault> {
         let setup = &self.parts[self.units[id].part].spec.setup;
         let nothing = self.nothing.as_fd();
-        let files =
-            Files { stdin: nothing, stdout: nothing, stderr: nothing, inherited: &[], limit: self.limit };
+        let files = Files {
+            stdin: nothing,
+            stdout: nothing,
+            stderr: nothing,
+            inherited: &[],
+            limit: self.limit,
+            ruleset: None,
+        };
         let pid = self.spawner.start(&program.program(&program.env, setup), &files)?;
         self.pids.insert(pid, Whose::Helper(id));
         let unit = &mut self.units[id];

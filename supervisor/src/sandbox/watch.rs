@@ -1,0 +1,1 @@
+//! Where there is no Landlock
