@@ -26,6 +26,7 @@ pub mod ports;
 pub mod probe;
 pub mod record;
 pub mod running;
+pub mod sandbox;
 pub mod service;
 pub mod share;
 pub mod spawn;

@@ -164,6 +164,7 @@ pub fn stage_name(stage: Stage, program: &Program<'_>) -> String {
         Stage::Cgroup => "join its cgroup",
         Stage::Nice => "priority (nice)",
         Stage::OomScore => "oom score",
+        Stage::Sandbox => "sandbox (Landlock)",
         Stage::Groups => "supplementary groups",
         Stage::ParentDeath => "parent death signal",
         Stage::Group => return format!("group {}", program.setup.ids.as_ref().map_or(0, |ids| ids.gid)),

@@ -73,6 +73,8 @@ pub enum Stage {
     Nice,
     /// `/proc/self/oom_score_adj`
     OomScore,
+    /// Its sandbox: the ruleset of landlock(7), and landlock_restrict_self(2).
+    Sandbox,
     /// setgroups(2)
     Groups,
     /// setgid(2)

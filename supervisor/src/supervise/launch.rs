@@ -61,6 +61,7 @@ impl Supervisor {
             inherited: &inherited,
             limit: self.limit,
             own_pid: &own_pid,
+            ruleset: None,
         };
         let joined = unit.cgroup.as_ref().map(|cgroup| {
             unit.lost_for_memory = cgroup.killed_for_memory();
@@ -117,6 +118,7 @@ impl Supervisor {
             inherited: &[],
             limit: self.limit,
             own_pid: &[],
+            ruleset: None,
         };
         let pid = self.spawner.start(&program.program(&program.env, setup), &files)?;
         self.pids.insert(pid, Whose::Helper(id));

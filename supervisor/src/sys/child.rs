@@ -20,7 +20,7 @@ use std::ptr;
 use std::time::{Duration, Instant};
 
 use super::fd::Slots;
-use super::{Errno, Pid, check, fd, signal};
+use super::{Errno, Pid, check, fd, landlock, signal};
 use crate::identity::Ids;
 use crate::spawn::Setup;
 use crate::state::{Fault, Stage};
@@ -63,21 +63,25 @@ pub struct Files<'a> {
     /// Names of environment variables whose value is the child's process id, such as `LISTEN_PID`. Nobody knows it
     /// before the child runs, so the child writes it. They take the place of what the environment has under these names.
     pub own_pid: &'a [&'a str],
+    /// What restricts it (landlock(7)); see [`crate::sandbox`]. Used on the way, not inherited.
+    pub ruleset: Option<BorrowedFd<'a>>,
 }
 
 impl Files<'_> {
-    /// Each descriptor with the number it gets in the child.
-    fn all(&self) -> impl Iterator<Item = (RawFd, RawFd)> {
+    /// Each descriptor with the number it gets in the child. The ruleset is the last, and gets none.
+    fn all(&self) -> impl Iterator<Item = (RawFd, Option<RawFd>)> {
         let standard = [(self.stdin, 0), (self.stdout, 1), (self.stderr, 2)];
-        let standard = standard.map(|(from, to)| (from.as_raw_fd(), to));
-        standard.into_iter().chain(self.inherited.iter().map(|(to, from)| (from.as_raw_fd(), *to)))
+        let standard = standard.map(|(from, to)| (from.as_raw_fd(), Some(to)));
+        let inherited = self.inherited.iter().map(|(to, from)| (from.as_raw_fd(), Some(*to)));
+        let ruleset = self.ruleset.iter().map(|ruleset| (ruleset.as_raw_fd(), None));
+        standard.into_iter().chain(inherited).chain(ruleset)
     }
 }
 
-/// A descriptor on its way to its number in the child.
+/// A descriptor on its way to its number in the child; one without stays close-on-exec, wherever it is.
 struct Move {
     from: Cell<RawFd>,
-    to: RawFd,
+    to: Option<RawFd>,
 }
 
 /// An environment variable whose value is the child's process id: `NAME=` and room for the digits.
@@ -145,13 +149,14 @@ fn start_within(
     files: &Files<'_>,
     slots: &mut Slots,
 ) -> Result<Pid, Fault> {
-    let sources: Vec<(RawFd, RawFd)> = files.all().collect();
+    let sources: Vec<(RawFd, Option<RawFd>)> = files.all().collect();
     let lent = slots.lend(sources.iter().map(|(from, _)| *from));
     let moves = match &lent {
         Some(lent) => lent.numbers().zip(&sources).map(|(slot, (_, to))| (slot, *to)).collect(),
         None => sources,
     };
-    let beyond = moves.iter().map(|(from, to)| *from.max(to)).max().unwrap_or(2).saturating_add(1);
+    let beyond =
+        moves.iter().map(|(from, to)| (*from).max(to.unwrap_or(0))).max().unwrap_or(2).saturating_add(1);
     let own_pid: Vec<OwnPid> = files.own_pid.iter().map(|name| OwnPid::new(name)).collect();
     let others = image.env.iter().filter(|variable| !own_pid.iter().any(|own| own.replaces(variable)));
     let task = Task {
@@ -241,6 +246,8 @@ impl Task<'_> {
             // SAFETY: takes a number; cannot fail.
             unsafe { libc::umask(umask) };
         }
+        self.at(Stage::Sandbox);
+        self.ruleset().map_or(Ok(()), landlock::restrict)?;
         if let Some(ids) = &setup.ids {
             self.become_user(ids)?;
         }
@@ -271,17 +278,24 @@ impl Task<'_> {
         // All of them are that already; this is for what a library may have opened. Old kernels go without.
         let _ = fd::close_on_exec_from(3);
         for each in &self.moves {
-            if self.moves.iter().any(|other| other.to == each.from.get()) {
+            if self.moves.iter().any(|other| other.to == Some(each.from.get())) {
                 // SAFETY: takes numbers.
                 let aside = unsafe { libc::fcntl(each.from.get(), libc::F_DUPFD_CLOEXEC, self.beyond) };
                 each.from.set(check(aside)?);
             }
         }
         for each in &self.moves {
-            // SAFETY: takes numbers, two different ones.
-            check(unsafe { libc::dup2(each.from.get(), each.to) })?;
+            if let Some(to) = each.to {
+                // SAFETY: takes numbers, two different ones.
+                check(unsafe { libc::dup2(each.from.get(), to) })?;
+            }
         }
         Ok(())
+    }
+
+    /// Where the ruleset is now.
+    fn ruleset(&self) -> Option<RawFd> {
+        self.moves.last().filter(|last| last.to.is_none()).map(|last| last.from.get())
     }
 
     /// The limits, while there are still the rights to raise them.
@@ -449,6 +463,7 @@ mod tests {
             inherited: &[],
             limit: None,
             own_pid: &[],
+            ruleset: None,
         };
         start_within(deadline, &image, &files, &mut Slots::none())
     }
