@@ -101,24 +101,15 @@ impl Values<'_> {
     /// The text, of which ports and the instance's index are filled in later.
     pub fn late(&self, text: &str) -> Result<late::Text, ExpandError> {
         let template = Template::parse(text).map_err(ExpandError::Template)?;
-        let mut pieces = Vec::new();
+        let mut late = late::Text::default();
         for piece in template.0 {
-            pieces.push(match piece {
-                Piece::Instance => late::Piece::Instance,
-                Piece::Port(reference) => late::Piece::Port(reference),
-                known => {
-                    let text = resolve(&vec![self.piece(known)])?;
-                    match pieces.last_mut() {
-                        Some(late::Piece::Literal(before)) => {
-                            before.push(text);
-                            continue;
-                        }
-                        _ => late::Piece::Literal(text),
-                    }
-                }
-            });
+            match piece {
+                Piece::Instance => late.0.push(late::Piece::Instance),
+                Piece::Port(reference) => late.0.push(late::Piece::Port(reference)),
+                known => late.push(resolve(&vec![self.piece(known)])?),
+            }
         }
-        Ok(late::Text(pieces))
+        Ok(late)
     }
 
     /// The text, with this process's environment.

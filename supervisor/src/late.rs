@@ -58,6 +58,14 @@ impl From<OsString> for Text {
 }
 
 impl Text {
+    /// Adds what is known.
+    pub fn push(&mut self, text: OsString) {
+        match self.0.last_mut() {
+            Some(Piece::Literal(before)) => before.push(text),
+            _ => self.0.push(Piece::Literal(text)),
+        }
+    }
+
     /// The whole text.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::{fs, io};
 
 use kitbag_format::manifest::{Command, Manifest, Run, Service};
-use kitbag_format::port::{Number, Port, Render};
+use kitbag_format::port::{self, Bind, Number, Port, Render};
 use kitbag_format::service::{
     self, HealthWhen, HttpProbe, LogTo, Logs, Probe, Process, ReadyWhen, Restart, Success, Task,
 };
@@ -33,12 +33,13 @@ use crate::ports::registry::{Folders, Registry};
 use crate::probe::{self, Ask};
 use crate::running::background::Report;
 use crate::running::default_log_folder;
+use crate::sandbox::Wishes;
 use crate::spawn::Setup;
 use crate::state::{Ms, Readiness, Rules, Watch};
 use crate::state_folder::{self, StateLock};
 use crate::store::StoreError;
 use crate::supervise::{
-    self, Bundle, PortSpec, Ports, ProgramSpec, Question, Schedule, ServiceSpec, What, When, Where, Wish,
+    self, Bundle, Connect, PortSpec, Ports, ProgramSpec, Question, Schedule, ServiceSpec, What, When, Where, Wish,
     signal_number,
 };
 use crate::unpack::{self, Compare, InUse, Opening};
@@ -293,9 +294,26 @@ impl Maker<'_> {
         let mut spec = ServiceSpec::new(name, program.clone());
         spec.late = (!late.is_empty()).then(|| Rc::new(late));
         spec.files = self.files(name, &process.render)?;
+        self.limit(name, &mut spec, &process.sandbox)?;
         spec.setup = setup;
         spec.limits = Limits { memory: process.memory_max, pids: process.pids_max };
         Ok((spec, program))
+    }
+
+    /// What it may do.
+    fn limit(&self, name: &str, spec: &mut ServiceSpec, asked: &port::Sandbox) -> Result<(), Failure> {
+        spec.binds_declared = asked.bind == Bind::Declared;
+        let connect = |text: &String| {
+            Connect::parse(text)
+                .ok_or_else(|| wrong("service", name)(format!("`sandbox.connect`: `{text}` is no port")))
+        };
+        spec.connect = asked.connect.as_ref().map(|all| all.iter().map(connect).collect()).transpose()?;
+        // <place>/v1/trees/<digest>/tree
+        let trees = self.values.tree.ancestors().nth(2);
+        let asked = port::Sandbox { connect: None, ..asked.clone() };
+        let wishes = Wishes { asked: &asked, own: &[], number: &|_| None, values: self.values, trees };
+        spec.paths = wishes.resolve().map_err(wrong("service", name))?.files;
+        Ok(())
     }
 
     /// The same environment as the last one's, if it is.

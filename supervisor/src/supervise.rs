@@ -25,6 +25,7 @@ use crate::logs::{self, Logs};
 use crate::notify::Notify;
 use crate::ports::lease::Host;
 use crate::probe::Probes;
+use crate::sandbox::Kernel;
 use crate::spawn::Spawner;
 use crate::state::{
     Action, Deed, Event, Group, Ms, Note, Outcome, Phase, State, Trouble, Turn, Whole,
@@ -48,7 +49,7 @@ mod words;
 use order::{Needs, Order, Part};
 use schedule::Plan;
 pub use ports::Ports;
-pub use spec::{PortSpec, ProgramSpec, Question, Schedule, ServiceSpec, What, When, Where, Wish};
+pub use spec::{Connect, PortSpec, ProgramSpec, Question, Schedule, ServiceSpec, What, When, Where, Wish};
 use units::{Id, Members, Pids, Timers, Unit};
 
 /// What is supervised.
@@ -183,6 +184,8 @@ struct Supervisor {
     ports: Ports,
     /// What leases know of this host.
     host: Host,
+    /// What the kernel can refuse.
+    kernel: Kernel,
     /// Goes off when a task is due by the wall clock; there is one where a task has such a schedule.
     clock: Option<TimerFd>,
     /// Tasks that come due by themselves.
@@ -258,6 +261,7 @@ impl Supervisor {
             notify,
             ports: bundle.ports,
             host: Host::now(),
+            kernel: Kernel::probe(),
             clock: None,
             repeated: Vec::new(),
             tasks: bundle.tasks,

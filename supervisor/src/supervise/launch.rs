@@ -43,6 +43,7 @@ impl Supervisor {
         let mut env = self.environment(id).map_err(pipes)?;
         let late_argv = self.fill_in(id, &mut env)?;
         self.name_sockets(id, &mut env);
+        let ruleset = self.sandbox(id)?.ruleset(self.kernel)?;
         self.lend_ports(id);
         let [stdout, stderr] = self.logs.open(id).map_err(pipes)?;
         let unit = &mut self.units[id];
@@ -61,7 +62,7 @@ impl Supervisor {
             inherited: &inherited,
             limit: self.limit,
             own_pid: &own_pid,
-            ruleset: None,
+            ruleset: ruleset.as_ref().map(AsFd::as_fd),
         };
         let joined = unit.cgroup.as_ref().map(|cgroup| {
             unit.lost_for_memory = cgroup.killed_for_memory();

@@ -22,13 +22,14 @@ use crate::ports::registry::{Entry, Found, Published, Registry};
 use crate::ports::unix::{self, UnixLease};
 use crate::ports::watch::Watch;
 use crate::probe::{self, Ask};
+use crate::sandbox::Sandbox;
 use crate::spawn;
 use crate::state::{Fault, Stage, State};
 use crate::status::usage;
 use crate::sys::Errno;
 
 use super::order::Part;
-use super::spec::{PortSpec, ProgramSpec, Where, Wish};
+use super::spec::{Connect, PortSpec, ProgramSpec, Where, Wish};
 use super::units::Id;
 use super::{Source, Supervisor, readable, unit_name};
 
@@ -94,7 +95,7 @@ impl Held {
         }
     }
 
-    fn listener(&self) -> Option<BorrowedFd<'_>> {
+    pub(super) fn listener(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Net(lease) => lease.listener(),
             Self::Unix(lease) => lease.listener(),
@@ -550,6 +551,41 @@ impl Supervisor {
             path,
             socket: spec.socket.is_some(),
         }
+    }
+
+    // --- What it may do ---
+
+    /// What a unit's sandbox lets through, with today's ports.
+    pub(super) fn sandbox(&mut self, id: Id) -> Result<Sandbox, Fault> {
+        let own = self.own_numbers(id);
+        let spec = &self.parts[self.units[id].part].spec;
+        let (bind, files) = (spec.binds_declared.then(|| own.clone()), spec.paths.clone());
+        let Some(wanted) = spec.connect.clone() else { return Ok(Sandbox { bind, connect: None, files }) };
+        // A service may always connect to its own ports.
+        let mut connect = own;
+        for one in wanted {
+            match one {
+                Connect::Number(number) => connect.push(number),
+                Connect::Port(reference) => {
+                    let text = Text(vec![late::Piece::Port(reference)]);
+                    let found = self.fill(id, &text).map_err(|missing| self.missing(id, &missing))?;
+                    // Of a unix socket it is a path, which is no matter of ports.
+                    connect.extend(found.to_str().and_then(|text| text.parse::<u16>().ok()));
+                }
+            }
+        }
+        Ok(Sandbox { bind, connect: Some(connect), files })
+    }
+
+    /// The numbers of a unit's own TCP ports.
+    fn own_numbers(&self, id: Id) -> Vec<u16> {
+        let unit = &self.units[id];
+        let held = unit.ports.iter().chain(&self.parts[unit.part].sockets).flatten();
+        held.filter_map(|held| match held {
+            Held::Net(lease) if lease.net() == Net::Tcp => Some(lease.number()),
+            _ => None,
+        })
+        .collect()
     }
 
     // --- What was found ---

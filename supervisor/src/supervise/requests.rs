@@ -88,7 +88,7 @@ impl Supervisor {
     }
 
     /// The units of this name: a service's instances, a task, or one instance.
-    fn named(&self, name: &str) -> Result<Vec<Id>, Refused> {
+    pub(super) fn named(&self, name: &str) -> Result<Vec<Id>, Refused> {
         if let Some(part) = self.part(name) {
             let wanted = self.parts[part].wanted as usize;
             return Ok(self.parts[part].units.iter().take(wanted).copied().collect());

@@ -13,6 +13,7 @@ use crate::late::{self, Late};
 use crate::ports::lease::{Listen, Net};
 use crate::ports::range::Range;
 use crate::probe::Ask;
+use crate::sandbox::Paths;
 use crate::spawn::{Program, Setup};
 use crate::state::{Ms, Rules};
 use crate::zone::Zone;
@@ -30,6 +31,12 @@ pub struct ServiceSpec {
     pub files: Vec<late::File>,
     /// Its ports.
     pub ports: Vec<PortSpec>,
+    /// It may bind no TCP port but those and 0.
+    pub binds_declared: bool,
+    /// The TCP ports that it may connect to; `None`: all.
+    pub connect: Option<Vec<Connect>>,
+    /// The files that it may use; `None`: all that its user may.
+    pub paths: Option<Paths>,
     /// Ports of other bundles that it cannot be started without.
     pub outer: Vec<Reference>,
     /// How it is treated.
@@ -67,6 +74,9 @@ impl ServiceSpec {
             late: None,
             files: Vec::new(),
             ports: Vec::new(),
+            binds_declared: false,
+            connect: None,
+            paths: None,
             outer: Vec::new(),
             rules: Rules::default(),
             stop_signal: libc::SIGTERM,
@@ -90,19 +100,11 @@ impl ServiceSpec {
 
     /// All texts that are filled in when a unit starts name these ports.
     pub fn references(&self) -> impl Iterator<Item = &Reference> {
-        let of_files = |file: &late::File| -> Vec<&Reference> {
-            file.to.references().chain(file.content.references()).collect()
-        };
-        let of_probe = |question: &Question| -> Vec<&Reference> {
-            match &question.what {
-                What::Late(_, text) => text.references().collect(),
-                What::LateProgram(_, late) => late.references().collect(),
-                What::Network(_) | What::Program(_) => Vec::new(),
-            }
-        };
-        let probes = self.ready.iter().chain(&self.health);
         let own = self.late.iter().flat_map(|late| late.references());
-        own.chain(self.files.iter().flat_map(of_files)).chain(probes.flat_map(move |it| of_probe(it)))
+        let of_files =
+            self.files.iter().flat_map(|file| file.to.references().chain(file.content.references()));
+        let of_probes = self.ready.iter().chain(&self.health).flat_map(|question| question.what.references());
+        own.chain(of_files).chain(of_probes).chain(self.connect.iter().flatten().filter_map(Connect::reference))
     }
 
     /// `service` or `task`.
@@ -191,6 +193,41 @@ pub enum What {
     Program(ProgramSpec),
     /// The same, of which this is filled in.
     LateProgram(ProgramSpec, Rc<Late>),
+}
+
+impl What {
+    /// The ports that it names.
+    fn references(&self) -> Vec<&Reference> {
+        match self {
+            Self::Late(_, text) => text.references().collect(),
+            Self::LateProgram(_, late) => late.references().collect(),
+            Self::Network(_) | Self::Program(_) => Vec::new(),
+        }
+    }
+}
+
+/// A TCP port that a sandboxed unit may connect to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Connect {
+    /// This number, of whatever host.
+    Number(u16),
+    /// That of this port.
+    Port(Reference),
+}
+
+impl Connect {
+    /// Reads `443`, `db.main` or `redis/cache.main`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let port = || Reference::parse(&format!("ports.{text}")).map(Self::Port);
+        text.parse().ok().map(Self::Number).or_else(port)
+    }
+
+    const fn reference(&self) -> Option<&Reference> {
+        match self {
+            Self::Port(reference) => Some(reference),
+            Self::Number(_) => None,
+        }
+    }
 }
 
 /// When a task runs.
