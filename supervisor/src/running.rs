@@ -22,9 +22,11 @@ use crate::status::{State, Status, Unit, time, usage};
 pub mod background;
 mod exec;
 mod logs;
+mod ports;
 
 pub use exec::exec;
 pub use logs::logs;
+pub use ports::ports;
 
 /// How often a socket is asked for that is not there yet, or no longer.
 const POLL: Duration = Duration::from_millis(10);
