@@ -1,5 +1,6 @@
 //! Who has a number, and what processes listen at, as far as /proc shows it to this user (proc(5)).
 
+use std::cmp::Reverse;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
@@ -15,10 +16,10 @@ use crate::sys::Pid;
 
 /// Most of a table of sockets that is read: 27,000 lines.
 const LONGEST_TABLE: u64 = 4 << 20;
-/// Most processes, and descriptors of them all together, that are looked at to find whose a socket is: a tenth of a
-/// second's work.
-const MOST_PROCESSES: usize = 8_000;
-const MOST_LINKS: usize = 40_000;
+/// Most processes, and descriptors of them all together, that are looked at to find whose a socket is: two tenths
+/// of a second's work.
+const MOST_PROCESSES: usize = 50_000;
+const MOST_LINKS: usize = 100_000;
 /// Most characters of a command that are shown, and bytes that are read for it.
 const LONGEST_COMMAND: usize = 80;
 const LONGEST_COMMAND_LINE: u64 = 4096;
@@ -296,24 +297,30 @@ pub(super) fn lingers(number: u16) -> Option<bool> {
     Some(there && !listens)
 }
 
-/// The process that has one of these sockets, the first by its id; processes of the sockets' user are looked at before
-/// others.
+/// The process that has one of these sockets; of several that inherit it from each other the first.
 fn owner_of(sockets: &[Row]) -> Option<Pid> {
     let wanted: Vec<u64> = sockets.iter().map(|row| row.inode).filter(|inode| *inode != 0).collect();
     let uid = sockets.first().filter(|_| !wanted.is_empty())?.uid;
-    let entries = fs::read_dir("/proc").ok()?.flatten();
+    let has = |pid: Pid, left: &mut usize| {
+        let mut has = false;
+        *left = left.saturating_sub(inodes(pid, *left, |inode| has |= wanted.contains(&inode)));
+        has
+    };
+    let mut left = MOST_LINKS;
+    let found = processes(uid).into_iter().find(|pid| has(*pid, &mut left))?;
+    ancestors(found).into_iter().take_while(|pid| *pid == found || has(*pid, &mut left)).last()
+}
+
+/// All processes: the user's before others, and late ones, which have taken something just now, before early ones.
+fn processes(uid: u32) -> Vec<Pid> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let processes = entries.filter_map(|entry| {
         let pid: Pid = entry.file_name().to_str()?.parse().ok()?;
-        Some((entry.metadata().ok()?.uid() != uid, pid))
+        Some((entry.metadata().ok()?.uid() != uid, Reverse(pid)))
     });
     let mut processes: Vec<_> = processes.take(MOST_PROCESSES).collect();
     processes.sort_unstable();
-    let mut left = MOST_LINKS;
-    processes.into_iter().map(|(_, pid)| pid).find(|pid| {
-        let mut has = false;
-        left = left.saturating_sub(inodes(*pid, left, |inode| has |= wanted.contains(&inode)));
-        has
-    })
+    processes.into_iter().map(|(_, Reverse(pid))| pid).collect()
 }
 
 /// Calls `each` with the inodes of a process's sockets, as far as this user may see them. Looks at so many descriptors at
