@@ -98,6 +98,33 @@ fn one_that_does_not_set_the_option_cannot_bind_a_lent_number() {
 }
 
 #[test]
+fn workers_that_share_a_lent_number_among_them_can_do_so() {
+    use nix::sys::socket::{setsockopt, sockopt};
+    let (number, held) = held("workers");
+    set_reuse(&held, true).unwrap();
+    let worker = |both: bool| {
+        let flags = nix::sys::socket::SockFlag::SOCK_CLOEXEC;
+        let kind = nix::sys::socket::SockType::Stream;
+        let socket =
+            nix::sys::socket::socket(nix::sys::socket::AddressFamily::Inet, kind, flags, None).unwrap();
+        setsockopt(&socket, sockopt::ReusePort, &true).unwrap();
+        set_reuse(&socket, both).unwrap();
+        let address = nix::sys::socket::SockaddrStorage::from(SocketAddr::new(V4, number));
+        nix::sys::socket::bind(socket.as_raw_fd(), &address)?;
+        listen(&socket, Backlog::MAXCONN).map(|()| socket)
+    };
+    assert_eq!(worker(false).unwrap_err(), Errno::EADDRINUSE, "SO_REUSEPORT alone is not enough");
+    let workers = [true; 3].map(|both| worker(both).unwrap());
+    drop(workers);
+    // The kernel remembers that they shared it, until another sort of socket is bound: that of `Lease::take_back`.
+    drop(open(Net::Tcp, everywhere(number), true).unwrap());
+    set_reuse(&held, false).unwrap();
+    for both in [false, true] {
+        assert_eq!(worker(both).unwrap_err(), Errno::EADDRINUSE);
+    }
+}
+
+#[test]
 fn taken_back_a_number_is_held_and_its_listener_goes_on() {
     let (number, held) = held("taken back");
     set_reuse(&held, true).unwrap();

@@ -378,6 +378,12 @@ fn a_port_that_is_not_held_is_the_services_alone_and_comes_back() {
 }
 
 #[test]
+fn port_0_is_none() {
+    let refused = Lease::take(&here(), 0, OWN).unwrap_err();
+    assert_eq!(refused.to_string(), "cannot take port 0: Invalid argument");
+}
+
+#[test]
 fn a_number_of_tcp_and_the_same_of_udp_are_two() {
     let tcp = any(OWN);
     let udp = Lease::take(&here(), tcp.number(), Want { net: Net::Udp, ..OWN }).unwrap();
@@ -411,6 +417,12 @@ fn an_inherited_socket_of_a_stopped_service_refuses_and_keeps_its_number() {
     lease.unlisten().unwrap();
     for _ in 0..3 {
         lease.listen().unwrap();
+        let service = TcpListener::from(lease.listener().unwrap().try_clone_to_owned().unwrap());
+        let mut served = TcpStream::connect(to).unwrap();
+        // Its end lingers on the service's side.
+        drop(service.accept().unwrap());
+        assert_eq!(served.read(&mut [0]).unwrap(), 0);
+        drop((served, service));
         let waiting = TcpStream::connect(to).unwrap();
         lease.unlisten().unwrap();
         lease.unlisten().unwrap();

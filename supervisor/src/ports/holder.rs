@@ -206,7 +206,7 @@ const TABLES: [(Net, &str); 4] = [
     (Net::Udp, "/proc/net/udp6"),
 ];
 
-/// Calls `each` with the lines of a table, as long as it goes on. False if the table cannot be read.
+/// Calls `each` with the lines of a table, as long as it goes on. False if not all of it could be read.
 fn rows(table: &str, mut each: impl FnMut(Row) -> ControlFlow<()>) -> bool {
     let Ok(file) = File::open(table) else { return false };
     let mut lines = BufReader::with_capacity(64 << 10, file.take(LONGEST_TABLE));
@@ -214,8 +214,9 @@ fn rows(table: &str, mut each: impl FnMut(Row) -> ControlFlow<()>) -> bool {
     loop {
         line.clear();
         match lines.read_until(b'\n', &mut line) {
-            Ok(0) | Err(_) => return true,
+            Ok(0) => return lines.get_ref().limit() > 0,
             Ok(_) => {}
+            Err(_) => return false,
         }
         // The first line has the names of columns.
         if let Some(row) = row(&line)
@@ -281,20 +282,19 @@ fn sockets_of(number: u16, net: Net) -> Vec<Row> {
 pub(super) fn lingers(number: u16) -> Option<bool> {
     let mut there = false;
     let mut listens = false;
+    let mut is_whole = true;
     for (_, table) in TABLES.into_iter().filter(|(of, _)| *of == Net::Tcp) {
-        let is_readable = rows(table, |row| {
-            if row.address.port() == number {
-                there = true;
-                listens |= row.state == LISTENS;
-            }
-            ControlFlow::Continue(())
-        });
         // Without IPv6 there is no table of it.
-        if !is_readable && !table.ends_with('6') {
-            return None;
-        }
+        is_whole &= !Path::new(table).exists() && table.ends_with('6')
+            || rows(table, |row| {
+                if row.address.port() == number {
+                    there = true;
+                    listens |= row.state == LISTENS;
+                }
+                ControlFlow::Continue(())
+            });
     }
-    Some(there && !listens)
+    (there || is_whole).then_some(there && !listens)
 }
 
 /// The process that has one of these sockets; of several that inherit it from each other the first.
