@@ -48,7 +48,7 @@ pub fn pool() -> Pool {
     pool_of(&fs::read_to_string(EPHEMERAL).unwrap_or_default())
 }
 
-/// The pool beside this ephemeral range, as the kernel writes it: `32768	60999`.
+/// The pool beside this ephemeral range, as the kernel writes it, two numbers with a tab between them.
 pub fn pool_of(ephemeral: &str) -> Pool {
     let mut fields = ephemeral.split_ascii_whitespace().map(str::parse);
     let taken = match (fields.next(), fields.next()) {
