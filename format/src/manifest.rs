@@ -155,7 +155,7 @@ impl Manifest {
 const LONGEST: usize = 64;
 
 /// True for a name of a bundle or a service: `[a-z0-9][a-z0-9._-]*`, at most 64 bytes.
-pub(crate) fn is_name(name: &str) -> bool {
+pub fn is_name(name: &str) -> bool {
     let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     name.len() <= LONGEST
         && name.bytes().next().is_some_and(letter)

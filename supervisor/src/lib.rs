@@ -20,6 +20,7 @@ pub mod notify;
 pub mod open;
 pub mod owned;
 pub mod place;
+pub mod ports;
 pub mod probe;
 pub mod record;
 pub mod running;

@@ -1,0 +1,399 @@
+//! Who has a number, and what processes listen at, as far as /proc shows it to this user (proc(5)).
+
+use std::collections::HashSet;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::lease::{Net, name};
+use super::registry::{Registry, Seen};
+use super::sockets::{self, Listener};
+use crate::sys::Pid;
+
+/// Most of a table of sockets that is read: 27,000 lines.
+const LONGEST_TABLE: u64 = 4 << 20;
+/// Most time that goes into looking for whose a socket is.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// Most bytes of a command that are shown.
+const LONGEST_COMMAND: usize = 80;
+/// How far up the ancestors of a process a supervisor is looked for.
+const GENERATIONS: usize = 32;
+
+/// `TCP_LISTEN` in the kernel's `include/net/tcp_states.h`.
+const LISTENS: u8 = 0x0A;
+/// A socket of UDP that is bound (`TCP_CLOSE`).
+const BOUND: u8 = 0x07;
+
+/// Who has a number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holder {
+    /// A process.
+    Process(Process),
+    /// One of this user; which, and what it is, only root or that user sees.
+    User(u32),
+    /// Nobody any more: connections of a program that has ended, and did not set `SO_REUSEADDR`, linger for a minute.
+    Lingering,
+}
+
+/// A process that has a number.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Process {
+    /// Its id.
+    pub pid: Pid,
+    /// Its command line, shortened; empty if it is not to be seen.
+    pub command: String,
+    /// The bundle, if it is one's.
+    pub bundle: Option<String>,
+    /// The bundle's service or instance that declares the number.
+    pub unit: Option<String>,
+}
+
+impl Holder {
+    /// What to do about it.
+    pub(super) fn remedy(&self) -> &'static str {
+        match self {
+            Self::Process(Process { bundle: Some(_), .. }) => {
+                "stop that one, or declare another number, or a range"
+            }
+            Self::Process(_) | Self::User(_) => "stop it, or declare another number, or a range",
+            Self::Lingering => "wait, or declare another number, or a range",
+        }
+    }
+
+    /// The process, if it is to be seen.
+    pub const fn process(&self) -> Option<&Process> {
+        match self {
+            Self::Process(process) => Some(process),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Process(process) => process.fmt(to),
+            Self::User(uid) => write!(to, "a process of another user (uid {uid})"),
+            Self::Lingering => to.write_str(
+                "connections of a program that has ended, for a minute at most, as it does not set SO_REUSEADDR",
+            ),
+        }
+    }
+}
+
+impl fmt::Display for Process {
+    /// ``service `web` of the bundle `guestbook` (process 123, `bin/web`)``
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.bundle, &self.unit) {
+            (Some(bundle), Some(unit)) => write!(to, "service `{unit}` of the bundle `{bundle}` (")?,
+            (Some(bundle), None) => write!(to, "a process of the bundle `{bundle}` (")?,
+            _ => {}
+        }
+        write!(to, "process {}", self.pid)?;
+        if !self.command.is_empty() {
+            write!(to, ", `{}`", self.command)?;
+        }
+        if self.bundle.is_some() { to.write_str(")") } else { Ok(()) }
+    }
+}
+
+/// Finds out who has this number; `None` if nobody is to be seen.
+pub fn of(number: u16, net: Net, registry: Option<&Registry>) -> Option<Holder> {
+    let seen = registry.map(|registry| registry.all().0).unwrap_or_default();
+    let sockets = sockets_of(number, net);
+    let known = entry_of(number, net, &seen);
+    let found = sockets.first().and_then(|first| owner_of(first.inode, &sockets));
+    let asked = || match sockets::who_has_name(name(net, number, None).as_bytes()) {
+        Listener::Process(pid) => pid,
+        Listener::None => None,
+    };
+    let published = known.as_ref().map(|(seen, _)| seen.entry.pid);
+    match found.or(published).or_else(asked) {
+        Some(pid) => Some(Holder::Process(process(pid, known, &seen))),
+        None => match sockets.first() {
+            Some(socket) => Some(Holder::User(socket.uid)),
+            None => (net == Net::Tcp && lingers(number) == Some(true)).then_some(Holder::Lingering),
+        },
+    }
+}
+
+/// A process as a holder.
+pub(super) fn of_process(pid: Pid) -> Holder {
+    let command = command(pid).unwrap_or_default();
+    Holder::Process(Process { pid, command, ..Process::default() })
+}
+
+/// Who has published this number, and for which unit.
+fn entry_of(number: u16, net: Net, seen: &[Seen]) -> Option<(&Seen, &str)> {
+    seen.iter().find_map(|seen| {
+        let port = seen.entry.ports.iter().find(|port| port.number == number && port.net() == Some(net))?;
+        Some((seen, port.unit.as_str()))
+    })
+}
+
+fn process(pid: Pid, known: Option<(&Seen, &str)>, seen: &[Seen]) -> Process {
+    let command = command(pid).unwrap_or_default();
+    let above = ancestors(pid);
+    // Who has published it need not be who has it: a service of another may have been quicker.
+    let owner = seen.iter().find(|seen| above.contains(&seen.entry.pid));
+    let unit = known.filter(|(known, _)| owner.is_none_or(|owner| owner.entry.pid == known.entry.pid));
+    Process {
+        pid,
+        command,
+        bundle: owner.map(|owner| owner.entry.bundle.clone()),
+        unit: unit.filter(|_| owner.is_some()).map(|(_, unit)| unit.to_owned()),
+    }
+}
+
+/// The process and those that it descends from.
+fn ancestors(pid: Pid) -> Vec<Pid> {
+    let parent = |pid: &Pid| parent_of(*pid).filter(|parent| *parent > 1);
+    std::iter::successors(Some(pid), parent).take(GENERATIONS).collect()
+}
+
+/// The parent in `/proc/PID/stat`, whose second field, the name, may have anything in it.
+fn parent_of(pid: Pid) -> Option<Pid> {
+    let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let end = text.iter().rposition(|byte| *byte == b')')?;
+    let rest = std::str::from_utf8(text.get(end + 1..)?).ok()?;
+    rest.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+/// What a process was started as, for people: on one line, shortened.
+fn command(pid: Pid) -> Option<String> {
+    let mut bytes = Vec::new();
+    let file = File::open(format!("/proc/{pid}/cmdline")).ok()?;
+    file.take(4 * LONGEST_COMMAND as u64).read_to_end(&mut bytes).ok()?;
+    if bytes.is_empty() {
+        bytes = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    let text = text.trim_end_matches(['\0', '\n']).replace('\0', " ");
+    let mut shown: String = text.escape_debug().take(LONGEST_COMMAND).collect();
+    if shown.len() < text.len() {
+        shown.push('…');
+    }
+    Some(shown)
+}
+
+/// A line of a table of sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Row {
+    address: SocketAddr,
+    state: u8,
+    uid: u32,
+    inode: u64,
+}
+
+const TABLES: [(Net, &str); 4] = [
+    (Net::Tcp, "/proc/net/tcp"),
+    (Net::Tcp, "/proc/net/tcp6"),
+    (Net::Udp, "/proc/net/udp"),
+    (Net::Udp, "/proc/net/udp6"),
+];
+
+/// Calls `each` with the lines of a table, as long as it goes on. False if the table cannot be read.
+fn rows(table: &str, mut each: impl FnMut(Row) -> ControlFlow<()>) -> bool {
+    let Ok(file) = File::open(table) else { return false };
+    let mut lines = BufReader::with_capacity(64 << 10, file.take(LONGEST_TABLE));
+    let mut line = Vec::with_capacity(256);
+    loop {
+        line.clear();
+        match lines.read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => return true,
+            Ok(_) => {}
+        }
+        // The first line has the names of columns.
+        if let Some(row) = row(&line)
+            && each(row).is_break()
+        {
+            return true;
+        }
+    }
+}
+
+/// Those who listen, or for UDP are bound. The kernel writes listeners of TCP first.
+fn bound(net: Net, table: &str, mut each: impl FnMut(Row)) {
+    let wanted = if net == Net::Tcp { LISTENS } else { BOUND };
+    rows(table, |row| match row.state == wanted {
+        true => {
+            each(row);
+            ControlFlow::Continue(())
+        }
+        false if net == Net::Tcp => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    });
+}
+
+/// Reads a line: `sl local remote st tx:rx tr:tm retrnsmt uid timeout inode …`.
+fn row(line: &[u8]) -> Option<Row> {
+    let mut fields = std::str::from_utf8(line).ok()?.split_ascii_whitespace();
+    let (address, number) = fields.nth(1)?.split_once(':')?;
+    let state = u8::from_str_radix(fields.nth(1)?, 16).ok()?;
+    let uid = fields.nth(3)?.parse().ok()?;
+    let inode = fields.nth(1)?.parse().ok()?;
+    let address = SocketAddr::new(ip(address)?, u16::from_str_radix(number, 16).ok()?);
+    Some(Row { address, state, uid, inode })
+}
+
+/// An address as the kernel writes it: words of 32 bits as this machine has them in memory.
+fn ip(text: &str) -> Option<IpAddr> {
+    let word = |at: usize| u32::from_str_radix(text.get(at..at + 8)?, 16).ok().map(u32::to_ne_bytes);
+    if text.len() == 8 {
+        return Some(Ipv4Addr::from(word(0)?).into());
+    }
+    let mut bytes = [0_u8; 16];
+    for (at, part) in bytes.chunks_exact_mut(4).enumerate() {
+        part.copy_from_slice(&word(8 * at)?);
+    }
+    (text.len() == 32).then(|| Ipv6Addr::from(bytes).into())
+}
+
+/// The sockets that have this number.
+fn sockets_of(number: u16, net: Net) -> Vec<Row> {
+    let mut found = Vec::new();
+    for (_, table) in TABLES.into_iter().filter(|(of, _)| *of == net) {
+        bound(net, table, |row| {
+            if row.address.port() == number {
+                found.push(row);
+            }
+        });
+    }
+    found
+}
+
+/// True if connections of a listener that is gone have this number still, and nobody listens; `None` where that cannot be
+/// seen.
+pub(super) fn lingers(number: u16) -> Option<bool> {
+    let mut there = false;
+    let mut listens = false;
+    for (_, table) in TABLES.into_iter().filter(|(of, _)| *of == Net::Tcp) {
+        let is_readable = rows(table, |row| {
+            if row.address.port() == number {
+                there = true;
+                listens |= row.state == LISTENS;
+            }
+            ControlFlow::Continue(())
+        });
+        // Without IPv6 there is no table of it.
+        if !is_readable && !table.ends_with('6') {
+            return None;
+        }
+    }
+    Some(there && !listens)
+}
+
+/// The process that has the socket of this inode, or one of these; the one that began first, if several do.
+fn owner_of(inode: u64, others: &[Row]) -> Option<Pid> {
+    let until = Instant::now() + PATIENCE;
+    let wanted: HashSet<u64> =
+        others.iter().map(|row| row.inode).chain([inode]).filter(|it| *it != 0).collect();
+    let mut pids: Vec<Pid> = fs::read_dir("/proc")
+        .ok()?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    pids.sort_unstable();
+    pids.into_iter().take_while(|_| Instant::now() < until).find(|pid| {
+        let mut has = false;
+        inodes(*pid, |inode| has |= wanted.contains(&inode));
+        has
+    })
+}
+
+/// Calls `each` with the inodes of a process's sockets, as far as this user may see them.
+fn inodes(pid: Pid, mut each: impl FnMut(u64)) {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return };
+    for entry in entries.flatten() {
+        if let Some(inode) = fs::read_link(entry.path()).ok().and_then(|link| socket_inode(&link)) {
+            each(inode);
+        }
+    }
+}
+
+/// The number in `socket:[4711]`.
+fn socket_inode(link: &Path) -> Option<u64> {
+    link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// A socket that a process listens at, or for UDP has bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Listening {
+    /// The process; the first of those asked for that has it.
+    pub pid: Pid,
+    /// Its protocol.
+    pub net: Net,
+    /// Where.
+    pub address: SocketAddr,
+}
+
+impl fmt::Display for Listening {
+    /// `127.0.0.1:8080/tcp`
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(to, "{}/{}", self.address, self.net)
+    }
+}
+
+/// What these processes listen at, sorted, each once. Connected sockets of UDP are none.
+pub fn listening(pids: impl IntoIterator<Item = Pid>) -> Vec<Listening> {
+    let mut owners: Vec<(u64, Pid)> = Vec::new();
+    for pid in pids {
+        inodes(pid, |inode| owners.push((inode, pid)));
+    }
+    owners.sort_by_key(|(inode, _)| *inode);
+    let mut found = Vec::new();
+    for (net, table) in if owners.is_empty() { &TABLES[..0] } else { &TABLES[..] } {
+        bound(*net, table, |row| {
+            let at = owners.partition_point(|(inode, _)| *inode < row.inode);
+            if let Some((_, pid)) = owners.get(at).filter(|(inode, _)| *inode == row.inode) {
+                found.push(Listening { pid: *pid, net: *net, address: row.address });
+            }
+        });
+    }
+    found.sort_unstable_by_key(|it| (it.net, it.address, it.pid));
+    found.dedup();
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_tables_are_read() {
+        let line = b"   1: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 4711 1 0";
+        let address = "127.0.0.1:8080".parse().expect("an address");
+        assert_eq!(row(line), Some(Row { address, state: LISTENS, uid: 1000, inode: 4711 }));
+        let line = b" 2: 00000000000000000000000001000000:0050 00000000000000000000000000000000:0000 0A 0:0 0:0 0 0 0 9 1";
+        assert_eq!(row(line).map(|row| row.address), "[::1]:80".parse().ok());
+    }
+
+    #[test]
+    fn what_is_no_line_is_none() {
+        for line in [
+            &b"  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode"[..],
+            b"",
+            b"1:",
+            b"1: 0100007F 0:0 0A 0:0 0:0 0 0 0 1",
+            b"1: 0100007F:1F90 0:0 ZZ 0:0 0:0 0 0 0 1",
+            b"1: 0100007F00:1F90 0:0 0A 0:0 0:0 0 0 0 1",
+            b"1: 0100007F:1F90 0:0 0A 0:0 0:0 0 -1 0 1",
+            b"\xff\xfe",
+        ] {
+            assert_eq!(row(line), None, "{}", String::from_utf8_lossy(line));
+        }
+    }
+
+    #[test]
+    fn a_process_has_ancestors_and_a_command() {
+        let own = Pid::try_from(std::process::id()).expect("an id");
+        let above = ancestors(own);
+        assert_eq!(above.first(), Some(&own));
+        assert!(command(own).is_some_and(|command| !command.is_empty()));
+        assert_eq!(command(Pid::MAX), None);
+        assert_eq!(ancestors(Pid::MAX), [Pid::MAX]);
+    }
+}

@@ -1,0 +1,139 @@
+//! Unix sockets at paths that the supervisor chooses.
+
+use std::fs::{self, Permissions};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use kitbag_format::port::Socket;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, listen, socket};
+
+use super::holder;
+use super::lease::queue;
+use super::refused::{PathFault, Refused};
+use super::sockets::{self, Listener};
+use crate::sys::{Errno, Pid};
+
+/// An address holds so many bytes, without the zero at its end (unix(7), `sun_path`).
+pub const LONGEST: usize = 107;
+
+/// The path of a port's socket in the folder for sockets: `web.2.rpc.sock`.
+pub fn path(folder: &Path, unit: &str, port: &str) -> PathBuf {
+    folder.join(format!("{unit}.{port}.sock"))
+}
+
+/// A path for a socket. What is left there goes when this is dropped.
+#[derive(Debug)]
+pub struct UnixLease {
+    path: PathBuf,
+    inherited: Option<Socket>,
+    /// Bound; it listens or will.
+    socket: Option<OwnedFd>,
+}
+
+impl UnixLease {
+    /// Takes a path whose folder is this bundle's alone, so that a socket that is there already was a predecessor's, and
+    /// makes the socket where `inherited` says how.
+    ///
+    /// # Errors
+    /// [`Refused::Path`]: too long, something else is there, or somebody listens there.
+    pub fn take(path: PathBuf, inherited: Option<Socket>) -> Result<Self, Refused> {
+        if path.as_os_str().len() > LONGEST {
+            return Err(Refused::Path(path, PathFault::TooLong(LONGEST)));
+        }
+        clear(&path)?;
+        let mut lease = Self { path, inherited, socket: None };
+        if inherited.is_some() {
+            lease.socket = Some(lease.bound()?);
+        }
+        Ok(lease)
+    }
+
+    /// Where.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes way for the service's own socket: to be called before its exec.
+    pub fn lend(&self) -> Result<(), Refused> {
+        if self.inherited.is_some() { Ok(()) } else { clear(&self.path) }
+    }
+
+    /// To be called when the service's processes are gone: removes their socket.
+    ///
+    /// # Errors
+    /// [`PathFault::Taken`] where a process has kept it.
+    pub fn take_back(&self) -> Result<(), Refused> {
+        self.lend()
+    }
+
+    /// The socket that services inherit; `None` where they make their own.
+    pub fn listener(&self) -> Option<BorrowedFd<'_>> {
+        self.socket.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Lets clients connect. Again: nothing changes, unless somebody has removed the socket's file; then there is a new one.
+    pub fn listen(&mut self) -> Result<(), Refused> {
+        let Some(options) = self.inherited else { return Ok(()) };
+        let is_there = fs::symlink_metadata(&self.path).is_ok_and(|found| found.file_type().is_socket());
+        if self.socket.is_none() || !is_there {
+            self.socket = Some(self.bound()?);
+        }
+        match &self.socket {
+            Some(socket) => listen(socket, queue(options.backlog)).map_err(|errno| self.refused(errno)),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses clients.
+    pub fn unlisten(&mut self) -> Result<(), Refused> {
+        if self.socket.take().is_some() { clear(&self.path) } else { Ok(()) }
+    }
+
+    /// Binds. Nobody can connect before it listens, when its permissions are right.
+    fn bound(&self) -> Result<OwnedFd, Refused> {
+        clear(&self.path)?;
+        let mode = self.inherited.map_or(0o600, |options| options.mode);
+        let make = || {
+            let opened = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+            bind(opened.as_raw_fd(), &UnixAddr::new(&self.path)?)?;
+            let permissions = Permissions::from_mode(mode & 0o777);
+            fs::set_permissions(&self.path, permissions)
+                .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+            Ok(opened)
+        };
+        make().map_err(|errno| self.refused(errno))
+    }
+
+    fn refused(&self, errno: Errno) -> Refused {
+        Refused::Path(self.path.clone(), PathFault::Io(errno))
+    }
+}
+
+impl Drop for UnixLease {
+    fn drop(&mut self) {
+        self.socket = None;
+        let _ = clear(&self.path);
+    }
+}
+
+/// Removes the socket that a dead process has left.
+fn clear(path: &Path) -> Result<(), Refused> {
+    let refused = |fault| Err(Refused::Path(path.to_owned(), fault));
+    let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
+    if !found.file_type().is_socket() {
+        return refused(PathFault::NotASocket);
+    }
+    if let Ok(address) = UnixAddr::new(path)
+        && let Listener::Process(pid) = sockets::who_listens(&address)
+        && pid != Pid::try_from(std::process::id()).ok()
+    {
+        return refused(PathFault::Taken(pid.map(|pid| Box::new(holder::of_process(pid)))));
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            refused(PathFault::Io(Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))))
+        }
+        _ => Ok(()),
+    }
+}
