@@ -7,18 +7,21 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use kitbag_format::exit;
-use kitbag_format::template::{NAMES, Template, TemplateError};
+use kitbag_format::template::{Piece, Template};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::diagnostic::{Diagnostic, Failure, Source, near_miss};
+use crate::diagnostic::{Diagnostic, Failure, Source};
 use crate::preset::Preset;
-use crate::read::{Key, Reader, Section, Text};
+use crate::read::{Key, Late, Reader, Section, Text};
 
 mod cron;
+mod placeholders;
 mod services;
 
-pub use services::{ServiceSource, Supervised, TaskSource};
+pub use placeholders::{Wrong, broken, written};
+pub use services::references::Known;
+pub use services::{RenderSource, ServiceSource, Supervised, TaskSource};
 
 /// The file's name.
 pub const FILE: &str = "kitbag.toml";
@@ -528,7 +531,9 @@ impl Reader<'_> {
             }
             (Some(command), None) => {
                 self.need_services(top);
-                self.command_value(top, "command", command).map_or(RunSource::Wrong, RunSource::Command)
+                let command = self.command_value(top, "command", command);
+                self.no_late("only a service has ports and instances");
+                command.map_or(RunSource::Wrong, RunSource::Command)
             }
             (None, Some(_)) => self.supervised(top).map_or(RunSource::Wrong, RunSource::Services),
             (Some(command), Some(services)) => {
@@ -539,6 +544,7 @@ impl Reader<'_> {
                 self.errors.push(error);
                 // What else is wrong with them is worth knowing too.
                 self.command_value(top, "command", command);
+                self.no_late("only a service has ports and instances");
                 self.supervised(top);
                 RunSource::Wrong
             }
@@ -579,7 +585,7 @@ impl Reader<'_> {
                 _ => None,
             };
             self.check(name, fault, "bad variable");
-            self.template(value);
+            self.late_template(value, false);
         }
         let cwd = self.string(section, "cwd");
         if let Some(cwd) = &cwd {
@@ -596,7 +602,7 @@ impl Reader<'_> {
             None => span,
             Some(program) if program.get_ref().is_empty() => program.span(),
             Some(_) => {
-                let sound: Vec<bool> = argv.iter().map(|text| self.template(text)).collect();
+                let sound: Vec<bool> = argv.iter().map(|text| self.late_template(text, false)).collect();
                 return (!sound.contains(&false)).then_some(argv);
             }
         };
@@ -605,38 +611,51 @@ impl Reader<'_> {
         None
     }
 
-    /// Whether every placeholder is known.
+    /// Whether every placeholder is known, and none is filled in only when a service starts.
     fn template(&mut self, text: &Text) -> bool {
-        let error = match Template::parse(text.get_ref()) {
-            _ if text.get_ref().contains('\0') => {
-                Diagnostic::new("a NUL in a command").at(text.span(), "no program can be given one")
-            }
-            Ok(_) => return true,
-            Err(TemplateError::Unclosed(at)) => {
-                let rest = &text.get_ref()[at..];
-                Diagnostic::new("`${` has no closing `}`")
-                    .at(self.within(text.span(), rest), "expected a `}` in here")
-                    .help("`$$` writes a dollar sign: `$${`")
-            }
-            Err(TemplateError::Unknown(_, name)) => self.unknown_placeholder(text, &name),
-        };
-        self.errors.push(error);
-        false
+        let before = self.late.len();
+        let sound = self.late_template(text, false);
+        let late = self.late.split_off(before);
+        self.refuse_late(&late, "it is known only when a service starts");
+        sound && late.is_empty()
     }
 
-    fn unknown_placeholder(&self, text: &Text, name: &str) -> Diagnostic {
-        let list = NAMES.iter().map(|name| format!("`${{{name}}}`")).collect::<Vec<_>>().join(", ");
-        let span = self.within(text.span(), &format!("${{{name}}}"));
-        let error = Diagnostic::new(format!("there is no placeholder `${{{name}}}`"));
-        let variable = name.split(':').next().unwrap_or_default();
-        let is_variable = |byte: u8| byte == b'_' || byte.is_ascii_uppercase() || byte.is_ascii_digit();
-        if !variable.is_empty() && variable.bytes().all(is_variable) {
-            return error.at(span, "").near(Some(&format!("${{env.{name}}}")));
+    /// Whether every placeholder is known; those that are filled in when a service starts are noted in `late`.
+    fn late_template(&mut self, text: &Text, in_address: bool) -> bool {
+        if text.get_ref().contains('\0') {
+            let error = Diagnostic::new("a NUL in a command");
+            self.errors.push(error.at(text.span(), "no program can be given one"));
+            return false;
         }
-        match near_miss(name, NAMES.iter().copied()) {
-            Some(near) => error.at(span, "").near(Some(&format!("${{{near}}}"))),
-            None => error.at(span, format!("expected one of {list}")).help("`$$` writes a dollar sign"),
+        match Template::parse(text.get_ref()) {
+            Ok(template) => {
+                for piece in template.0.into_iter().filter(Piece::is_late) {
+                    let span = self.within(text.span(), &written(&piece));
+                    self.late.push(Late { piece, span, in_address });
+                }
+                true
+            }
+            Err(error) => {
+                let (bytes, wrong) = broken(text.get_ref(), &error);
+                let span = self.within(text.span(), &text.get_ref()[bytes]);
+                self.errors.push(wrong.at(span));
+                false
+            }
         }
+    }
+
+    /// Reports the noted placeholders as ones that cannot be filled in here.
+    fn no_late(&mut self, why: &str) {
+        let late = std::mem::take(&mut self.late);
+        self.refuse_late(&late, why);
+    }
+
+    fn refuse_late(&mut self, late: &[Late], why: &str) {
+        self.errors.extend(late.iter().map(|late| {
+            Diagnostic::new(format!("`{}` cannot stand here", written(&late.piece)))
+                .at(late.span.clone(), why)
+                .help(placeholders::WHERE_LATE)
+        }));
     }
 }
 

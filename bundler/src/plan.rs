@@ -25,6 +25,8 @@ use crate::scan::Seen;
 use crate::sets::{self, Brought};
 use crate::tree::{self, Kind, Node, Planter, Tree, shown};
 
+mod rendered;
+
 /// zstd's own default.
 const DEFAULT_LEVEL: i32 = 3;
 
@@ -211,6 +213,7 @@ impl<'a> Draft<'a> {
         let run = self.run();
         let tasks = self.tasks();
         let seeds = self.seeds();
+        self.rendered(&name);
         let host = self.host();
         let (Some(run), true) = (run, self.errors.is_empty()) else {
             return Err(Failure::manifest(self.project.source.clone(), self.errors));
@@ -384,6 +387,7 @@ impl<'a> Draft<'a> {
         for (command, source) in service.commands_mut().into_iter().zip(&source.commands) {
             *command = self.supervised(source);
         }
+        rendered::tell_port(&mut service);
         // A probe sees what its service sees.
         let main = service.command.clone();
         for (probe, source) in service.commands_mut().into_iter().zip(&source.commands).skip(1) {

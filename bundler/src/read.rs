@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
+use kitbag_format::template::Piece;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -13,6 +14,17 @@ pub type Text = Spanned<String>;
 
 /// A key that a table may have: its name and an example of it, for messages.
 pub type Key = (&'static str, &'static str);
+
+/// A placeholder that is filled in when a service starts, and its place.
+#[derive(Debug, Clone)]
+pub struct Late {
+    /// `${port.NAME}` or its like, or `${instance}`.
+    pub piece: Piece,
+    /// Where it stands.
+    pub span: Range<usize>,
+    /// It is part of an address that is connected to.
+    pub in_address: bool,
+}
 
 /// A table whose keys are known.
 pub struct Section<'a> {
@@ -58,12 +70,14 @@ pub struct Reader<'a> {
     top: &'static [Key],
     /// Errors so far.
     pub errors: Vec<Diagnostic>,
+    /// Placeholders of the command or service that is read, to be looked up.
+    pub late: Vec<Late>,
 }
 
 impl<'a> Reader<'a> {
     /// A reader of the file `text`; `top` are the keys of the manifest's top level.
     pub const fn new(text: &'a str, top: &'static [Key]) -> Self {
-        Self { text, top, errors: Vec::new() }
+        Self { text, top, errors: Vec::new(), late: Vec::new() }
     }
 
     /// Takes `table` for one with `keys`; every other key in it is an error.
@@ -81,6 +95,16 @@ impl<'a> Reader<'a> {
             }
         }
         Section { title, table, span, keys }
+    }
+
+    /// Takes `table` for one whose keys are names that the manifest chooses.
+    pub const fn free_section<'b>(
+        &self,
+        title: &'b str,
+        table: &'b DeTable<'b>,
+        span: Range<usize>,
+    ) -> Section<'b> {
+        Section { title, table, span, keys: &[] }
     }
 
     fn unknown_key(&mut self, title: &str, name: &str, span: Range<usize>, keys: &'static [Key]) {

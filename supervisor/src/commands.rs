@@ -174,6 +174,13 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         whose: For::Services,
+        name: "ports",
+        arguments: "[--host] [--json] [SVC…]",
+        about: "which ports the services have; --host: every bundle's on this host",
+        run: running::ports,
+    },
+    Command {
+        whose: For::Services,
         name: "stop",
         arguments: "[--oknodo] [SVC…]",
         about: "stop everything that runs, or these services, and return when it is gone",

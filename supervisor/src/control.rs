@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{getsockopt, sockopt};
 
+use crate::ports::registry::Published;
 use crate::state::Ms;
 use crate::status::{Event, Status};
 
@@ -54,6 +55,8 @@ const PAUSE: Ms = 1_000;
 pub trait App {
     /// How things are.
     fn status(&mut self) -> Status;
+    /// Which ports it has.
+    fn ports(&mut self) -> Vec<Published>;
     /// Begins what is asked for and returns at once.
     fn command(&mut self, command: &Command) -> Result<Accepted, Refused>;
     /// What a command beside a service's or task's processes needs; `None`: there is no such unit.

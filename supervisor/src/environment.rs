@@ -13,6 +13,9 @@ use crate::expand::{self, ExpandError, Values};
 use crate::identity::Identity;
 use crate::state_folder::TMPDIR;
 
+/// Variables that were meant for the supervisor: what it is called, and sockets that it inherited (sd_listen_fds(3)).
+const OURS: &[&[u8]] = &[b"KITBAG_NAME", b"LISTEN_PID", b"LISTEN_FDS", b"LISTEN_FDNAMES"];
+
 /// Why an environment cannot be made.
 #[derive(Debug)]
 pub enum EnvironmentError {
@@ -71,7 +74,7 @@ impl From<ExpandError> for EnvironmentError {
     }
 }
 
-/// The complete environment of a command, sorted by name. Later ones win: what the supervisor has and `pass_env` lets
+/// The environment of a command, sorted by name, without what is filled in when it starts ([`expand::is_late`]). Later ones win: what the supervisor has and `pass_env` lets
 /// through; TMPDIR, where that one's does not do; HOME, LOGNAME, SHELL and USER where the user is another; the env files in their order; the manifest's.
 pub fn environment(
     command: &Command,
@@ -80,7 +83,8 @@ pub fn environment(
     values: &Values<'_>,
 ) -> Result<Vec<(OsString, OsString)>, EnvironmentError> {
     let passes = |name: &OsStr| {
-        process.pass_env.as_ref().is_none_or(|names| names.iter().any(|passed| name == passed.as_str()))
+        !OURS.contains(&name.as_encoded_bytes())
+            && process.pass_env.as_ref().is_none_or(|names| names.iter().any(|passed| name == passed.as_str()))
     };
     let mut env: BTreeMap<OsString, OsString> =
         expand::inherited(command).filter(|(name, _)| passes(name)).collect();
@@ -92,7 +96,11 @@ pub fn environment(
         env.extend(read(&values.text(file)?)?);
     }
     for (name, text) in &command.env {
-        env.insert(name.into(), values.text(text)?);
+        if expand::is_late(text) {
+            env.remove(OsStr::new(name));
+        } else {
+            env.insert(name.into(), values.text(text)?);
+        }
     }
     Ok(env.into_iter().collect())
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use kitbag_format::manifest::{Command, LOADER_VARIABLES, Manifest};
 use kitbag_format::template::{Piece, Template, TemplateError};
 
+use crate::late;
 use crate::start_record;
 use crate::state_folder::TMPDIR;
 
@@ -68,6 +69,11 @@ fn uses(command: &Command, piece: &Piece) -> bool {
     texts.into_iter().any(|text| Template::parse(text).is_ok_and(|template| template.0.contains(piece)))
 }
 
+/// True if a text has a placeholder that is filled in when a unit starts.
+pub fn is_late(text: &str) -> bool {
+    Template::parse(text).is_ok_and(|template| template.0.iter().any(Piece::is_late))
+}
+
 impl Values<'_> {
     /// All but the variables expanded: what a later start can use without this one's work.
     pub fn pieces(&self, text: &str) -> Result<start_record::Text, ExpandError> {
@@ -90,6 +96,20 @@ impl Values<'_> {
             // Not here: see `pieces`.
             Piece::Instance | Piece::Port(_) => literal(OsStr::new("")),
         }
+    }
+
+    /// The text, of which ports and the instance's index are filled in later.
+    pub fn late(&self, text: &str) -> Result<late::Text, ExpandError> {
+        let template = Template::parse(text).map_err(ExpandError::Template)?;
+        let mut late = late::Text::default();
+        for piece in template.0 {
+            match piece {
+                Piece::Instance => late.0.push(late::Piece::Instance),
+                Piece::Port(reference) => late.0.push(late::Piece::Port(reference)),
+                known => late.push(resolve(&vec![self.piece(known)])?),
+            }
+        }
+        Ok(late)
     }
 
     /// The text, with this process's environment.

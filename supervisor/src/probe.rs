@@ -95,6 +95,17 @@ pub enum Ask {
 }
 
 impl Ask {
+    /// The same question, elsewhere.
+    #[must_use]
+    pub fn at(&self, address: Address) -> Self {
+        match self {
+            Self::Tcp(_) => Self::Tcp(address),
+            Self::Http { path, status, .. } => {
+                Self::Http { address, path: path.clone(), status: status.clone() }
+            }
+        }
+    }
+
     const fn address(&self) -> Address {
         match self {
             Self::Tcp(address) | Self::Http { address, .. } => *address,

@@ -22,9 +22,11 @@ use crate::status::{State, Status, Unit, time, usage};
 pub mod background;
 mod exec;
 mod logs;
+mod ports;
 
 pub use exec::exec;
 pub use logs::logs;
+pub use ports::ports;
 
 /// How often a socket is asked for that is not there yet, or no longer.
 const POLL: Duration = Duration::from_millis(10);
@@ -50,9 +52,10 @@ impl Running {
     pub fn of(own: &Own) -> Result<Self, Failure> {
         let manifest = own.bundle.manifest()?;
         let facts = Facts::of_process(Some(&own.path));
-        match state_folder::find(&facts, &manifest.name) {
-            Some(state) => Ok(Self { name: manifest.name, state, format: manifest.logs.format }),
-            None => Err(Failure::NotRunning { name: manifest.name, state: None }),
+        let name = state_folder::name(&facts, &manifest.name)?;
+        match state_folder::find(&facts, &name) {
+            Some(state) => Ok(Self { name, state, format: manifest.logs.format }),
+            None => Err(Failure::NotRunning { name, state: None }),
         }
     }
 

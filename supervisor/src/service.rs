@@ -1,13 +1,16 @@
 //! A service bundle: unpack, compare the whole tree, then supervise.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt::Display;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::{fs, io};
 
 use kitbag_format::manifest::{Command, Manifest, Run, Service};
+use kitbag_format::port::{self, Bind, Number, Port, Render};
 use kitbag_format::service::{
     self, HealthWhen, HttpProbe, LogTo, Logs, Probe, Process, ReadyWhen, Restart, Success, Task,
 };
@@ -17,21 +20,27 @@ use crate::commands::{Failure, say};
 use crate::control::Control;
 use crate::cron::Expression;
 use crate::environment::environment;
-use crate::expand::Values;
+use crate::expand::{Values, is_late};
 use crate::identity::Accounts;
+use crate::late::{self, Late};
 use crate::logs;
 use crate::machine::Machine;
 use crate::open::Own;
 use crate::place::{self, Facts};
+use crate::ports::lease::{Listen, Net};
+use crate::ports::range::Range;
+use crate::ports::registry::{Folders, Registry};
 use crate::probe::{self, Ask};
 use crate::running::background::Report;
 use crate::running::default_log_folder;
+use crate::sandbox::Wishes;
 use crate::spawn::Setup;
 use crate::state::{Ms, Readiness, Rules, Watch};
 use crate::state_folder::{self, StateLock};
 use crate::store::StoreError;
 use crate::supervise::{
-    self, Bundle, ProgramSpec, Question, Schedule, ServiceSpec, What, When, signal_number,
+    self, Bundle, Connect, PortSpec, Ports, ProgramSpec, Question, Schedule, ServiceSpec, What, When, Where, Wish,
+    signal_number,
 };
 use crate::unpack::{self, Compare, InUse, Opening};
 use crate::zone::Zone;
@@ -76,7 +85,8 @@ fn prepare(own: &Own, setting: &Setting<'_>) -> Result<(Bundle, (StateLock, InUs
         Opening { bundle: &own.bundle, manifest: &manifest, compare: Compare::Everything, say: &say };
     let tree = unpack::open_tree(&store, &opening)?;
     tree.touch();
-    let state = state_folder::choose(&facts, &manifest.name)?;
+    let name = state_folder::name(&facts, &manifest.name)?;
+    let state = state_folder::choose(&facts, &name)?;
     let lock = state_folder::lock(&state)?;
     for planted in state_folder::plant(&tree.root, &state, &manifest.seeds)? {
         say(&format!("state begins with {planted} in {}", state.display()));
@@ -91,18 +101,34 @@ fn prepare(own: &Own, setting: &Setting<'_>) -> Result<(Bundle, (StateLock, InUs
     if let Setting::Background(report) = setting {
         report.supervising(&runtime)?;
     }
+    let ports = ports(&facts, &services, &runtime);
     let bundle = Bundle {
-        name: manifest.name.clone(),
+        name,
         version: manifest.version.clone(),
         services,
         state_folder: state,
         log_folder: logs.files.as_ref().map(|files| files.folder.clone()),
         logs,
         tasks: Some(runtime.join("tasks")),
+        ports,
         stays: matches!(setting, Setting::Background(_)),
         control: Some(control),
     };
     Ok((bundle, (lock, tree.into_use())))
+}
+
+/// What is known of ports before any is taken. Without a registry the services run all the same.
+fn ports(facts: &Facts, services: &[ServiceSpec], runtime: &Path) -> Ports {
+    let concerned = |spec: &ServiceSpec| !spec.ports.is_empty() || spec.references().next().is_some();
+    if !services.iter().any(concerned) {
+        return Ports::default();
+    }
+    let registry = Registry::open(facts.uid, Folders::of(facts));
+    if registry.folder().is_none() {
+        say("other bundles do not see this one's ports:");
+        registry.tried().iter().for_each(|tried| say(&format!("  {tried}")));
+    }
+    Ports::new(registry, runtime.to_owned())
 }
 
 /// What becomes of what services print: in front, it is shown; behind, it goes to files.
@@ -150,12 +176,12 @@ impl Maker<'_> {
     fn service(&self, name: &str, service: &Service) -> Result<ServiceSpec, Failure> {
         let more = &service.more;
         let (mut spec, program) = self.spec(name, &service.command, &more.process)?;
-        let program = |command: &Command| -> Result<ProgramSpec, Failure> {
-            Ok(ProgramSpec { env: program.env.clone(), ..self.program(command)? })
-        };
+        let beside = Beside { env: program.env, late: spec.late.clone() };
         spec.stop_signal = signal(&service.stop_signal, libc::SIGTERM);
         spec.needs.clone_from(&more.needs);
         spec.instances = more.instances;
+        spec.ports =
+            more.ports.iter().map(|(port, it)| self.port(name, port, it)).collect::<Result<_, _>>()?;
         spec.rules = Rules {
             restart: service.restart,
             backoff: more.backoff,
@@ -176,7 +202,7 @@ impl Maker<'_> {
                 Readiness::Told
             }
             ReadyWhen::Probe(probe) => {
-                spec.ready = Some(self.question(name, probe, READY_TRY, &program)?);
+                spec.ready = Some(self.question(name, probe, READY_TRY, &beside)?);
                 Readiness::Probe { interval }
             }
         };
@@ -189,12 +215,41 @@ impl Maker<'_> {
                     Watch::Silence(interval)
                 }
                 HealthWhen::Probe(probe) => {
-                    spec.health = Some(self.question(name, probe, health.timeout_ms, &program)?);
+                    spec.health = Some(self.question(name, probe, health.timeout_ms, &beside)?);
                     Watch::Probe { interval, failures: health.failures }
                 }
             });
         }
+        spec.outer = late::outer(spec.references());
         Ok(spec)
+    }
+
+    /// A declared port.
+    fn port(&self, service: &str, name: &str, port: &Port) -> Result<PortSpec, Failure> {
+        let fault = |what: String| Failure::Service(format!("service {service}: port {name}: {what}"));
+        let number = |text: &String| -> Result<u16, Failure> {
+            let text = self.values.text(text)?.to_string_lossy().into_owned();
+            match text.parse() {
+                Ok(number @ 1..) => Ok(number),
+                _ => Err(fault(format!("`{text}` is not a number from 1 to 65535"))),
+            }
+        };
+        let Some(net) = Net::of(port.protocol) else {
+            return Ok(PortSpec { name: name.to_owned(), place: Where::Unix, socket: port.socket });
+        };
+        let address = self.values.text(&port.address)?.to_string_lossy().into_owned();
+        let listen = Listen::parse(&address).ok_or_else(|| {
+            fault(format!("`{address}` is no address: expected `loopback`, `public`, or one in numbers"))
+        })?;
+        let wish = match &port.number {
+            Number::Any => Wish::Any,
+            Number::Fixed(text) => Wish::Fixed(number(text)?),
+            Number::Range { prefer, low, high } => {
+                Wish::Range(prefer.as_ref().map(number).transpose()?, Range { low: *low, high: *high })
+            }
+        };
+        let place = Where::Net { net, listen, wish, hold: port.hold };
+        Ok(PortSpec { name: name.to_owned(), place, socket: port.socket })
     }
 
     fn task(&self, name: &str, task: &Task) -> Result<ServiceSpec, Failure> {
@@ -219,6 +274,7 @@ impl Maker<'_> {
             }
         };
         spec.schedule = Some(Schedule { when, overlap: task.overlap, catch_up: task.catch_up });
+        spec.outer = late::outer(spec.references());
         Ok(spec)
     }
 
@@ -233,11 +289,31 @@ impl Maker<'_> {
             Setup::resolve(process, self.values, &self.accounts).map_err(wrong("service", name))?;
         let env =
             environment(command, process, identity.as_ref(), self.values).map_err(wrong("service", name))?;
-        let program = ProgramSpec { env: self.shared(env), ..self.program(command)? };
+        let (program, late) = self.program(command)?;
+        let program = ProgramSpec { env: self.shared(env), ..program };
         let mut spec = ServiceSpec::new(name, program.clone());
+        spec.late = (!late.is_empty()).then(|| Rc::new(late));
+        spec.files = self.files(name, &process.render)?;
+        self.limit(name, &mut spec, &process.sandbox)?;
         spec.setup = setup;
         spec.limits = Limits { memory: process.memory_max, pids: process.pids_max };
         Ok((spec, program))
+    }
+
+    /// What it may do.
+    fn limit(&self, name: &str, spec: &mut ServiceSpec, asked: &port::Sandbox) -> Result<(), Failure> {
+        spec.binds_declared = asked.bind == Bind::Declared;
+        let connect = |text: &String| {
+            Connect::parse(text)
+                .ok_or_else(|| wrong("service", name)(format!("`sandbox.connect`: `{text}` is no port")))
+        };
+        spec.connect = asked.connect.as_ref().map(|all| all.iter().map(connect).collect()).transpose()?;
+        // <place>/v1/trees/<digest>/tree
+        let trees = self.values.tree.ancestors().nth(2);
+        let asked = port::Sandbox { connect: None, ..asked.clone() };
+        let wishes = Wishes { asked: &asked, own: &[], number: &|_| None, values: self.values, trees };
+        spec.paths = wishes.resolve().map_err(wrong("service", name))?.files;
+        Ok(())
     }
 
     /// The same environment as the last one's, if it is.
@@ -260,18 +336,43 @@ impl Maker<'_> {
         new
     }
 
-    /// A command without its environment.
-    fn program(&self, command: &Command) -> Result<ProgramSpec, Failure> {
+    /// A command without its environment, and what of it is filled in when it starts, variables too.
+    fn program(&self, command: &Command) -> Result<(ProgramSpec, Late), Failure> {
         let path = self.path(&self.values.program(command));
         let mut argv = vec![path.as_os_str().to_owned()];
+        let mut late = Late::default();
         for argument in command.argv.iter().skip(1) {
-            argv.push(self.values.text(argument)?);
+            let text = self.values.late(argument)?;
+            match text.plain() {
+                Some(known) => argv.push(known.to_owned()),
+                None => {
+                    late.argv.push((argv.len(), text));
+                    argv.push(OsString::new());
+                }
+            }
+        }
+        for (name, text) in command.env.iter().filter(|(_, text)| is_late(text)) {
+            late.env.push((name.into(), self.values.late(text)?));
         }
         let cwd = match &command.cwd {
             Some(cwd) => self.path(Path::new(&self.values.text(cwd)?)),
             None => self.path(self.values.tree),
         };
-        Ok(ProgramSpec { path, argv, env: Rc::default(), cwd })
+        Ok((ProgramSpec { path, argv, env: Rc::default(), cwd }, late))
+    }
+
+    /// The files that are made before each start, read once.
+    fn files(&self, name: &str, render: &[Render]) -> Result<Vec<late::File>, Failure> {
+        let file = |it: &Render| -> Result<late::File, Failure> {
+            let from = self.values.tree.join(&it.from);
+            let text = read_text(&from)
+                .map_err(|error| wrong("service", name)(format!("cannot read {}: {error}", from.display())))?;
+            let state = self.values.state.unwrap_or(Path::new(""));
+            let mut to = late::Text::from(state.join("").into_os_string());
+            to.0.extend(self.values.late(&it.to)?.0);
+            Ok(late::File { to, content: Rc::new(self.values.late(&text)?) })
+        };
+        render.iter().map(file).collect()
     }
 
     fn question(
@@ -279,26 +380,37 @@ impl Maker<'_> {
         name: &str,
         probe: &Probe,
         timeout: Ms,
-        program: &dyn Fn(&Command) -> Result<ProgramSpec, Failure>,
+        beside: &Beside,
     ) -> Result<Box<Question>, Failure> {
-        let address = |text: &str| -> Result<probe::Address, Failure> {
-            let text = self.values.text(text)?;
-            probe::parse_address(&text.to_string_lossy()).map_err(wrong("service", name))
+        let network = |text: &str, ask: &dyn Fn(probe::Address) -> Ask| -> Result<What, Failure> {
+            let text = self.values.late(text)?;
+            match text.plain() {
+                Some(known) => {
+                    let address = probe::parse_address(&known.to_string_lossy());
+                    Ok(What::Network(ask(address.map_err(wrong("service", name))?)))
+                }
+                // Of which one only the rest counts.
+                None => Ok(What::Late(ask(probe::Address::Localhost(0)), text)),
+            }
         };
         let what = match probe {
-            Probe::Tcp(text) => What::Network(Ask::Tcp(address(text)?)),
-            Probe::Http(HttpProbe { address: text, path, status }) => {
+            Probe::Tcp(text) => network(text, &Ask::Tcp)?,
+            Probe::Http(HttpProbe { address, path, status }) => {
                 let path = self.values.text(path)?.to_string_lossy().into_owned();
-                What::Network(Ask::Http { address: address(text)?, path, status: status.clone() })
+                network(address, &|address| Ask::Http { address, path: path.clone(), status: status.clone() })?
             }
             Probe::Command(command) => {
-                let mut program = program(command)?;
-                for (name, text) in &command.env {
+                let (program, own) = self.program(command)?;
+                let mut program = ProgramSpec { env: beside.env.clone(), ..program };
+                for (name, text) in command.env.iter().filter(|(_, text)| !is_late(text)) {
                     let env = Rc::make_mut(&mut program.env);
                     env.retain(|(known, _)| known != name.as_str());
                     env.push((name.into(), self.values.text(text)?));
                 }
-                What::Program(program)
+                match beside.late_with(own, &command.env) {
+                    None => What::Program(program),
+                    Some(late) => What::LateProgram(program, late),
+                }
             }
         };
         Ok(Box::new(Question { what, timeout }))
@@ -309,6 +421,32 @@ impl Maker<'_> {
         let folders = [self.values.tree.join("usr/share/zoneinfo"), PathBuf::from(HOST_ZONES)];
         Zone::load(name, tz.as_deref(), &folders)
     }
+}
+
+/// What a probe's program has of its service's.
+struct Beside {
+    env: Rc<Vec<(OsString, OsString)>>,
+    late: Option<Rc<Late>>,
+}
+
+impl Beside {
+    /// What is filled in of a probe's program: its own, and its service's variables that it does not set.
+    fn late_with(&self, mut own: Late, set: &BTreeMap<String, String>) -> Option<Rc<Late>> {
+        let of_service = self.late.iter().flat_map(|late| &late.env);
+        let inherited = of_service.filter(|(name, _)| !name.to_str().is_some_and(|name| set.contains_key(name)));
+        own.env.extend(inherited.cloned());
+        (!own.is_empty()).then(|| Rc::new(own))
+    }
+}
+
+/// The longest text with placeholders, in bytes.
+const LONGEST_TEXT: u64 = 1 << 20;
+
+/// A text of the tree.
+fn read_text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    fs::File::open(path)?.take(LONGEST_TEXT + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > LONGEST_TEXT { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(text) }
 }
 
 /// Rules with these ends as good.

@@ -153,6 +153,8 @@ pub const fn fault(stage: Stage, errno: Errno) -> Fault {
 /// What could not be done, for a sentence: `execute /srv/app/bin/web`.
 pub fn stage_name(stage: Stage, program: &Program<'_>) -> String {
     let plain = match stage {
+        Stage::Ports => "ports",
+        Stage::Files => "files made for it",
         Stage::Arguments => "arguments and environment",
         Stage::Pipes => "pipes",
         Stage::Fork => "fork",

@@ -51,6 +51,10 @@ pub struct Fault {
 /// The steps from the decision to start a program to its first instruction, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
+    /// Its ports, or those of others that its texts name.
+    Ports,
+    /// Files that are made for it.
+    Files,
     /// Arguments and environment as C strings (a NUL byte in one is `EINVAL`).
     Arguments,
     /// Pipes for its output.

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use kitbag_format::manifest::Seed;
+use kitbag_format::manifest::{Seed, is_name};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg, OFlag};
 use nix::unistd::{AccessFlags, access, linkat};
@@ -23,6 +23,18 @@ const PART: &str = ".kitbag.part.";
 /// The variable that names the folder for temporary files (environ(7)), and folders that are taken without it.
 pub const TMPDIR: &str = "TMPDIR";
 const TEMPORARY: [&str; 2] = ["/tmp", "/var/tmp"];
+
+/// What a bundle is called on this host: `KITBAG_NAME`, for a further copy of it, or its own name.
+pub fn name(facts: &Facts, own: &str) -> Result<String, StoreError> {
+    match (facts.var)("KITBAG_NAME") {
+        None => Ok(own.to_owned()),
+        Some(name) => match name.into_string() {
+            Ok(name) if is_name(&name) => Ok(name),
+            Ok(name) => Err(StoreError::Name(name)),
+            Err(name) => Err(StoreError::Name(name.to_string_lossy().into_owned())),
+        },
+    }
+}
 
 /// Chooses, makes and checks the state folder of the app `name`: `KITBAG_STATE` as it is, else the
 /// conventional place of root or user.

@@ -42,6 +42,8 @@ pub enum StoreError {
     NoPlace(Vec<Candidate>),
     /// No folder can be used for state.
     NoState(Vec<Candidate>),
+    /// KITBAG_NAME says this, which is no name.
+    Name(String),
     /// The disk became full.
     Full {
         /// On which disk.
@@ -85,6 +87,7 @@ impl StoreError {
         match self {
             Self::Format(Error::Io { .. }) | Self::Io { .. } | Self::NoState(_) => exit::FAILURE,
             Self::Format(_) => exit::DAMAGED,
+            Self::Name(_) => exit::USAGE,
             Self::NoPlace(_) | Self::Full { .. } => exit::NO_PLACE,
             Self::AlreadyRunning { .. } => exit::RUNNING,
         }
@@ -120,6 +123,11 @@ impl fmt::Display for StoreError {
                 list(f, candidates)?;
                 f.write_str("\n  to fix  set KITBAG_STATE to a folder of your own")
             }
+            Self::Name(name) => write!(
+                f,
+                "KITBAG_NAME: `{name}` is no name for a bundle\n  to fix  small letters, digits, `.`, `_`, `-`, a letter or \
+                 digit first, 64 at most"
+            ),
             Self::Full { place, needs } => write!(
                 f,
                 "the disk of {} is full: {} are needed; free some (`FILE gc` removes what is no longer \
@@ -132,7 +140,7 @@ impl fmt::Display for StoreError {
                 if let Some(pid) = pid {
                     write!(f, " as process {pid}")?;
                 }
-                write!(f, ", with its state in {}; set KITBAG_STATE for another one", folder.display())
+                write!(f, ", with its state in {}; start a further copy with KITBAG_NAME=OTHER, or set KITBAG_STATE", folder.display())
             }
             Self::Io { doing, path, source } => write!(f, "cannot {doing} {}: {source}", path.display()),
         }

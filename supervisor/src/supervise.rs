@@ -23,9 +23,13 @@ use crate::cgroup::Cgroups;
 use crate::control::Control;
 use crate::logs::{self, Logs};
 use crate::notify::Notify;
+use crate::ports::lease::Host;
 use crate::probe::Probes;
+use crate::sandbox::Kernel;
 use crate::spawn::Spawner;
-use crate::state::{Action, Deed, Event, Group, Ms, Outcome, Phase, State, Turn, Whole};
+use crate::state::{
+    Action, Deed, Event, Group, Ms, Note, Outcome, Phase, State, Trouble, Turn, Whole,
+};
 use crate::status::{self, UnixMs};
 use crate::sys::wait::{self, Children};
 use crate::sys::{self, Errno, Pid, fd, signal};
@@ -33,6 +37,7 @@ use crate::sys::{self, Errno, Pid, fd, signal};
 mod children;
 mod launch;
 pub mod order;
+pub mod ports;
 mod requests;
 pub mod schedule;
 pub mod spec;
@@ -43,7 +48,8 @@ mod words;
 
 use order::{Needs, Order, Part};
 use schedule::Plan;
-pub use spec::{ProgramSpec, Question, Schedule, ServiceSpec, What, When};
+pub use ports::Ports;
+pub use spec::{Connect, PortSpec, ProgramSpec, Question, Schedule, ServiceSpec, What, When, Where, Wish};
 use units::{Id, Members, Pids, Timers, Unit};
 
 /// What is supervised.
@@ -63,6 +69,8 @@ pub struct Bundle {
     pub log_folder: Option<PathBuf>,
     /// Where records of tasks are kept; `None`: nowhere.
     pub tasks: Option<PathBuf>,
+    /// Where its ports are known, and what had which.
+    pub ports: Ports,
     /// Go on when services have failed for good: somebody may look at them, and start them again.
     pub stays: bool,
     /// Where it is asked.
@@ -106,6 +114,8 @@ enum Source {
     Clock,
     /// Somebody asks for something.
     Control,
+    /// Another bundle's ports have changed.
+    Registry,
     /// A service says that it is ready by a newline.
     Newline(Id),
 }
@@ -115,6 +125,7 @@ impl Source {
         match self {
             Self::Signals => 0,
             Self::Logs => 1,
+            Self::Registry => 2,
             Self::Probes => 3,
             Self::Notify => 4,
             Self::Clock => 5,
@@ -127,6 +138,7 @@ impl Source {
         match token {
             0 => Self::Signals,
             1 => Self::Logs,
+            2 => Self::Registry,
             3 => Self::Probes,
             4 => Self::Notify,
             5 => Self::Clock,
@@ -169,6 +181,11 @@ struct Supervisor {
     signals: SignalFd,
     probes: Probes,
     notify: Notify,
+    ports: Ports,
+    /// What leases know of this host.
+    host: Host,
+    /// What the kernel can refuse.
+    kernel: Kernel,
     /// Goes off when a task is due by the wall clock; there is one where a task has such a schedule.
     clock: Option<TimerFd>,
     /// Tasks that come due by themselves.
@@ -242,6 +259,9 @@ impl Supervisor {
             signals,
             probes,
             notify,
+            ports: bundle.ports,
+            host: Host::now(),
+            kernel: Kernel::probe(),
             clock: None,
             repeated: Vec::new(),
             tasks: bundle.tasks,
@@ -278,7 +298,8 @@ impl Supervisor {
         for spec in specs {
             let wanted = spec.instances;
             let (plan, remembered) = (Plan::default(), None);
-            self.parts.push(Members { spec, units: Vec::new(), wanted, plan, remembered });
+            let (units, sockets) = (Vec::new(), Vec::new());
+            self.parts.push(Members { spec, units, wanted, sockets, plan, remembered });
             let part = self.parts.len() - 1;
             for instance in 0..wanted {
                 self.add_unit(part, instance);
@@ -305,6 +326,7 @@ impl Supervisor {
         self.start_all();
         loop {
             self.settle();
+            self.tell_ports();
             self.publish_rest();
             self.write();
             if self.whole.phase == Phase::Over {
@@ -350,6 +372,7 @@ impl Supervisor {
                 Source::Newline(id) => self.take_newline(id),
                 Source::Clock => self.take_clock(),
                 Source::Control => self.serve_control(),
+                Source::Registry => self.take_registry(),
                 // `write` follows, whatever happened.
                 Source::Logs | Source::Signals => {}
             }
@@ -424,6 +447,11 @@ impl Supervisor {
         let before = unit.service.state;
         let spec = &self.parts[unit.part].spec;
         let actions = unit.service.step(event, now, &spec.rules, jitter);
+        if actions.iter().any(|it| matches!(it, Action::Say(Note::Failing { trouble: Trouble::NotReady, .. }))) {
+            self.note_listening(id);
+        }
+        let unit = &mut self.units[id];
+        let spec = &self.parts[unit.part].spec;
         // Before others are told of its new state: they are told why, too.
         let note = actions.iter().find_map(|action| match action {
             Action::Say(note) => Some(*note),
@@ -461,6 +489,7 @@ impl Supervisor {
             self.touched.push_back(part);
         }
         self.stop_watching(id, before, after);
+        self.ports_after(id, before, after);
         if let State::Ended(_) = after {
             self.ended(id, before);
             if retired {
@@ -527,6 +556,7 @@ impl Supervisor {
     fn check_needs(&mut self, part: Part) {
         let event = match self.order.needs(part) {
             Needs::Open => return,
+            Needs::Met if self.waits_outside(part) => return,
             Needs::Met => Event::NeedsMet,
             Needs::Failed(_) => Event::NeedFailed,
         };
@@ -561,6 +591,7 @@ impl Supervisor {
 
     /// Starts every service, and the tasks that belong to the start.
     fn start_all(&mut self) {
+        self.begin_ports();
         self.begin_tasks();
         for part in 0..self.parts.len() {
             let schedule = self.parts[part].spec.schedule.as_ref();

@@ -37,6 +37,7 @@ struct Start<'a> {
     cwd: PathBuf,
     setup: Setup,
     inherited: Vec<(RawFd, BorrowedFd<'a>)>,
+    own_pid: &'a [&'a str],
 }
 
 fn sh<'a>(script: &str) -> Start<'a> {
@@ -47,6 +48,7 @@ fn sh<'a>(script: &str) -> Start<'a> {
         cwd: "/".into(),
         setup: Setup::default(),
         inherited: vec![],
+        own_pid: &[],
     }
 }
 
@@ -54,13 +56,14 @@ impl Start<'_> {
     fn start(&self, spawner: &mut Spawner) -> Result<(Pid, PipeReader), Fault> {
         let (read, write) = pipe().expect("a pipe");
         let (null, write) = (fd::nothing().expect("/dev/null"), OwnedFd::from(write));
-        let Self { program: path, argv, env, cwd, setup, inherited } = self;
+        let Self { program: path, argv, env, cwd, setup, inherited, own_pid } = self;
         let files = Files {
             stdin: null.as_fd(),
             stdout: write.as_fd(),
             stderr: write.as_fd(),
             inherited,
             limit: None,
+            own_pid,
             ruleset: None,
         };
         let pid = spawner.start(&Program { path, argv, env, cwd, setup }, &files)?;
@@ -90,6 +93,26 @@ fn is_root() -> bool {
 fn field<'a>(status: &'a str, name: &str) -> &'a str {
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     line.unwrap_or_else(|| panic!("no {name} in {status}")).trim()
+}
+
+#[test]
+fn a_variable_can_hold_the_process_id_of_its_program() {
+    let mut start = sh("env; exec echo $$ $LISTEN_PID $WATCHDOG_PID");
+    start.own_pid = &["LISTEN_PID", "WATCHDOG_PID"];
+    // What the environment says under these names is another process's; one whose name is longer stays.
+    for (name, value) in [("LISTEN_PID", "1"), ("LISTEN_PIDS", "7"), ("WATCHDOG_PID", "")] {
+        start.env.push((name.into(), value.into()));
+    }
+    let printed = start.prints();
+    let (variables, ids) = printed.trim_end().rsplit_once('\n').expect("lines");
+    let ids: Vec<Pid> = ids.split(' ').map(|id| id.parse().expect(&printed)).collect();
+    assert!(matches!(ids[..], [a, b, c] if a == b && b == c), "{printed}");
+    let named = |name: &str| variables.lines().filter(|line| line.starts_with(name)).count();
+    assert_eq!(
+        (named("LISTEN_PID="), named("LISTEN_PIDS=7"), named("WATCHDOG_PID=")),
+        (1, 1, 1),
+        "{printed}"
+    );
 }
 
 #[test]

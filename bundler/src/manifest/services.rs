@@ -1,9 +1,9 @@
 //! `[services.NAME]`, `[tasks.NAME]` and `[logs]`: what a service bundle supervises, and how.
 
-use std::collections::BTreeMap;
 use std::ops::{Range, RangeInclusive};
 
 use kitbag_format::manifest::{Command, Restart, default_stop_signal, default_stop_timeout_ms};
+use kitbag_format::port::{Bind, Reference};
 use kitbag_format::service::fault::{
     LOG_SIZE, LONGEST_MS, MOST_INSTANCES, MOST_KEPT, SHORTEST_EVERY_MS, SHORTEST_INTERVAL_MS, is_zone,
 };
@@ -11,6 +11,7 @@ use kitbag_format::service::{
     Backoff, Cron, GiveUp, LogFormat, LogTo, Logs, More, Overlap, Process, SIGNALS, Schedule, Service,
     Success, Task, WhenSlow,
 };
+use kitbag_format::template::Piece;
 use toml::Spanned;
 use toml::de::DeTable;
 
@@ -19,11 +20,15 @@ use crate::diagnostic::{Diagnostic, near_miss};
 use crate::read::{Key, Reader, Section, Text, alternatives, whole};
 
 mod needs;
+mod ports;
 mod probe;
 mod process;
+pub mod references;
+mod sandbox;
 mod values;
 
 use needs::{Kind, Unit};
+use references::Party;
 use values::shown_ms;
 
 /// What stands in the table of a service beside the keys of a command and of its processes.
@@ -34,6 +39,7 @@ const OF_SERVICE: &[Key] = &[
     ("ready", "ready = { tcp = \"127.0.0.1:8080\" }"),
     ("health", "health = { http = \"http://127.0.0.1:8080/healthz\", interval = \"10s\" }"),
     ("instances", "instances = 4"),
+    ("ports", "ports = { http = { prefer = \"${env.PORT:-8080}\", range = \"8000-8999\" } }"),
 ];
 /// What stands in that of a task.
 const OF_TASK: &[Key] = &[
@@ -62,6 +68,8 @@ const OF_BOTH: &[Key] = &[
     ("env-files", "env-files = [\"${state}/env?\"]"),
     ("memory-max", "memory-max = \"512M\""),
     ("pids-max", "pids-max = 100"),
+    ("render", "render = [{ from = \"etc/web.conf\", to = \"web.conf\" }]"),
+    ("sandbox", "sandbox = { connect = [\"cache.main\", 443] }"),
 ];
 
 /// Keys of `[services.NAME]`.
@@ -108,6 +116,19 @@ pub struct Supervised {
     pub tasks: Vec<(Text, TaskSource)>,
     /// `[logs]`
     pub logs: Logs,
+    /// References to ports of other bundles, with their places.
+    pub elsewhere: Vec<(Range<usize>, Reference)>,
+    /// What is odd and no error, with its place.
+    pub odd: Vec<(Range<usize>, String)>,
+}
+
+/// A file that is rendered.
+#[derive(Debug)]
+pub struct RenderSource {
+    /// Path in the tree, in normal form.
+    pub from: Text,
+    /// Path in the state folder, in normal form.
+    pub to: Text,
 }
 
 /// `[services.NAME]`
@@ -117,6 +138,8 @@ pub struct ServiceSource {
     pub service: Service,
     /// The commands, in the order of [`Service::commands`].
     pub commands: Vec<CommandSource>,
+    /// The files that are rendered for it.
+    pub renders: Vec<RenderSource>,
 }
 
 /// `[tasks.NAME]`
@@ -128,6 +151,8 @@ pub struct TaskSource {
     pub command: CommandSource,
     /// Where `time-zone` stands.
     pub zone: Option<Text>,
+    /// The files that are rendered for it.
+    pub renders: Vec<RenderSource>,
 }
 
 /// What a service and a task have in common.
@@ -172,18 +197,22 @@ impl Reader<'_> {
     /// Services, tasks and logs; `None` if a service or task is wrong.
     pub(super) fn supervised(&mut self, top: &Section<'_>) -> Option<Supervised> {
         let mut units = Vec::new();
+        let mut parties = Vec::new();
         let services = self.named(top, "services", |reader, name, table, span| {
-            let (service, needs) = reader.service(name, table, span);
+            let (service, needs, party) = reader.service(name, table, span);
             units.push(Unit { name: name.clone(), kind: Kind::Service, needs });
+            parties.push(party);
             service
         });
         let tasks = self.named(top, "tasks", |reader, name, table, span| {
-            let (task, kind, needs) = reader.task(name, table, span);
+            let (task, kind, needs, party) = reader.task(name, table, span);
             units.push(Unit { name: name.clone(), kind, needs });
+            parties.push(party);
             task
         });
         let logs = self.logs(top);
         needs::check(&units, &mut self.errors);
+        let odd = references::check(&parties, &mut self.errors);
         if services.is_empty() && top.get("services").is_some_and(|value| value.get_ref().is_table()) {
             let error = Diagnostic::new("`services` names no service").at(top.key_span("services"), "");
             self.errors.push(error.help("write a table for each: `[services.web]`"));
@@ -191,11 +220,12 @@ impl Reader<'_> {
         }
         let services = services.into_iter().map(|(name, service)| Some((name, service?)));
         let tasks = tasks.into_iter().map(|(name, task)| Some((name, task?)));
-        Some(Supervised {
-            services: services.collect::<Option<_>>()?,
-            tasks: tasks.collect::<Option<_>>()?,
-            logs,
-        })
+        let services: Vec<(Text, ServiceSource)> = services.collect::<Option<_>>()?;
+        let tasks: Vec<(Text, TaskSource)> = tasks.collect::<Option<_>>()?;
+        let of_tasks = tasks.iter().flat_map(|(_, task)| &task.renders);
+        let renders = services.iter().flat_map(|(_, service)| &service.renders).chain(of_tasks);
+        self.unique("the rendered file", renders.map(|render| &render.to));
+        Some(Supervised { services, tasks, logs, elsewhere: elsewhere(&parties), odd })
     }
 
     /// The tables in table `key`, by name.
@@ -231,12 +261,18 @@ impl Reader<'_> {
         name: &Text,
         table: &DeTable<'_>,
         span: Range<usize>,
-    ) -> (Option<ServiceSource>, Vec<Text>) {
+    ) -> (Option<ServiceSource>, Vec<Text>, Party) {
         let title = format!("`[services.{}]`", name.get_ref());
         let section = self.section(&title, table, span, SERVICE);
         let common = self.common(&section);
         let (ready, ready_command) = self.ready(&section);
         let (health, health_command) = self.health(&section);
+        let late = std::mem::take(&mut self.late);
+        let instances = self.integer(&section, "instances", 1..=MOST_INSTANCES).unwrap_or(1);
+        let ports = self.ports(&section, instances);
+        let bind = if ports.all.is_empty() { Bind::Any } else { Bind::Declared };
+        let (sandbox, connect) = self.sandbox(&section, bind);
+        let renders = self.render(&section, instances);
         let more = More {
             success: common.success,
             backoff: self.restart_delay(&section),
@@ -244,9 +280,9 @@ impl Reader<'_> {
             ready,
             health,
             needs: plain(&common.needs),
-            instances: self.integer(&section, "instances", 1..=MOST_INSTANCES).unwrap_or(1),
-            ports: BTreeMap::new(),
-            process: common.process,
+            instances,
+            ports: ports.all.clone(),
+            process: Process { render: sandbox::renders(&renders), sandbox, ..common.process },
         };
         let service = Service {
             command: Command::default(),
@@ -257,9 +293,10 @@ impl Reader<'_> {
         };
         let source = common.command.map(|command| {
             let commands = [Some(command), ready_command, health_command].into_iter().flatten().collect();
-            ServiceSource { service, commands }
+            ServiceSource { service, commands, renders }
         });
-        (source, common.needs)
+        let party = Party { name: name.clone(), ports: Some(ports), instances, late, connect };
+        (source, common.needs, party)
     }
 
     fn task(
@@ -267,11 +304,14 @@ impl Reader<'_> {
         name: &Text,
         table: &DeTable<'_>,
         span: Range<usize>,
-    ) -> (Option<TaskSource>, Kind, Vec<Text>) {
+    ) -> (Option<TaskSource>, Kind, Vec<Text>, Party) {
         let title = format!("`[tasks.{}]`", name.get_ref());
         let section = self.section(&title, table, span, TASK);
         let common = self.common(&section);
+        let late = std::mem::take(&mut self.late);
         let (schedule, zone) = self.schedule(&section);
+        let (sandbox, connect) = self.sandbox(&section, Bind::Any);
+        let renders = self.render(&section, 1);
         let kind = match (section.get("schedule").or(section.get("every")), &schedule) {
             (Some(_), _) => Kind::Scheduled,
             (None, Schedule::Asked) => Kind::Asked,
@@ -287,10 +327,11 @@ impl Reader<'_> {
             stop_signal: common.stop_signal,
             stop_timeout_ms: common.stop_timeout_ms,
             success: common.success,
-            process: common.process,
+            process: Process { render: sandbox::renders(&renders), sandbox, ..common.process },
         };
-        let source = common.command.map(|command| TaskSource { task, command, zone });
-        (source, kind, common.needs)
+        let source = common.command.map(|command| TaskSource { task, command, zone, renders });
+        let party = Party { name: name.clone(), ports: None, instances: 1, late, connect };
+        (source, kind, common.needs, party)
     }
 
     fn common(&mut self, section: &Section<'_>) -> Common {
@@ -479,14 +520,28 @@ fn inner(section: &Section<'_>, key: &str) -> String {
     format!("{}.{key}]`", title.trim_end_matches("]`"))
 }
 
+/// The references of `parties` to ports of other bundles.
+fn elsewhere(parties: &[Party]) -> Vec<(Range<usize>, Reference)> {
+    let late = parties.iter().flat_map(|party| &party.late);
+    let written = late.filter_map(|late| match &late.piece {
+        Piece::Port(reference) => Some((late.span.clone(), reference.clone())),
+        _ => None,
+    });
+    let connect = parties.iter().flat_map(|party| &party.connect);
+    let connect = connect
+        .filter_map(|entry| Some((entry.span(), Reference::parse(&format!("ports.{}", entry.get_ref()))?)));
+    written.chain(connect).filter(|(_, reference)| reference.bundle.is_some()).collect()
+}
+
 fn plain(texts: &[Text]) -> Vec<String> {
     texts.iter().map(|text| text.get_ref().clone()).collect()
 }
 
 /// Every list of keys, for the test of the reference.
 #[cfg(test)]
-pub(super) fn key_lists() -> [&'static [Key]; 8] {
-    [SERVICE, TASK, LOGS, LOGS_TO, RESTART_DELAY, GIVE_UP, probe::READY, probe::HEALTH]
+pub(super) fn key_lists() -> [&'static [Key]; 11] {
+    let (port, sandbox, render) = (ports::PORT, sandbox::SANDBOX, sandbox::RENDER);
+    [SERVICE, TASK, LOGS, LOGS_TO, RESTART_DELAY, GIVE_UP, probe::READY, probe::HEALTH, port, sandbox, render]
 }
 
 #[cfg(test)]

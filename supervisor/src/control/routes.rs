@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::http::Request;
 use super::{Accepted, App, Command, Refused, Surroundings};
 use crate::near::nearest;
+use crate::ports::registry::Published;
 use crate::state::Ms;
 use crate::status::{Readiness, State, Status, Unready, metrics, time};
 use crate::sys::signal;
@@ -114,8 +115,9 @@ fn unready(units: &[Unready], never: bool) -> (u16, Value) {
 }
 
 /// Every path, with the method that it wants.
-const PATHS: [(&str, &str); 12] = [
+const PATHS: [(&str, &str); 13] = [
     ("GET", "/v1/status"),
+    ("GET", "/v1/ports"),
     ("GET", "/v1/events"),
     ("GET", "/v1/wait"),
     ("POST", "/v1/stop"),
@@ -137,6 +139,9 @@ pub(super) fn route(request: &Request, app: &mut dyn App) -> Reply {
     let path: Vec<&str> = request.path.iter().map(String::as_str).collect();
     match (request.method.as_str(), &path[..]) {
         ("GET", ["v1", "status"]) => Reply::Json(200, app.status().to_json()),
+        ("GET", ["v1", "ports"]) => {
+            Reply::Json(200, json!({"ports": app.ports().iter().map(Published::to_json).collect::<Vec<_>>()}))
+        }
         ("GET", ["metrics"]) => Reply::Text(metrics::CONTENT_TYPE, metrics::render(&app.status())),
         ("GET", ["v1", "events"]) => {
             Reply::Events { follow: request.parameter("follow").is_none_or(|value| value != "0") }

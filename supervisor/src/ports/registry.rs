@@ -90,7 +90,7 @@ impl Published {
     }
 
     /// Reads what [`Entry::to_json`] wrote.
-    fn from_json(value: &Value) -> Option<Self> {
+    pub fn from_json(value: &Value) -> Option<Self> {
         let name = |key: &str| Some(value[key].as_str()?.to_owned()).filter(|name| is_name(name));
         let protocol = match value["protocol"].as_str()? {
             "tcp" => Protocol::Tcp,

@@ -41,6 +41,25 @@ pub fn of_sessions(sessions: &[Pid]) -> Vec<u64> {
     memory
 }
 
+/// Most processes that are looked for.
+const MOST: usize = 1_000;
+
+/// A process and all that descends from it and has not been orphaned, itself first; as far as /proc tells
+/// (`CONFIG_PROC_CHILDREN`).
+pub fn descent(pid: Pid) -> Vec<Pid> {
+    let mut all = vec![pid];
+    let mut next = 0;
+    while let Some(&parent) = all.get(next).filter(|_| all.len() < MOST) {
+        let threads = fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
+        for thread in threads {
+            let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+            all.extend(children.split_ascii_whitespace().filter_map(|pid| pid.parse::<Pid>().ok()));
+        }
+        next += 1;
+    }
+    all
+}
+
 fn stat(pid: Pid) -> Option<Stat> {
     parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }

@@ -10,9 +10,13 @@ use crate::sys::child::Files;
 use crate::sys::{Errno, Pid, fd};
 
 use super::order::Part;
+use super::ports::Held;
 use super::spec::{ProgramSpec, ServiceSpec};
 use super::units::{Helper, Id, Whose};
 use super::{Source, Supervisor, readable};
+
+/// The first descriptor that a service inherits beside the standard ones: sd_listen_fds(3), SD_LISTEN_FDS_START.
+pub(super) const FIRST_SOCKET: i32 = 3;
 
 impl Supervisor {
     pub(super) fn spawn(&mut self, id: Id) {
@@ -24,33 +28,50 @@ impl Supervisor {
                 self.feed(id, Event::Forked(pid));
                 self.feed(id, Event::Executed);
             }
-            Err(fault) => self.feed(id, Event::Exited(End::NotStarted(fault))),
+            Err(fault) => {
+                self.take_ports_back(id);
+                self.feed(id, Event::Exited(End::NotStarted(fault)));
+            }
         }
     }
 
     fn launch(&mut self, id: Id) -> Result<Pid, Fault> {
         let pipes = |errno| spawn::fault(Stage::Pipes, errno);
+        self.units[id].trouble = None;
+        self.take_ports(id)?;
         let newline = self.open_newline(id).map_err(pipes)?;
-        let env = self.environment(id).map_err(pipes)?;
+        let mut env = self.environment(id).map_err(pipes)?;
+        let late_argv = self.fill_in(id, &mut env)?;
+        self.name_sockets(id, &mut env);
+        let ruleset = self.sandbox(id)?.ruleset(self.kernel)?;
+        self.lend_ports(id);
         let [stdout, stderr] = self.logs.open(id).map_err(pipes)?;
         let unit = &mut self.units[id];
         let spec = &self.parts[unit.part].spec;
-        let inherited: Vec<_> =
-            newline.iter().zip(spec.newline).map(|(fd, number)| (number, fd.as_fd())).collect();
+        let newline = newline.iter().zip(spec.newline).map(|(fd, number)| (number, fd.as_fd()));
+        let sockets = self.parts[unit.part].sockets.iter().flatten().filter_map(Held::listener);
+        let sockets = (FIRST_SOCKET..).zip(sockets);
+        let inherited: Vec<_> = sockets.chain(newline).collect();
+        // Without them, what a service starts would take its watchdog, and its sockets, for its own: sd_listen_fds(3).
+        let watched = matches!(spec.rules.watch, Some(Watch::Silence(_))).then_some("WATCHDOG_PID");
+        let own_pid: Vec<&str> = watched.into_iter().chain(spec.has_sockets().then_some("LISTEN_PID")).collect();
         let files = Files {
             stdin: self.nothing.as_fd(),
             stdout,
             stderr,
             inherited: &inherited,
             limit: self.limit,
-            ruleset: None,
+            own_pid: &own_pid,
+            ruleset: ruleset.as_ref().map(AsFd::as_fd),
         };
         let joined = unit.cgroup.as_ref().map(|cgroup| {
             unit.lost_for_memory = cgroup.killed_for_memory();
             Setup { cgroup: cgroup.procs(), ..spec.setup.clone() }
         });
         let setup = joined.as_ref().unwrap_or(&spec.setup);
-        self.spawner.start(&spec.program.program(&env, setup), &files)
+        let mut program = spec.program.program(&env, setup);
+        program.argv = late_argv.as_deref().unwrap_or(program.argv);
+        self.spawner.start(&program, &files)
     }
 
     /// Makes the pipe for a unit's newline, if it shows that it is ready so, and returns its end.
@@ -97,6 +118,7 @@ impl Supervisor {
             stderr: nothing,
             inherited: &[],
             limit: self.limit,
+            own_pid: &[],
             ruleset: None,
         };
         let pid = self.spawner.start(&program.program(&program.env, setup), &files)?;

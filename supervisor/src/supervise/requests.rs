@@ -1,5 +1,6 @@
 //! What may be asked of the running bundle, and what it tells of itself.
 
+use crate::ports::registry::Published;
 use crate::control::{Accepted, App, Command, Identity, Refused, Surroundings};
 use crate::state::{End, Event, Ms, Outcome, Phase, State, Turn};
 use crate::status::{self, Ended, Kind, Status, UnixMs};
@@ -55,6 +56,10 @@ impl App for Supervisor {
         Ok(Accepted { units: concerned.into_iter().map(|id| self.units[id].name.clone()).collect() })
     }
 
+    fn ports(&mut self) -> Vec<Published> {
+        self.published()
+    }
+
     fn surroundings(&mut self, name: &str) -> Option<Surroundings> {
         let id = *self.named(name).ok()?.first()?;
         let unit = &self.units[id];
@@ -83,7 +88,7 @@ impl Supervisor {
     }
 
     /// The units of this name: a service's instances, a task, or one instance.
-    fn named(&self, name: &str) -> Result<Vec<Id>, Refused> {
+    pub(super) fn named(&self, name: &str) -> Result<Vec<Id>, Refused> {
         if let Some(part) = self.part(name) {
             let wanted = self.parts[part].wanted as usize;
             return Ok(self.parts[part].units.iter().take(wanted).copied().collect());
@@ -257,7 +262,10 @@ impl Supervisor {
             _ => None,
         };
         let waits_for = match state {
-            State::Needing => self.order.open_needs(unit.part).map(|part| self.name_of(part)).collect(),
+            State::Needing => {
+                let outside = self.missing_outside(unit.part).into_iter().map(|(name, _)| name);
+                self.order.open_needs(unit.part).map(|part| self.name_of(part)).chain(outside).collect()
+            }
             _ => Vec::new(),
         };
         status::Unit {
@@ -296,7 +304,7 @@ impl Supervisor {
         let ago = now.saturating_sub(last.at);
         let spec = &self.parts[unit.part].spec;
         let how = match end {
-            End::NotStarted(fault) => words::not_started(&spec.program, fault),
+            End::NotStarted(fault) => words::unit_not_started(unit, spec, fault),
             End::Signal(0) => "is being ended".to_owned(),
             _ => words::how(end),
         };

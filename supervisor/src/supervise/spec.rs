@@ -4,11 +4,16 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::rc::Rc;
 
+use kitbag_format::port::{Reference, Socket};
 use kitbag_format::service::Overlap;
 
 use crate::cgroup::Limits;
 use crate::cron::Expression;
+use crate::late::{self, Late};
+use crate::ports::lease::{Listen, Net};
+use crate::ports::range::Range;
 use crate::probe::Ask;
+use crate::sandbox::Paths;
 use crate::spawn::{Program, Setup};
 use crate::state::{Ms, Rules};
 use crate::zone::Zone;
@@ -20,6 +25,20 @@ pub struct ServiceSpec {
     pub name: String,
     /// What is started.
     pub program: ProgramSpec,
+    /// What of it is filled in when it starts.
+    pub late: Option<Rc<Late>>,
+    /// Files that are made before.
+    pub files: Vec<late::File>,
+    /// Its ports.
+    pub ports: Vec<PortSpec>,
+    /// It may bind no TCP port but those and 0.
+    pub binds_declared: bool,
+    /// The TCP ports that it may connect to; `None`: all.
+    pub connect: Option<Vec<Connect>>,
+    /// The files that it may use; `None`: all that its user may.
+    pub paths: Option<Paths>,
+    /// Ports of other bundles that it cannot be started without.
+    pub outer: Vec<Reference>,
     /// How it is treated.
     pub rules: Rules,
     /// The signal that asks it to stop; see [`super::signal_number`].
@@ -52,6 +71,13 @@ impl ServiceSpec {
         Self {
             name: name.to_owned(),
             program,
+            late: None,
+            files: Vec::new(),
+            ports: Vec::new(),
+            binds_declared: false,
+            connect: None,
+            paths: None,
+            outer: Vec::new(),
             rules: Rules::default(),
             stop_signal: libc::SIGTERM,
             abort_signal: libc::SIGABRT,
@@ -65,6 +91,20 @@ impl ServiceSpec {
             limits: Limits::default(),
             schedule: None,
         }
+    }
+
+    /// True if its units inherit sockets.
+    pub fn has_sockets(&self) -> bool {
+        self.ports.iter().any(|port| port.socket.is_some())
+    }
+
+    /// All texts that are filled in when a unit starts name these ports.
+    pub fn references(&self) -> impl Iterator<Item = &Reference> {
+        let own = self.late.iter().flat_map(|late| late.references());
+        let of_files =
+            self.files.iter().flat_map(|file| file.to.references().chain(file.content.references()));
+        let of_probes = self.ready.iter().chain(&self.health).flat_map(|question| question.what.references());
+        own.chain(of_files).chain(of_probes).chain(self.connect.iter().flatten().filter_map(Connect::reference))
     }
 
     /// `service` or `task`.
@@ -93,6 +133,46 @@ impl ProgramSpec {
     }
 }
 
+/// A port that a service declares, its templates filled in.
+#[derive(Debug, Clone)]
+pub struct PortSpec {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub place: Where,
+    /// The supervisor makes the socket, and the service inherits it.
+    pub socket: Option<Socket>,
+}
+
+/// What a port is.
+#[derive(Debug, Clone)]
+pub enum Where {
+    /// A number.
+    Net {
+        /// Of this protocol.
+        net: Net,
+        /// At these addresses.
+        listen: Listen,
+        /// Which one.
+        wish: Wish,
+        /// It stays bound while its service runs.
+        hold: bool,
+    },
+    /// A path.
+    Unix,
+}
+
+/// Which number a port wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// Any.
+    Any,
+    /// This one.
+    Fixed(u16),
+    /// This one, or one of these.
+    Range(Option<u16>, Range),
+}
+
 /// A probe.
 #[derive(Debug, Clone)]
 pub struct Question {
@@ -107,8 +187,47 @@ pub struct Question {
 pub enum What {
     /// Something on the network.
     Network(Ask),
+    /// The same, at an address that is filled in.
+    Late(Ask, late::Text),
     /// A program, which answers by its exit status.
     Program(ProgramSpec),
+    /// The same, of which this is filled in.
+    LateProgram(ProgramSpec, Rc<Late>),
+}
+
+impl What {
+    /// The ports that it names.
+    fn references(&self) -> Vec<&Reference> {
+        match self {
+            Self::Late(_, text) => text.references().collect(),
+            Self::LateProgram(_, late) => late.references().collect(),
+            Self::Network(_) | Self::Program(_) => Vec::new(),
+        }
+    }
+}
+
+/// A TCP port that a sandboxed unit may connect to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Connect {
+    /// This number, of whatever host.
+    Number(u16),
+    /// That of this port.
+    Port(Reference),
+}
+
+impl Connect {
+    /// Reads `443`, `db.main` or `redis/cache.main`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let port = || Reference::parse(&format!("ports.{text}")).map(Self::Port);
+        text.parse().ok().map(Self::Number).or_else(port)
+    }
+
+    const fn reference(&self) -> Option<&Reference> {
+        match self {
+            Self::Port(reference) => Some(reference),
+            Self::Number(_) => None,
+        }
+    }
 }
 
 /// When a task runs.

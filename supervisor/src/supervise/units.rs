@@ -9,6 +9,7 @@ use crate::status::UnixMs;
 use crate::sys::Pid;
 
 use super::order::Part;
+use super::ports::Held;
 use super::schedule::{Plan, Record};
 use super::spec::ServiceSpec;
 
@@ -24,6 +25,8 @@ pub struct Members {
     pub units: Vec<Id>,
     /// How many of it shall run.
     pub wanted: u32,
+    /// Sockets that all of them inherit, in the order of its ports.
+    pub sockets: Vec<Option<Held>>,
     /// When a task is due.
     pub plan: Plan,
     /// A task's last run before this supervisor was started.
@@ -64,6 +67,10 @@ pub struct Unit {
     pub timer: Option<Ms>,
     /// Why it stands where it stands.
     pub reason: Option<String>,
+    /// What was wrong with its ports or files when it was to be started.
+    pub trouble: Option<Box<str>>,
+    /// Its ports, in the order of its service's; those that its service has for all instances are not here.
+    pub ports: Vec<Option<Held>>,
     /// What it says of itself.
     pub says: Option<String>,
     /// Where its newline comes.
@@ -93,6 +100,8 @@ impl Unit {
             since,
             timer: None,
             reason: None,
+            trouble: None,
+            ports: Vec::new(),
             says: None,
             newline: None,
             helper: None,

@@ -98,11 +98,25 @@ impl Supervisor {
             What::Network(ask) => {
                 self.probes.start(id as u64, ask, now, question.timeout).map_err(|why| why.to_string()).err()
             }
+            What::Late(ask, address) => match self.late_ask(id, ask, address) {
+                Ok(ask) => {
+                    let started = self.probes.start(id as u64, &ask, now, question.timeout);
+                    started.map_err(|why| why.to_string()).err()
+                }
+                Err(why) => Some(why),
+            },
             What::Program(program) => {
                 let program = program.clone();
                 let started = self.start_helper(id, &program, late_at);
                 started.map_err(|fault| words::not_started(&program, fault)).err()
             }
+            What::LateProgram(program, late) => match self.late_program(id, program, &late.clone()) {
+                Ok(program) => {
+                    let started = self.start_helper(id, &program, late_at);
+                    started.map_err(|fault| words::not_started(&program, fault)).err()
+                }
+                Err(why) => Some(why),
+            },
         };
         if let Some(why) = failure {
             self.answer(id, Err(why));

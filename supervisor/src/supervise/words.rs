@@ -1,7 +1,7 @@
 //! What people are told, and how the states of [`crate::state`] are called.
 
 use crate::spawn::{self, Setup};
-use crate::state::{End, Fault, Ms, Next, Note, Outcome, State, Trouble, Watch};
+use crate::state::{End, Fault, Ms, Next, Note, Outcome, Stage, State, Trouble, Watch};
 use crate::status;
 use crate::sys::{Errno, signal};
 
@@ -57,7 +57,7 @@ pub fn sentence(unit: &Unit, spec: &ServiceSpec, note: Note) -> String {
 /// Why a unit stands where this leads it, as a clause; `None`: the note does not say.
 pub fn reason(unit: &Unit, spec: &ServiceSpec, note: Note) -> Option<String> {
     match note {
-        Note::Ended { end: End::NotStarted(fault), .. } => Some(not_started(&spec.program, fault)),
+        Note::Ended { end: End::NotStarted(fault), .. } => Some(unit_not_started(unit, spec, fault)),
         Note::Ended { end, .. } if unit.out_of_memory => {
             Some(format!("{} (its cgroup has reached its memory limit)", how(end)))
         }
@@ -127,6 +127,14 @@ pub fn how(end: End) -> String {
         End::NotStarted(Fault { stage, errno }) => {
             format!("could not be started: {stage:?}: {}", Errno::from_raw(errno).desc())
         }
+    }
+}
+
+/// Why a unit did not come to run: what was found about its ports and files, or what the failed stage says.
+pub fn unit_not_started(unit: &Unit, spec: &ServiceSpec, fault: Fault) -> String {
+    match (&unit.trouble, fault.stage) {
+        (Some(trouble), Stage::Ports | Stage::Files) => format!("could not be started: {trouble}"),
+        _ => not_started(&spec.program, fault),
     }
 }
 

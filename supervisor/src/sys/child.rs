@@ -29,6 +29,8 @@ use crate::state::{Fault, Stage};
 pub const DEADLINE: Duration = Duration::from_secs(5);
 /// Bytes of a child's stack. It needs less than 1 kB in a release, 4 without optimization.
 const STACK: usize = 32 << 10;
+/// Bytes of the longest `i32`, in decimal.
+const DECIMAL: usize = 11;
 
 /// What a child becomes.
 #[derive(Debug)]
@@ -58,6 +60,9 @@ pub struct Files<'a> {
     pub inherited: &'a [(RawFd, BorrowedFd<'a>)],
     /// The limit on open files; `None`: the supervisor's.
     pub limit: Option<libc::rlimit>,
+    /// Names of environment variables whose value is the child's process id, such as `LISTEN_PID`. Nobody knows it
+    /// before the child runs, so the child writes it. They take the place of what the environment has under these names.
+    pub own_pid: &'a [&'a str],
     /// What restricts it (landlock(7)); see [`crate::sandbox`]. Used on the way, not inherited.
     pub ruleset: Option<BorrowedFd<'a>>,
 }
@@ -79,11 +84,44 @@ struct Move {
     to: Option<RawFd>,
 }
 
-/// All that a child reads, and the two cells that it writes.
+/// An environment variable whose value is the child's process id: `NAME=` and room for the digits.
+struct OwnPid {
+    text: Box<[Cell<u8>]>,
+    /// Where the digits begin.
+    digits: usize,
+}
+
+impl OwnPid {
+    fn new(name: &str) -> Self {
+        let text = [name.as_bytes(), b"=", &[0; DECIMAL + 1]].concat();
+        Self { digits: name.len() + 1, text: text.into_iter().map(Cell::new).collect() }
+    }
+
+    fn pointer(&self) -> *const c_char {
+        self.text.as_ptr().cast()
+    }
+
+    /// Async-signal-safe. The text ends in a zero still: there is room for one more than the longest number.
+    fn write(&self, pid: Pid) {
+        let mut number = [0; DECIMAL];
+        let digits = decimal(pid, &mut number);
+        self.text.iter().skip(self.digits).zip(digits).for_each(|(place, digit)| place.set(*digit));
+    }
+
+    /// True for a variable of the same name.
+    fn replaces(&self, variable: &CString) -> bool {
+        let name = self.text.iter().take(self.digits).map(Cell::get);
+        variable.as_bytes().len() >= self.digits
+            && name.eq(variable.as_bytes()[..self.digits].iter().copied())
+    }
+}
+
+/// All that a child reads, and the cells that it writes.
 struct Task<'a> {
     image: &'a Image<'a>,
     argv: Vec<*const c_char>,
     env: Vec<*const c_char>,
+    own_pid: &'a [OwnPid],
     moves: Vec<Move>,
     /// The first number beyond those that `moves` have to do with, on either side.
     beyond: RawFd,
@@ -119,10 +157,13 @@ fn start_within(
     };
     let beyond =
         moves.iter().map(|(from, to)| (*from).max(to.unwrap_or(0))).max().unwrap_or(2).saturating_add(1);
+    let own_pid: Vec<OwnPid> = files.own_pid.iter().map(|name| OwnPid::new(name)).collect();
+    let others = image.env.iter().filter(|variable| !own_pid.iter().any(|own| own.replaces(variable)));
     let task = Task {
         image,
-        argv: pointers(&image.argv),
-        env: pointers(&image.env),
+        argv: pointers(image.argv.iter().map(|argument| argument.as_ptr())),
+        env: pointers(others.map(|variable| variable.as_ptr()).chain(own_pid.iter().map(OwnPid::pointer))),
+        own_pid: &own_pid,
         moves: moves.into_iter().map(|(from, to)| Move { from: Cell::new(from), to }).collect(),
         beyond,
         shared: lent.is_some(),
@@ -154,7 +195,8 @@ fn clone(task: &Task<'_>) -> Result<Pid, Errno> {
     let mask = signal::block_all();
     let dumpable = task.image.setup.ids.as_ref().map(|_| dumpable());
     // SAFETY: the stack's end is aligned and its memory lives until after the child has left it: CLONE_VFORK. The child
-    // runs `run_task` alone, reads `task` through its pointer, and writes nothing but the stack and the task's cells.
+    // runs `run_task` alone, reads `task` through its pointer, and writes nothing but the stack and the task's cells,
+    // those of its variables included.
     let answer = unsafe {
         let top = stack.as_mut_ptr().add(stack.capacity());
         libc::clone(run_task, top.cast(), flags, ptr::from_ref(task).cast_mut().cast())
@@ -183,6 +225,9 @@ impl Task<'_> {
     fn run(&self) -> Result<Infallible, Errno> {
         let setup = self.image.setup;
         die_after(self.deadline);
+        // SAFETY: takes nothing.
+        let own = unsafe { libc::getpid() };
+        self.own_pid.iter().for_each(|variable| variable.write(own));
         signal::reset(self.ignored);
         self.at(Stage::Session);
         // SAFETY: takes nothing.
@@ -214,7 +259,8 @@ impl Task<'_> {
         signal::set_mask(0);
         self.at(Stage::Exec);
         let Image { program, .. } = self.image;
-        // SAFETY: `argv` and `env` are null-terminated arrays of NUL-terminated strings that `image` keeps alive.
+        // SAFETY: `argv` and `env` are null-terminated arrays of NUL-terminated strings that `image` and `own_pid` keep
+        // alive.
         check(unsafe { libc::execve(program.as_ptr(), self.argv.as_ptr(), self.env.as_ptr()) })?;
         Err(Errno::EINVAL)
     }
@@ -279,9 +325,9 @@ impl Task<'_> {
     }
 }
 
-/// A null-terminated array of pointers into `strings`, which has to outlive it.
-fn pointers(strings: &[CString]) -> Vec<*const c_char> {
-    strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
+/// A null-terminated array of pointers to texts, which have to outlive it.
+fn pointers(texts: impl Iterator<Item = *const c_char>) -> Vec<*const c_char> {
+    texts.chain([ptr::null()]).collect()
 }
 
 fn check_long(answer: libc::c_long) -> Result<(), Errno> {
@@ -329,12 +375,12 @@ fn nice(value: i8) -> Result<(), Errno> {
 
 /// Writes a decimal number to a file of the kernel's.
 fn put_number(path: &CStr, number: i32) -> Result<(), Errno> {
-    let mut text = [0; 11];
+    let mut text = [0; DECIMAL];
     put(path, decimal(number, &mut text))
 }
 
 /// The number as text, at the end of `text`: without std's formatting, which nobody promises to be async-signal-safe.
-fn decimal(number: i32, text: &mut [u8; 11]) -> &[u8] {
+fn decimal(number: i32, text: &mut [u8; DECIMAL]) -> &[u8] {
     let (mut rest, mut length) = (number.unsigned_abs(), 0);
     for digit in text.iter_mut().rev() {
         if rest == 0 && length > 0 {
@@ -348,7 +394,7 @@ fn decimal(number: i32, text: &mut [u8; 11]) -> &[u8] {
         rest /= 10;
         length += 1;
     }
-    text.get(11 - length..).unwrap_or_default()
+    text.get(DECIMAL - length..).unwrap_or_default()
 }
 
 /// Writes to a file of the kernel's, which takes it whole.
@@ -416,6 +462,7 @@ mod tests {
             stderr: null.as_fd(),
             inherited: &[],
             limit: None,
+            own_pid: &[],
             ruleset: None,
         };
         start_within(deadline, &image, &files, &mut Slots::none())
@@ -442,7 +489,7 @@ mod tests {
     #[test]
     fn numbers_are_written_as_the_kernel_reads_them() {
         for number in [0, 7, -5, 1000, -1000, i32::MAX, i32::MIN] {
-            assert_eq!(decimal(number, &mut [0; 11]), number.to_string().as_bytes());
+            assert_eq!(decimal(number, &mut [0; DECIMAL]), number.to_string().as_bytes());
         }
     }
 }

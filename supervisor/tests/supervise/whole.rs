@@ -43,7 +43,8 @@ pub fn run(manifest: &str) -> u8 {
     })
 }
 
-/// A service that does what the words say: `print=…`, `notify=…`, `wait=MS`, `serve=PORT FOLDER`, `exit=STATUS`;
+/// A service that does what the words say: `print=…`, `notify=…`, `wait=MS`, `serve=PORT FOLDER`, `exit=STATUS`,
+/// `own-pid=NAME` (it checks that this variable is its process id);
 /// without an exit it goes on for ever.
 pub fn act(words: &str) -> ExitCode {
     for word in words.split(';') {
@@ -52,6 +53,7 @@ pub fn act(words: &str) -> ExitCode {
             ("notify", text) => notify(&text.replace('|', "\n")),
             ("wait", time) => std::thread::sleep(Duration::from_millis(time.parse().expect("a time"))),
             ("serve", place) => serve(place),
+            ("own-pid", name) => assert_eq!(std::env::var(name), Ok(std::process::id().to_string())),
             ("exit", status) => return ExitCode::from(status.parse::<u8>().expect("a status")),
             other => panic!("{other:?}"),
         }
@@ -342,7 +344,7 @@ pub fn a_check_that_hangs_is_a_failed_one() {
 }
 
 pub fn a_silent_service_is_ended_by_its_watchdog() {
-    let words = "notify=READY=1;notify=WATCHDOG=1;wait=30;notify=WATCHDOG=1;print=up";
+    let words = "own-pid=WATCHDOG_PID;notify=READY=1;notify=WATCHDOG=1;wait=30;notify=WATCHDOG=1;print=up";
     let more = merge(
         ready(json!("notify")),
         json!({"health": {

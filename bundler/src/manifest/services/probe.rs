@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use kitbag_format::manifest::Command;
+use kitbag_format::port::{Part, Reference};
 use kitbag_format::service::fault::is_url_path;
 use kitbag_format::service::{Health, HealthWhen, HttpProbe, Probe, Ready, ReadyWhen};
 use kitbag_format::template::{Piece, Template};
@@ -209,7 +210,7 @@ impl Reader<'_> {
     /// The address `written`, which is part of `text`.
     fn address(&mut self, text: &Text, written: &str) -> Option<String> {
         let before = self.errors.len();
-        if self.template(text) {
+        if self.late_template(text, true) {
             self.check(text, address_fault(written), "bad address");
         }
         (self.errors.len() == before).then(|| written.to_owned())
@@ -239,33 +240,54 @@ fn is_address(text: &str) -> bool {
 }
 
 /// What is wrong with an address, if anything. Where the host's environment is part of it, there must be some text
-/// that makes it one.
+/// that makes it one; whatever ports there are, it must be one.
 fn address_fault(address: &str) -> Option<String> {
     let pieces = Template::parse(address).map(|template| template.0).unwrap_or_default();
+    let known =
+        |piece: &Piece| matches!(piece, Piece::Text(_) | Piece::Env(..) | Piece::Port(_) | Piece::Instance);
     let is_open = |piece: &&Piece| matches!(piece, Piece::Env(_, default) if default.as_deref().unwrap_or("").is_empty());
-    if pieces.iter().any(|piece| !matches!(piece, Piece::Text(_) | Piece::Env(..))) {
-        return Some("of the placeholders only `${env.NAME}` can be part of it".to_owned());
+    if !pieces.iter().all(known) {
+        return Some("of the placeholders only `${env.NAME}` and ports can be part of it".to_owned());
     }
     if pieces.iter().filter(is_open).count() > 1 {
         return None;
     }
-    let with = |open: &str| -> String {
+    // With the ports, and without those that have a default.
+    let with = |open: &str, defaults: bool| -> String {
         let text = |piece: &Piece| match piece {
             Piece::Text(text) => text.clone(),
             Piece::Env(_, Some(default)) if !default.is_empty() => default.clone(),
+            Piece::Port(Reference { default: Some(default), .. }) if defaults => default.clone(),
+            Piece::Port(reference) => sample(reference.part).to_owned(),
+            Piece::Instance => "1".to_owned(),
             _ => open.to_owned(),
         };
         pieces.iter().map(text).collect()
     };
-    let sound = |open: &str| is_address(&with(open));
+    let sound = |open: &str| [false, true].into_iter().all(|defaults| is_address(&with(open, defaults)));
     if ["1", "127.0.0.1", "[::1]", "127.0.0.1:1"].into_iter().any(sound) {
         return None;
     }
-    let written = with("");
+    if let [Piece::Port(reference)] = &pieces[..]
+        && reference.default.is_none()
+    {
+        let whole = Piece::Port(Reference { part: Part::Address, ..reference.clone() });
+        return Some(format!("expected an address and a port: `{}`", super::super::written(&whole)));
+    }
+    let written = with("", false);
     let host = written.rsplit_once(':').map_or(written.as_str(), |(host, _)| host);
     if near_miss(host, ["localhost"]).is_none() && host.contains(|letter: char| letter.is_ascii_alphabetic())
     {
         return Some(format!("{ADDRESS}; of names only `localhost` is known: a probe asks no name server"));
     }
     Some(ADDRESS.to_owned())
+}
+
+/// What a reference can put into an address.
+const fn sample(part: Part) -> &'static str {
+    match part {
+        Part::Number => "1",
+        Part::Host => "127.0.0.1",
+        Part::Listen | Part::Address => "127.0.0.1:1",
+    }
 }

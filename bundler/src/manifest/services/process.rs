@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-use kitbag_format::port::Sandbox;
 use kitbag_format::service::{LIMITS, Process};
 use toml::Spanned;
 use toml::de::DeValue;
@@ -29,7 +28,7 @@ const LIMIT_KEYS: &[Key] = &{
 };
 
 impl Reader<'_> {
-    /// What a service's or task's table says of its processes.
+    /// What a service's or task's table says of its processes, but for `render` and `sandbox`.
     pub(super) fn process(&mut self, section: &Section<'_>) -> Process {
         let user = self.account(section, "user");
         let group = self.account(section, "group");
@@ -47,7 +46,7 @@ impl Reader<'_> {
             user,
             group,
             groups: groups.as_deref().map(plain),
-            umask: self.umask(section),
+            umask: self.octal(section, "umask"),
             nice: self.integer(section, "nice", -20..=19),
             oom_score: self.integer(section, "oom-score", -1000..=1000),
             limits: self.limits(section),
@@ -55,8 +54,7 @@ impl Reader<'_> {
             env_files: self.env_files(section),
             memory_max: self.size(section, "memory-max", MEMORY),
             pids_max: self.integer(section, "pids-max", 1..=4_194_304u32).map(u64::from),
-            render: Vec::new(),
-            sandbox: Sandbox::default(),
+            ..Process::default()
         }
     }
 
@@ -82,16 +80,16 @@ impl Reader<'_> {
         }
     }
 
-    /// Octal digits in a string, or an octal number.
-    fn umask(&mut self, section: &Section<'_>) -> Option<u32> {
-        let value = section.get("umask")?;
+    /// Permissions: octal digits in a string, or an octal number.
+    pub(super) fn octal(&mut self, section: &Section<'_>, key: &str) -> Option<u32> {
+        let value = section.get(key)?;
         let octal =
             value.get_ref().as_integer().filter(|number| number.radix() == 8).map(|number| number.as_str());
         let digits = octal.or_else(|| value.get_ref().as_str());
         let mask =
             digits.and_then(|digits| u32::from_str_radix(digits, 8).ok()).filter(|mask| *mask <= 0o777);
         if mask.is_none() {
-            self.wrong_type(section, "umask", value, "octal digits in quotes, up to \"777\"");
+            self.wrong_type(section, key, value, "octal digits in quotes, up to \"777\"");
         }
         mask
     }

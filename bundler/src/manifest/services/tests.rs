@@ -91,6 +91,7 @@ fn a_service_can_say_everything() {
         env_files: vec!["${state}/env?".to_owned(), "/etc/default/web".to_owned()],
         memory_max: Some(512 << 20),
         pids_max: Some(100),
+        ..Process::default()
     };
     assert_eq!(more.process, expected);
     assert_eq!(web("umask = 0o22\npass-env = []").service.more.process.umask, Some(0o22));
