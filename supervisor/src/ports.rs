@@ -6,6 +6,7 @@
 //! clean up. What this takes of the kernel is tried in `tests/port_rules.rs`, a rule a test.
 
 pub mod assignments;
+mod diag;
 pub mod holder;
 pub mod lease;
 pub mod range;

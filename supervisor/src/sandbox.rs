@@ -29,7 +29,7 @@ const NETWORK_SINCE: i32 = 4;
 /// Linux 5.19.
 const RENAME_SINCE: i32 = 2;
 
-/// What every program may use of the host: devices without memory, and terminals. `kitbag run --hermetic` has the same.
+/// What every program may use of the host: devices without memory, and terminals.
 const DEVICES: &[&str] = &[
     "/dev/null",
     "/dev/zero",
@@ -40,8 +40,45 @@ const DEVICES: &[&str] = &[
     "/dev/pts",
     "/dev/ptmx",
 ];
-/// What the kernel shows of itself, to be read.
-const KERNEL: &[&str] = &["/proc", "/sys"];
+/// What every program may read of the host: what the kernel shows of itself; and what C libraries and TLS look up, which is
+/// no secret and without which programs fail that do well where it is missing: `EACCES` is not `ENOENT` to them. Node
+/// does not start without openssl.cnf, Python's getpwuid(3) says that there is no root.
+///
+/// Folders stand for files that are replaced while a service runs: a rule is of a file, not of its name.
+const HOST: &[&str] = &[
+    "/proc",
+    "/sys",
+    // Names: resolv.conf(5) and where it leads to, nsswitch.conf(5).
+    "/etc/resolv.conf",
+    "/run/systemd/resolve",
+    "/run/resolvconf",
+    "/etc/hosts",
+    "/etc/host.conf",
+    "/etc/gai.conf",
+    "/etc/nsswitch.conf",
+    "/etc/services",
+    "/etc/protocols",
+    // Accounts.
+    "/etc/passwd",
+    "/etc/group",
+    // Time: tzset(3).
+    "/etc/localtime",
+    "/etc/timezone",
+    "/usr/share/zoneinfo",
+    // Libraries: ld.so(8).
+    "/etc/ld.so.cache",
+    // Certificates as Debian, Alpine and Fedora have them. Their keys lie beside these.
+    "/etc/ssl/openssl.cnf",
+    "/etc/ssl/certs",
+    "/etc/ssl/cert.pem",
+    "/etc/pki/tls/openssl.cnf",
+    "/etc/pki/tls/certs",
+    "/etc/pki/tls/cert.pem",
+    "/etc/pki/ca-trust/extracted",
+    "/etc/crypto-policies/back-ends",
+    "/usr/share/ca-certificates",
+    "/usr/local/share/ca-certificates",
+];
 
 /// What a service may do, in values of this host. The default is all that its user may.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -54,8 +91,8 @@ pub struct Sandbox {
     pub files: Option<Paths>,
 }
 
-/// The files that a service may use beside devices and what the kernel shows of itself. Each path stands for all below it
-/// too; one that is not there stands for nothing.
+/// The files that a service may use beside a few of each host. Each path stands for all below it too; one that is not there
+/// stands for nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Paths {
     /// May be read and executed.
@@ -208,7 +245,7 @@ fn add_files(mut ruleset: RulesetCreated, paths: &Paths, abi: ABI) -> Result<Rul
     let rules = rules.chain(own(&paths.by_name).map(|path| (path, AccessFs::Execute | AccessFs::ReadFile)));
     let rules = rules.chain(own(&paths.write).map(|path| (path, all)));
     let rules = rules.chain(named(DEVICES).map(|path| (path, device)));
-    for (path, access) in rules.chain(named(KERNEL).map(|path| (path, show))) {
+    for (path, access) in rules.chain(named(HOST).map(|path| (path, show))) {
         if let Some(file) = open(path)? {
             ruleset = ruleset.add_rule(PathBeneath::new(file, access)).map_err(errno)?;
         }
@@ -303,8 +340,7 @@ impl fmt::Display for Kernel {
     }
 }
 
-/// What paths of the manifest's wishes stand for, and where a sandboxed service has its temporary files: `${state}/tmp`, unless
-/// it may write to /tmp.
+/// True if TMPDIR has to be a folder of the state, as the service may not write to /tmp.
 pub fn needs_temporary(sandbox: &Sandbox) -> bool {
     sandbox.files.as_ref().is_some_and(|files| !files.may_write(Path::new("/tmp")))
 }

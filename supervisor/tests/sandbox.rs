@@ -19,7 +19,8 @@ use common::Temp;
 use kitbag_format::port;
 use kitbag_supervisor::expand::Values;
 use kitbag_supervisor::identity::Ids;
-use kitbag_supervisor::sandbox::watch::{Watch, Watched, listening};
+use kitbag_supervisor::ports::holder::listening;
+use kitbag_supervisor::sandbox::watch::{Watch, Watched};
 use kitbag_supervisor::sandbox::{Kernel, Paths, Sandbox, SandboxError, Wishes, needs_temporary};
 use kitbag_supervisor::spawn::{Program, Setup, Spawner};
 use kitbag_supervisor::state::{Fault, Stage};
@@ -247,7 +248,7 @@ fn mptcp_is_limited_or_seen() {
     let (pid, mut read) = start.start_by(&mut Spawner::new()).expect("it starts");
     let mut line = [0; 64];
     let length = read.read(&mut line).expect("it prints");
-    let found: Vec<u16> = listening(&[pid]).iter().map(|at| at.number).collect();
+    let found: Vec<u16> = listening([pid]).iter().map(|at| at.address.port()).collect();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).expect("our child");
     waitpid(nix::unistd::Pid::from_raw(pid), None).expect("our child");
     match str::from_utf8(&line[..length]).expect("text") {
@@ -294,14 +295,15 @@ fn files_are_the_trees_the_states_and_the_named_ones() {
         "writes('/dev/null')",
         "reads('/dev/urandom')",
         "reads('/proc/self/status')",
+        "reads('/etc/passwd')",
         "reads('/dev/stdin')",
     ] {
         expect(script, 0);
     }
     for script in [
-        "reads('/etc/passwd')",
         "reads('/etc/shadow')",
         "lists('/')",
+        "lists('/etc')",
         "lists('/root')",
         "lists('@')",
         "reads('@/other/data')",
@@ -325,6 +327,30 @@ fn files_are_the_trees_the_states_and_the_named_ones() {
     expect("moves('@/state/data', '@/other/data')", if abi >= 2 { libc::EACCES } else { libc::EXDEV });
     expect("cuts('@/state/data')", 0);
     expect("cuts('@/tree/data')", if abi >= 3 { libc::EACCES } else { 0 });
+}
+
+/// What replaces a named file by rename(2) is another one. What is in a named folder is all of it.
+#[test]
+fn a_rule_is_of_the_file_that_was_there() {
+    if !Kernel::probe().has_files() {
+        return;
+    }
+    let temp = Temp::new();
+    for path in ["alone", "folder/inside"] {
+        fs::create_dir_all(temp.join("folder")).unwrap();
+        fs::write(temp.join(path), "first").unwrap();
+    }
+    let sandbox = files(&[&temp.join("alone"), &temp.join("folder")], &[]);
+    let ruleset = sandbox.ruleset(Kernel::probe()).expect("it can be made");
+    let place = temp.0.display();
+    let start = perl(&sandbox, &format!("reads('{place}/alone'); reads('{place}/folder/inside')"));
+    assert_eq!(start.prints_with(ruleset.as_ref()), "read 0\nread 0\n");
+    for path in ["alone", "folder/inside"] {
+        fs::write(temp.join("new"), "second").unwrap();
+        fs::rename(temp.join("new"), temp.join(path)).unwrap();
+    }
+    assert_eq!(start.prints_with(ruleset.as_ref()), format!("read {}\nread 0\n", libc::EACCES));
+    assert_eq!(start.prints(), "read 0\nread 0\n", "the next start is of what is there then");
 }
 
 /// A program in the closure of another version's tree is run by its name, and that tree is not looked through.
@@ -359,6 +385,7 @@ fn as_a_user() {
     udp_and_unix_sockets_are_not_limited();
     mptcp_is_limited_or_seen();
     files_are_the_trees_the_states_and_the_named_ones();
+    a_rule_is_of_the_file_that_was_there();
     what_is_known_by_name_is_read_and_not_listed();
     only_who_must_gives_up_privileges();
 }
@@ -419,10 +446,10 @@ fn who_starts_a_sandboxed_program_is_as_free_as_before() {
     let mut spawner = Spawner::new();
     let (pid, _read) = perl(&sandbox, "sleep 600").start_by(&mut spawner).expect("it starts");
     let free = Sandbox::default();
-    let script = format!("binds({port}); reads('/etc/passwd')");
-    assert_tries(&free, &script, &[("bind", 0), ("read", 0)]);
+    let script = format!("binds({port}); lists('/etc')");
+    assert_tries(&free, &script, &[("bind", 0), ("list", 0)]);
     drop(TcpListener::bind(("127.0.0.3", port)).expect("a port that the service may not have"));
-    File::open("/etc/passwd").expect("a file that it may not read");
+    fs::read_dir("/etc").expect("a folder that it may not list");
     assert_eq!(own(), before);
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).expect("our child");
     waitpid(nix::unistd::Pid::from_raw(pid), None).expect("our child");
@@ -559,10 +586,9 @@ fn older_kernels_keep_what_they_know() {
         let (_held, port) = held();
         for abi in 1..=newest {
             let ruleset = all.ruleset(of(abi)).expect("no error").expect("files at least");
-            let text =
-                perl(&all, &format!("binds({port}); reads('/etc/passwd')")).prints_with(Some(&ruleset));
+            let text = perl(&all, &format!("binds({port}); lists('/etc')")).prints_with(Some(&ruleset));
             let bound = if abi < 4 { 0 } else { libc::EACCES };
-            assert_eq!(text, format!("bind {bound}\nread {}\n", libc::EACCES), "{abi}");
+            assert_eq!(text, format!("bind {bound}\nlist {}\n", libc::EACCES), "{abi}");
         }
     }
 }
@@ -630,6 +656,6 @@ fn what_launches_cost() {
         println!("{name}: {all:?} a launch, {:?} of it for the ruleset", began.elapsed() / 1000);
     }
     let began = Instant::now();
-    (0..1000).for_each(|_| drop(listening(&[std::process::id().cast_signed()])));
+    (0..1000).for_each(|_| drop(listening([std::process::id().cast_signed()])));
     println!("a look at one process: {:?}", began.elapsed() / 1000);
 }

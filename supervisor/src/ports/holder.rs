@@ -9,6 +9,7 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use super::diag;
 use super::lease::{Net, name};
 use super::registry::{Registry, Seen};
 use super::sockets::{self, Listener};
@@ -192,11 +193,11 @@ fn command(pid: Pid) -> Option<String> {
 
 /// A line of a table of sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Row {
-    address: SocketAddr,
-    state: u8,
-    uid: u32,
-    inode: u64,
+pub(super) struct Row {
+    pub(super) address: SocketAddr,
+    pub(super) state: u8,
+    pub(super) uid: u32,
+    pub(super) inode: u64,
 }
 
 const TABLES: [(Net, &str); 4] = [
@@ -229,6 +230,11 @@ fn rows(table: &str, mut each: impl FnMut(Row) -> ControlFlow<()>) -> bool {
 
 /// Those who listen, or for UDP are bound. The kernel writes listeners of TCP first.
 fn bound(net: Net, table: &str, mut each: impl FnMut(Row)) {
+    if net == Net::Tcp
+        && let Some(found) = diag::listening(table.ends_with('6'))
+    {
+        return found.into_iter().for_each(each);
+    }
     let wanted = if net == Net::Tcp { LISTENS } else { BOUND };
     rows(table, |row| match row.state == wanted {
         true => {
