@@ -138,8 +138,5 @@ fn a_bundle_that_names_itself_gets_a_warning() {
     assert!(itself("sandbox.connect = [\"app/cache.main\"]", "").contains("names this bundle itself"));
     assert_eq!(itself("env = { A = \"${ports.other/cache.main}\" }", ""), "");
     let prefers = itself("ports = { a = 80, b = { prefer = 80, range = \"8000-8999\" } }", "");
-    assert!(
-        prefers.contains("`web.b` prefers 80 and never gets it: it is `web.a`'s ("),
-        "{prefers}"
-    );
+    assert!(prefers.contains("`web.b` prefers 80 and never gets it: it is `web.a`'s ("), "{prefers}");
 }
