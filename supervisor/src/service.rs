@@ -33,14 +33,14 @@ use crate::ports::registry::{Folders, Registry};
 use crate::probe::{self, Ask};
 use crate::running::background::Report;
 use crate::running::default_log_folder;
-use crate::sandbox::Wishes;
+use crate::sandbox::{Sandbox, Wishes, needs_temporary};
 use crate::spawn::Setup;
 use crate::state::{Ms, Readiness, Rules, Watch};
-use crate::state_folder::{self, StateLock};
+use crate::state_folder::{self, StateLock, TMPDIR};
 use crate::store::StoreError;
 use crate::supervise::{
-    self, Bundle, Connect, PortSpec, Ports, ProgramSpec, Question, Schedule, ServiceSpec, What, When, Where, Wish,
-    signal_number,
+    self, Bundle, Connect, PortSpec, Ports, ProgramSpec, Question, Schedule, ServiceSpec, What, When, Where,
+    Wish, signal_number,
 };
 use crate::unpack::{self, Compare, InUse, Opening};
 use crate::zone::Zone;
@@ -287,17 +287,32 @@ impl Maker<'_> {
     ) -> Result<(ServiceSpec, ProgramSpec), Failure> {
         let (setup, identity) =
             Setup::resolve(process, self.values, &self.accounts).map_err(wrong("service", name))?;
-        let env =
+        let mut env =
             environment(command, process, identity.as_ref(), self.values).map_err(wrong("service", name))?;
         let (program, late) = self.program(command)?;
-        let program = ProgramSpec { env: self.shared(env), ..program };
-        let mut spec = ServiceSpec::new(name, program.clone());
+        let mut spec = ServiceSpec::new(name, program);
+        self.limit(name, &mut spec, &process.sandbox)?;
+        if identity.is_none()
+            && !command.env.contains_key(TMPDIR)
+            && let Some(folder) = self.temporary(&spec)
+        {
+            env.retain(|(known, _)| known != TMPDIR);
+            env.push((TMPDIR.into(), folder.into()));
+        }
+        spec.program.env = self.shared(env);
+        let program = spec.program.clone();
         spec.late = (!late.is_empty()).then(|| Rc::new(late));
         spec.files = self.files(name, &process.render)?;
-        self.limit(name, &mut spec, &process.sandbox)?;
         spec.setup = setup;
         spec.limits = Limits { memory: process.memory_max, pids: process.pids_max };
         Ok((spec, program))
+    }
+
+    /// The folder for temporary files of a service that may not use /tmp.
+    fn temporary(&self, spec: &ServiceSpec) -> Option<PathBuf> {
+        let sandbox = Sandbox { files: spec.paths.clone(), ..Sandbox::default() };
+        let folder = self.values.state.filter(|_| needs_temporary(&sandbox))?.join("tmp");
+        fs::create_dir_all(&folder).is_ok().then_some(folder)
     }
 
     /// What it may do.
@@ -365,8 +380,9 @@ impl Maker<'_> {
     fn files(&self, name: &str, render: &[Render]) -> Result<Vec<late::File>, Failure> {
         let file = |it: &Render| -> Result<late::File, Failure> {
             let from = self.values.tree.join(&it.from);
-            let text = read_text(&from)
-                .map_err(|error| wrong("service", name)(format!("cannot read {}: {error}", from.display())))?;
+            let text = read_text(&from).map_err(|error| {
+                wrong("service", name)(format!("cannot read {}: {error}", from.display()))
+            })?;
             let state = self.values.state.unwrap_or(Path::new(""));
             let mut to = late::Text::from(state.join("").into_os_string());
             to.0.extend(self.values.late(&it.to)?.0);
@@ -397,7 +413,11 @@ impl Maker<'_> {
             Probe::Tcp(text) => network(text, &Ask::Tcp)?,
             Probe::Http(HttpProbe { address, path, status }) => {
                 let path = self.values.text(path)?.to_string_lossy().into_owned();
-                network(address, &|address| Ask::Http { address, path: path.clone(), status: status.clone() })?
+                network(address, &|address| Ask::Http {
+                    address,
+                    path: path.clone(),
+                    status: status.clone(),
+                })?
             }
             Probe::Command(command) => {
                 let (program, own) = self.program(command)?;
@@ -433,7 +453,8 @@ impl Beside {
     /// What is filled in of a probe's program: its own, and its service's variables that it does not set.
     fn late_with(&self, mut own: Late, set: &BTreeMap<String, String>) -> Option<Rc<Late>> {
         let of_service = self.late.iter().flat_map(|late| &late.env);
-        let inherited = of_service.filter(|(name, _)| !name.to_str().is_some_and(|name| set.contains_key(name)));
+        let inherited =
+            of_service.filter(|(name, _)| !name.to_str().is_some_and(|name| set.contains_key(name)));
         own.env.extend(inherited.cloned());
         (!own.is_empty()).then(|| Rc::new(own))
     }

@@ -27,9 +27,7 @@ use crate::ports::lease::Host;
 use crate::probe::Probes;
 use crate::sandbox::Kernel;
 use crate::spawn::Spawner;
-use crate::state::{
-    Action, Deed, Event, Group, Ms, Note, Outcome, Phase, State, Trouble, Turn, Whole,
-};
+use crate::state::{Action, Deed, Event, Group, Ms, Note, Outcome, Phase, State, Trouble, Turn, Whole};
 use crate::status::{self, UnixMs};
 use crate::sys::wait::{self, Children};
 use crate::sys::{self, Errno, Pid, fd, signal};
@@ -47,8 +45,8 @@ mod watching;
 mod words;
 
 use order::{Needs, Order, Part};
-use schedule::Plan;
 pub use ports::Ports;
+use schedule::Plan;
 pub use spec::{Connect, PortSpec, ProgramSpec, Question, Schedule, ServiceSpec, What, When, Where, Wish};
 use units::{Id, Members, Pids, Timers, Unit};
 
@@ -412,6 +410,7 @@ impl Supervisor {
             self.logs.deadline(),
             control,
             self.next_task(),
+            self.next_look(),
         ];
         times.into_iter().flatten().min()
     }
@@ -430,6 +429,9 @@ impl Supervisor {
         if due(self.next_task()) {
             self.look_at_tasks();
         }
+        if due(self.next_look()) {
+            self.look_for_strays();
+        }
         if due(self.control.as_ref().and_then(Control::deadline)) {
             self.serve_control();
         }
@@ -447,7 +449,10 @@ impl Supervisor {
         let before = unit.service.state;
         let spec = &self.parts[unit.part].spec;
         let actions = unit.service.step(event, now, &spec.rules, jitter);
-        if actions.iter().any(|it| matches!(it, Action::Say(Note::Failing { trouble: Trouble::NotReady, .. }))) {
+        if actions
+            .iter()
+            .any(|it| matches!(it, Action::Say(Note::Failing { trouble: Trouble::NotReady, .. })))
+        {
             self.note_listening(id);
         }
         let unit = &mut self.units[id];
@@ -591,6 +596,7 @@ impl Supervisor {
 
     /// Starts every service, and the tasks that belong to the start.
     fn start_all(&mut self) {
+        self.tell_what_is_not_kept();
         self.begin_ports();
         self.begin_tasks();
         for part in 0..self.parts.len() {
