@@ -227,11 +227,12 @@ impl Maker<'_> {
     /// A declared port.
     fn port(&self, service: &str, name: &str, port: &Port) -> Result<PortSpec, Failure> {
         let fault = |what: String| Failure::Service(format!("service {service}: port {name}: {what}"));
-        let number = |text: &String| -> Result<u16, Failure> {
+        // 0 is any, as it is for bind(2): `PORT=0`.
+        let number = |text: &String| -> Result<Option<u16>, Failure> {
             let text = self.values.text(text)?.to_string_lossy().into_owned();
             match text.parse() {
-                Ok(number @ 1..) => Ok(number),
-                _ => Err(fault(format!("`{text}` is not a number from 1 to 65535"))),
+                Ok(number) => Ok(Some(number).filter(|number| *number > 0)),
+                Err(_) => Err(fault(format!("`{text}` is not a number from 0 to 65535"))),
             }
         };
         let Some(net) = Net::of(port.protocol) else {
@@ -243,9 +244,10 @@ impl Maker<'_> {
         })?;
         let wish = match &port.number {
             Number::Any => Wish::Any,
-            Number::Fixed(text) => Wish::Fixed(number(text)?),
+            Number::Fixed(text) => number(text)?.map_or(Wish::Any, Wish::Fixed),
             Number::Range { prefer, low, high } => {
-                Wish::Range(prefer.as_ref().map(number).transpose()?, Range { low: *low, high: *high })
+                let preferred = prefer.as_ref().map(number).transpose()?.flatten();
+                Wish::Range(preferred, Range { low: *low, high: *high })
             }
         };
         let place = Where::Net { net, listen, wish, hold: port.hold };
