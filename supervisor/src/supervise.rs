@@ -34,6 +34,7 @@ use crate::status::{self, UnixMs};
 use crate::sys::wait::{self, Children};
 use crate::sys::{self, Errno, Pid, fd, signal};
 
+mod apart;
 mod children;
 mod launch;
 pub mod order;
@@ -186,6 +187,8 @@ struct Supervisor {
     host: Host,
     /// What the kernel can refuse.
     kernel: Kernel,
+    /// Where services listen.
+    apart: apart::Apart,
     /// Goes off when a task is due by the wall clock; there is one where a task has such a schedule.
     clock: Option<TimerFd>,
     /// Tasks that come due by themselves.
@@ -262,6 +265,7 @@ impl Supervisor {
             ports: bundle.ports,
             host: Host::now(),
             kernel: Kernel::probe(),
+            apart: apart::Apart::default(),
             clock: None,
             repeated: Vec::new(),
             tasks: bundle.tasks,
@@ -323,6 +327,7 @@ impl Supervisor {
 
     /// The loop.
     fn run(mut self) -> u8 {
+        self.tell_what_is_not_kept();
         self.start_all();
         loop {
             self.settle();
@@ -412,6 +417,7 @@ impl Supervisor {
             self.logs.deadline(),
             control,
             self.next_task(),
+            self.apart.deadline(),
         ];
         times.into_iter().flatten().min()
     }
@@ -426,6 +432,9 @@ impl Supervisor {
         }
         if due(self.probes.deadline()) {
             self.take_probes();
+        }
+        if due(self.apart.deadline()) {
+            self.watch_turn();
         }
         if due(self.next_task()) {
             self.look_at_tasks();
@@ -490,6 +499,9 @@ impl Supervisor {
         }
         self.stop_watching(id, before, after);
         self.ports_after(id, before, after);
+        if matches!(after, State::Ready { .. }) && !matches!(before, State::Ready { .. }) {
+            self.watch_ready(id);
+        }
         if let State::Ended(_) = after {
             self.ended(id, before);
             if retired {

@@ -48,19 +48,28 @@ pub fn pool() -> Pool {
     pool_of(&fs::read_to_string(EPHEMERAL).unwrap_or_default())
 }
 
-/// The pool beside this ephemeral range, as the kernel writes it: `32768	60999`.
+/// The pool beside this ephemeral range, as the kernel writes it: `32768 60999`.
 pub fn pool_of(ephemeral: &str) -> Pool {
-    let mut fields = ephemeral.split_ascii_whitespace().map(str::parse);
-    let taken = match (fields.next(), fields.next()) {
-        (Some(Ok(low)), Some(Ok(high))) if low > 0 && low <= high => Range { low, high },
-        _ => USUAL_EPHEMERAL,
-    };
+    let taken = ephemeral_of(ephemeral);
     let below = Range { low: FIRST, high: taken.low - 1 };
     let above = Range { low: taken.high.saturating_add(1).max(FIRST), high: u16::MAX };
     let has_room = |range: &Range| range.high.checked_sub(range.low).is_some_and(|room| room >= LEAST - 1);
     match [below, above].into_iter().find(has_room) {
         Some(range) => Pool { range, inside: false },
         None => Pool { range: Range { low: taken.low.max(1024).min(taken.high), ..taken }, inside: true },
+    }
+}
+
+/// The numbers that the kernel of this host gives to sockets that ask for none.
+pub fn ephemeral() -> Range {
+    ephemeral_of(&fs::read_to_string(EPHEMERAL).unwrap_or_default())
+}
+
+fn ephemeral_of(text: &str) -> Range {
+    let mut fields = text.split_ascii_whitespace().map(str::parse);
+    match (fields.next(), fields.next()) {
+        (Some(Ok(low)), Some(Ok(high))) if low > 0 && low <= high => Range { low, high },
+        _ => USUAL_EPHEMERAL,
     }
 }
 

@@ -57,6 +57,7 @@ impl App for Supervisor {
     }
 
     fn ports(&mut self) -> Vec<Published> {
+        self.watch_some();
         self.published()
     }
 
