@@ -33,10 +33,10 @@ use crate::ports::registry::{Folders, Registry};
 use crate::probe::{self, Ask};
 use crate::running::background::Report;
 use crate::running::default_log_folder;
-use crate::sandbox::{Sandbox, Wishes, needs_temporary};
+use crate::sandbox::{self, Wishes};
 use crate::spawn::Setup;
 use crate::state::{Ms, Readiness, Rules, Watch};
-use crate::state_folder::{self, StateLock, TMPDIR};
+use crate::state_folder::{self, StateLock};
 use crate::store::StoreError;
 use crate::supervise::{
     self, Bundle, Connect, PortSpec, Ports, ProgramSpec, Question, Schedule, ServiceSpec, What, When, Where,
@@ -289,32 +289,22 @@ impl Maker<'_> {
     ) -> Result<(ServiceSpec, ProgramSpec), Failure> {
         let (setup, identity) =
             Setup::resolve(process, self.values, &self.accounts).map_err(wrong("service", name))?;
-        let mut env =
-            environment(command, process, identity.as_ref(), self.values).map_err(wrong("service", name))?;
+        let paths = self.paths_of(name, &process.sandbox)?;
+        let temporary = paths.as_ref().and_then(|paths| self.temporary(paths));
+        let values = Values { temporary: temporary.as_deref().or(self.values.temporary), ..*self.values };
+        let env =
+            environment(command, process, identity.as_ref(), &values).map_err(wrong("service", name))?;
         let (program, late) = self.program(command)?;
         let mut spec = ServiceSpec::new(name, program);
-        self.limit(name, &mut spec, &process.sandbox)?;
-        if identity.is_none()
-            && !command.env.contains_key(TMPDIR)
-            && let Some(folder) = self.temporary(&spec)
-        {
-            env.retain(|(known, _)| known != TMPDIR);
-            env.push((TMPDIR.into(), folder.into()));
-        }
         spec.program.env = self.shared(env);
         let program = spec.program.clone();
         spec.late = (!late.is_empty()).then(|| Rc::new(late));
         spec.files = self.files(name, &process.render)?;
+        self.limit(name, &mut spec, &process.sandbox)?;
+        spec.paths = paths;
         spec.setup = setup;
         spec.limits = Limits { memory: process.memory_max, pids: process.pids_max };
         Ok((spec, program))
-    }
-
-    /// The folder for temporary files of a service that may not use /tmp.
-    fn temporary(&self, spec: &ServiceSpec) -> Option<PathBuf> {
-        let sandbox = Sandbox { files: spec.paths.clone(), ..Sandbox::default() };
-        let folder = self.values.state.filter(|_| needs_temporary(&sandbox))?.join("tmp");
-        fs::create_dir_all(&folder).is_ok().then_some(folder)
     }
 
     /// What it may do.
@@ -325,12 +315,22 @@ impl Maker<'_> {
                 .ok_or_else(|| wrong("service", name)(format!("`sandbox.connect`: `{text}` is no port")))
         };
         spec.connect = asked.connect.as_ref().map(|all| all.iter().map(connect).collect()).transpose()?;
+        Ok(())
+    }
+
+    /// The files that it may use; `None`: all.
+    fn paths_of(&self, name: &str, asked: &port::Sandbox) -> Result<Option<sandbox::Paths>, Failure> {
         // <place>/v1/trees/<digest>/tree
         let trees = self.values.tree.ancestors().nth(2);
         let asked = port::Sandbox { connect: None, ..asked.clone() };
         let wishes = Wishes { asked: &asked, own: &[], number: &|_| None, values: self.values, trees };
-        spec.paths = wishes.resolve().map_err(wrong("service", name))?.files;
-        Ok(())
+        Ok(wishes.resolve().map_err(wrong("service", name))?.files)
+    }
+
+    /// A folder for temporary files, where these rules leave it no usual one.
+    fn temporary(&self, paths: &sandbox::Paths) -> Option<PathBuf> {
+        let state = self.values.state.filter(|_| paths.needs_temporary())?;
+        state_folder::temporary_in(state, nix::unistd::geteuid().as_raw())
     }
 
     /// The same environment as the last one's, if it is.

@@ -32,6 +32,7 @@ use crate::status::{self, UnixMs};
 use crate::sys::wait::{self, Children};
 use crate::sys::{self, Errno, Pid, fd, signal};
 
+mod apart;
 mod children;
 mod launch;
 pub mod order;
@@ -184,6 +185,8 @@ struct Supervisor {
     host: Host,
     /// What the kernel can refuse.
     kernel: Kernel,
+    /// Where services listen.
+    apart: apart::Apart,
     /// Goes off when a task is due by the wall clock; there is one where a task has such a schedule.
     clock: Option<TimerFd>,
     /// Tasks that come due by themselves.
@@ -260,6 +263,7 @@ impl Supervisor {
             ports: bundle.ports,
             host: Host::now(),
             kernel: Kernel::probe(),
+            apart: apart::Apart::default(),
             clock: None,
             repeated: Vec::new(),
             tasks: bundle.tasks,
@@ -321,6 +325,7 @@ impl Supervisor {
 
     /// The loop.
     fn run(mut self) -> u8 {
+        self.tell_what_is_not_kept();
         self.start_all();
         loop {
             self.settle();
@@ -410,7 +415,7 @@ impl Supervisor {
             self.logs.deadline(),
             control,
             self.next_task(),
-            self.next_look(),
+            self.apart.deadline(),
         ];
         times.into_iter().flatten().min()
     }
@@ -426,11 +431,11 @@ impl Supervisor {
         if due(self.probes.deadline()) {
             self.take_probes();
         }
+        if due(self.apart.deadline()) {
+            self.watch_due();
+        }
         if due(self.next_task()) {
             self.look_at_tasks();
-        }
-        if due(self.next_look()) {
-            self.look_for_strays();
         }
         if due(self.control.as_ref().and_then(Control::deadline)) {
             self.serve_control();
@@ -495,6 +500,9 @@ impl Supervisor {
         }
         self.stop_watching(id, before, after);
         self.ports_after(id, before, after);
+        if matches!(after, State::Ready { .. }) && !matches!(before, State::Ready { .. }) {
+            self.watch_ready(id);
+        }
         if let State::Ended(_) = after {
             self.ended(id, before);
             if retired {
@@ -596,7 +604,6 @@ impl Supervisor {
 
     /// Starts every service, and the tasks that belong to the start.
     fn start_all(&mut self) {
-        self.tell_what_is_not_kept();
         self.begin_ports();
         self.begin_tasks();
         for part in 0..self.parts.len() {

@@ -168,6 +168,9 @@ const TESTS: &[(&str, fn())] = tests![
     whole::a_thousand_services_start_and_stop,
     whole::a_service_comes_back_at_once,
     whole::where_descriptors_are_short_services_wait_and_come_when_there_are_some,
+    whole::apart::a_service_binds_its_own_port_and_no_other,
+    whole::apart::without_landlock_it_is_said_once_and_strays_are_reported,
+    whole::apart::a_limited_service_writes_to_its_state_and_has_its_temporary_files_there,
 ];
 
 /// Most tests wait most of the time.

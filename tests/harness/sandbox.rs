@@ -47,6 +47,11 @@ impl Sandbox {
         self.folder.join("state")
     }
 
+    /// `KITBAG_RUN`: bundles of other sandboxes are not seen.
+    pub fn run(&self) -> PathBuf {
+        self.folder.join("run")
+    }
+
     /// `program` with an environment that has these places and `PATH` alone, working at home.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Cmd {
         Cmd::new(program)
@@ -56,6 +61,7 @@ impl Sandbox {
             .env("HOME", self.home())
             .env("KITBAG_STORE", self.store())
             .env("KITBAG_STATE", self.state())
+            .env("KITBAG_RUN", self.run())
             .cwd(self.home())
     }
 

@@ -1,6 +1,6 @@
 //! Ports of units: taken before they start, lent to their processes, kept in between, told to whoever asks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
@@ -16,21 +16,20 @@ use crate::late::{self, Known, Late, Missing, Text};
 use crate::ports::assignments::Assignments;
 use crate::ports::holder;
 use crate::ports::lease::{Host, Kind, Lease, Net, Search, Want};
-use crate::ports::range::{self, Round};
+use crate::ports::range::Round;
 use crate::ports::refused::Refused;
 use crate::ports::registry::{Entry, Found, Published, Registry};
 use crate::ports::unix::{self, UnixLease};
 use crate::ports::watch::Watch;
 use crate::probe::{self, Ask};
-use crate::sandbox::watch::Watched;
-use crate::sandbox::{self, Sandbox};
+use crate::sandbox::Sandbox;
 use crate::spawn;
-use crate::state::{Fault, Ms, Stage, State};
+use crate::state::{Fault, Stage, State};
 use crate::status::usage;
 use crate::sys::Errno;
 
 use super::order::Part;
-use super::spec::{Connect, PortSpec, ProgramSpec, ServiceSpec, Where, Wish};
+use super::spec::{Connect, PortSpec, ProgramSpec, Where, Wish};
 use super::units::Id;
 use super::{Source, Supervisor, readable, unit_name};
 
@@ -58,21 +57,7 @@ pub struct Ports {
     watch: Option<Watch>,
     /// There is something to tell.
     changed: bool,
-    strays: Strays,
 }
-
-/// Who is to be looked at for ports that it listens at and does not declare.
-#[derive(Debug, Default)]
-struct Strays {
-    watch: sandbox::watch::Watch,
-    units: BTreeSet<Id>,
-    at: Option<Ms>,
-}
-
-/// From readiness to a look at where a unit listens: many are looked at together.
-const LOOK_AFTER: Ms = 300;
-/// Between two looks where nothing refuses undeclared ports.
-const LOOK_AGAIN: Ms = 60_000;
 
 impl Ports {
     /// What is known before any port is taken.
@@ -296,9 +281,6 @@ impl Supervisor {
         }
         if before.run().is_some() && after.run().is_none() {
             self.take_ports_back(id);
-        }
-        if matches!((before, after), (State::Running { .. } | State::Executing { .. }, State::Ready { .. })) {
-            self.look_soon(id);
         }
         if !after.is_at_rest() {
             return;
@@ -637,7 +619,7 @@ impl Supervisor {
     }
 
     /// The numbers of a unit's own TCP ports.
-    fn own_numbers(&self, id: Id) -> Vec<u16> {
+    pub(super) fn own_numbers(&self, id: Id) -> Vec<u16> {
         let unit = &self.units[id];
         let held = unit.ports.iter().chain(&self.parts[unit.part].sockets).flatten();
         held.filter_map(|held| match held {
@@ -648,70 +630,6 @@ impl Supervisor {
     }
 
     // --- What was found ---
-
-    /// Says once what this kernel cannot keep of the units' sandboxes, and what this host makes of ports.
-    pub(super) fn tell_what_is_not_kept(&mut self) {
-        let kept = |spec: &ServiceSpec| Sandbox {
-            bind: spec.binds_declared.then(Vec::new),
-            connect: spec.connect.as_ref().map(|_| Vec::new()),
-            files: spec.paths.clone(),
-        };
-        let missed = self.parts.iter().filter_map(|members| self.kernel.misses(&kept(&members.spec)));
-        let missed: BTreeSet<String> = missed.collect();
-        for sentence in missed {
-            self.logs.say(&sentence);
-        }
-        let any = |port: &PortSpec| matches!(port.place, Where::Net { wish: Wish::Any, .. });
-        if self.host.pool.inside && self.parts.iter().any(|members| members.spec.ports.iter().any(any)) {
-            self.logs.say(
-                "this host gives nearly all port numbers to outgoing connections (net.ipv4.ip_local_port_range), which may \
-                 take a service's port while it does not run",
-            );
-        }
-    }
-
-    /// A unit's ports are to be looked at soon.
-    pub(super) fn look_soon(&mut self, id: Id) {
-        if self.parts[self.units[id].part].spec.binds_declared {
-            let at = self.now().saturating_add(LOOK_AFTER);
-            self.ports.strays.units.insert(id);
-            self.ports.strays.at = Some(self.ports.strays.at.map_or(at, |earlier| earlier.min(at)));
-        }
-    }
-
-    /// When ports are looked at.
-    pub(super) const fn next_look(&self) -> Option<Ms> {
-        self.ports.strays.at
-    }
-
-    /// Looks where units listen, and tells what they do not declare. Landlock refuses it, where the kernel has that; but
-    /// sockets of MPTCP, and those of programs that were started before, it does not see.
-    pub(super) fn look_for_strays(&mut self) {
-        let strays = &mut self.ports.strays;
-        let ids = std::mem::take(&mut strays.units);
-        let mut looked = Vec::new();
-        for id in ids {
-            if let Some(leader) = self.units[id].leader {
-                looked.push((id, usage::descent(leader), self.own_numbers(id)));
-            }
-        }
-        let watched: Vec<Watched<'_>> = looked
-            .iter()
-            .map(|(id, pids, declared)| Watched { unit: &self.units[*id].name, pids, declared })
-            .collect();
-        let range::Range { low, high } = range::ephemeral();
-        let found = self.ports.strays.watch.look(&watched, &(low..=high));
-        for stray in found {
-            let sentence = stray.to_string();
-            self.logs.say(&sentence);
-            self.publish(stray.unit, "port".to_owned(), sentence);
-        }
-        self.ports.strays.at = None;
-        if !self.kernel.has_network() && !looked.is_empty() {
-            self.ports.strays.units = looked.into_iter().map(|(id, ..)| id).collect();
-            self.ports.strays.at = Some(self.now().saturating_add(LOOK_AGAIN));
-        }
-    }
 
     /// Notes where a unit that is not ready does listen, for a person who wonders.
     pub(super) fn note_listening(&mut self, id: Id) {

@@ -58,6 +58,7 @@ impl App for Supervisor {
 
     fn ports(&mut self) -> Vec<Published> {
         self.mend_registry();
+        self.watch_some();
         self.published()
     }
 

@@ -18,6 +18,8 @@ use kitbag_supervisor::service::specs;
 use kitbag_supervisor::supervise::{Bundle, supervise};
 use serde_json::{Value, json};
 
+pub mod apart;
+
 use super::{Running, alive, eventually, kill, number, start_command};
 
 /// Carries the manifest to the program that is run as the supervisor.
@@ -29,6 +31,9 @@ pub const ACTS: &str = "KITBAG_TEST_ACTS";
 
 /// The supervisor of the bundle that the environment describes.
 pub fn run(manifest: &str) -> u8 {
+    if std::env::var_os(apart::OLD_KERNEL).is_some() {
+        apart::forget_landlock();
+    }
     let manifest = Manifest::from_text(manifest).expect("a manifest");
     assert_eq!(manifest.fault(), None);
     let state = PathBuf::from(std::env::var_os(STATE).expect("a state folder"));
@@ -132,10 +137,20 @@ fn app(services: Value, tasks: Value) -> App {
     app_in(tempfile::tempdir().expect("a folder"), services, tasks)
 }
 
+/// One whose supervisor has these variables.
+fn app_with(services: Value, variables: &[(&str, &str)]) -> App {
+    begin(tempfile::tempdir().expect("a folder"), services, json!({}), variables)
+}
+
 fn app_in(state: tempfile::TempDir, services: Value, tasks: Value) -> App {
+    begin(state, services, tasks, &[])
+}
+
+fn begin(state: tempfile::TempDir, services: Value, tasks: Value, variables: &[(&str, &str)]) -> App {
     let manifest = json!({"name": "app", "version": "1", "services": services, "tasks": tasks});
     let mut command = Command::new(std::env::current_exe().expect("a test knows its program"));
     command.env(MANIFEST, manifest.to_string()).env(STATE, state.path());
+    command.envs(variables.iter().copied());
     App { running: start_command(command), state }
 }
 

@@ -1,0 +1,150 @@
+//! Services are kept apart by the kernel; what it does not refuse is said once, and watched.
+
+use std::collections::BTreeSet;
+
+use crate::ports::range;
+use crate::sandbox::watch::{Watch, Watched};
+use crate::sandbox::{Paths, Sandbox};
+use crate::state::{Ms, State};
+use crate::status::usage;
+
+use super::Supervisor;
+use super::spec::{PortSpec, Where, Wish};
+use super::units::Id;
+
+/// From readiness to a look at a unit, so that many are looked at together: each look reads the host's table of sockets.
+const SOON: Ms = 300;
+/// From there to another one, and then between two, where the kernel refuses no port.
+const LATER: Ms = 2_000;
+const OFTEN: Ms = 60_000;
+/// Units that are looked at in one turn of the loop, about 0.1 ms each.
+const MOST: usize = 64;
+
+/// What was seen of services that listen, and when that is looked at again.
+#[derive(Debug, Default)]
+pub struct Apart {
+    watch: Watch,
+    /// Who has become ready, or was asked how it is.
+    wanted: BTreeSet<Id>,
+    /// When these are looked at.
+    at: Option<Ms>,
+    /// When all are, in turn: only where the kernel refuses no port.
+    next: Option<Ms>,
+    /// Whose turn it is then.
+    turn: Id,
+}
+
+impl Apart {
+    /// When units are looked at although nothing happens.
+    pub fn deadline(&self) -> Option<Ms> {
+        self.at.into_iter().chain(self.next).min()
+    }
+
+    fn want(&mut self, id: Id, at: Ms) {
+        self.wanted.insert(id);
+        self.at = Some(self.at.map_or(at, |earlier| earlier.min(at)));
+    }
+}
+
+impl Supervisor {
+    /// Says what of the services' sandboxes this kernel does not keep, and whether its numbers are safe.
+    pub(super) fn tell_what_is_not_kept(&mut self) {
+        let specs = || self.parts.iter().map(|members| &members.spec);
+        let asked = Sandbox {
+            bind: specs().any(|spec| spec.binds_declared).then(Vec::new),
+            connect: specs().any(|spec| spec.connect.is_some()).then(Vec::new),
+            files: specs().any(|spec| spec.paths.is_some()).then(Paths::default),
+        };
+        if let Some(text) = self.kernel.misses(&asked) {
+            self.logs.say(&format!("not all of the services' sandboxes holds: {text}"));
+        }
+        let any = |port: &PortSpec| matches!(port.place, Where::Net { wish: Wish::Any, .. });
+        if self.host.pool.inside && specs().any(|spec| spec.ports.iter().any(any)) {
+            self.logs.say(
+                "this host gives nearly all port numbers to outgoing connections (net.ipv4.ip_local_port_range), which may \
+                 take a service's port while it does not run",
+            );
+        }
+    }
+
+    /// A unit has become ready.
+    pub(super) fn watch_ready(&mut self, id: Id) {
+        if !self.is_watched(id) {
+            return;
+        }
+        let now = self.now();
+        self.apart.want(id, now.saturating_add(SOON));
+        if self.refuses_no_port() {
+            let later = now.saturating_add(LATER);
+            self.apart.next = Some(self.apart.next.map_or(later, |next| next.min(later)));
+        }
+    }
+
+    /// A unit is asked for its health, which is a time to look at its sockets too.
+    pub(super) fn watch_asked(&mut self, id: Id) {
+        if self.refuses_no_port() && self.is_watched(id) {
+            let at = self.now().saturating_add(SOON);
+            self.apart.want(id, at);
+        }
+    }
+
+    /// Looks at the units whose time, or whose turn, it is.
+    pub(super) fn watch_due(&mut self) {
+        let now = self.now();
+        let due = |at: Option<Ms>| at.is_some_and(|at| at <= now);
+        if due(self.apart.at) {
+            let ids: Vec<Id> = self.apart.wanted.iter().take(MOST).copied().collect();
+            self.apart.wanted.retain(|id| !ids.contains(id));
+            self.apart.at = (!self.apart.wanted.is_empty()).then_some(now);
+            self.look_at_sockets(&ids);
+        }
+        if due(self.apart.next) {
+            self.watch_turn();
+        }
+    }
+
+    fn watch_turn(&mut self) {
+        let all: Vec<Id> = (0..self.units.len()).filter(|id| self.is_watched(*id)).collect();
+        let first = all.partition_point(|id| *id < self.apart.turn);
+        let turn: Vec<Id> = all[first..].iter().chain(&all[..first]).take(MOST).copied().collect();
+        self.apart.turn = turn.last().map_or(0, |last| last + 1);
+        self.apart.next = (!turn.is_empty()).then(|| self.now().saturating_add(OFTEN));
+        self.look_at_sockets(&turn);
+    }
+
+    /// Looks at all, for somebody who asks for ports.
+    pub(super) fn watch_some(&mut self) {
+        let all: Vec<Id> = (0..self.units.len()).take(MOST).collect();
+        self.look_at_sockets(&all);
+    }
+
+    fn refuses_no_port(&self) -> bool {
+        !self.kernel.has_network()
+    }
+
+    /// True for a unit that is ready and may bind what it declares.
+    fn is_watched(&self, id: Id) -> bool {
+        let unit = &self.units[id];
+        let ready = matches!(unit.service.state, State::Ready { .. });
+        ready && unit.leader.is_some() && self.parts[unit.part].spec.binds_declared
+    }
+
+    fn look_at_sockets(&mut self, ids: &[Id]) {
+        let ids: Vec<Id> = ids.iter().copied().filter(|id| self.is_watched(*id)).collect();
+        if ids.is_empty() {
+            return;
+        }
+        let pids = |id: &Id| self.units[*id].leader.map(usage::descent).unwrap_or_default();
+        let looked: Vec<_> = ids.iter().map(|id| (*id, pids(id), self.own_numbers(*id))).collect();
+        let watched: Vec<Watched<'_>> = looked
+            .iter()
+            .map(|(id, pids, declared)| Watched { unit: &self.units[*id].name, pids, declared })
+            .collect();
+        let chosen = range::ephemeral();
+        for stray in self.apart.watch.look(&watched, &(chosen.low..=chosen.high)) {
+            let sentence = stray.to_string();
+            self.logs.say(&sentence);
+            self.publish(stray.unit, "port".to_owned(), sentence);
+        }
+    }
+}
