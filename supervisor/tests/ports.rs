@@ -323,6 +323,19 @@ fn a_process_of_another_user_is_told_with_what_may_be_seen_of_it() {
 }
 
 #[test]
+fn a_supervisor_of_another_user_is_named_by_its_socket() {
+    if !nix::unistd::geteuid().is_root() {
+        return println!("not root: not tested");
+    }
+    let lease = any(OWN);
+    let mut nobody = Role::as_nobody("asks_who_has_it", &[("NUMBER", lease.number().to_string())]);
+    let text = nobody.says();
+    let begins = format!("port {}/tcp is taken by process {}, `", lease.number(), std::process::id());
+    assert!(text.starts_with(&begins), "{text}");
+    nobody.ends();
+}
+
+#[test]
 #[ignore = "a role"]
 fn asks_who_has_it() {
     say(&Lease::take(&here(), variable("NUMBER"), OWN).unwrap_err().explained(None).to_string());
@@ -748,6 +761,11 @@ fn a_stale_socket_makes_way_and_the_path_goes_with_the_lease() {
         assert!(UnixStream::connect(&path).is_err());
     }
     lease.listen().unwrap();
+    // One that a process of the service has kept is in nobody's way.
+    let kept = lease.listener().unwrap().try_clone_to_owned().unwrap();
+    lease.unlisten().unwrap();
+    lease.listen().unwrap();
+    drop(kept);
     fs::remove_file(&path).unwrap();
     lease.listen().unwrap();
     UnixStream::connect(&path).unwrap();

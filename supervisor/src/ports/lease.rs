@@ -204,7 +204,10 @@ impl Lease {
             return Err(Refused::Io("take port 0", Errno::EINVAL));
         }
         let refused = |errno| Refused::of(errno, number, want, host);
-        let name = take_name(number, want).map_err(refused)?;
+        let name = take_name(number, want).map_err(|errno| match errno {
+            Errno::EADDRINUSE => refused(errno),
+            _ => Refused::Io("take a port's name, which is a unix socket", errno),
+        })?;
         let held = hold(host.ipv6, number, want, effort).map_err(refused)?;
         let mut lease = Self { name, socket: None, number, want, ipv6: host.ipv6, is_lent: false };
         let socket = match want.kind {
