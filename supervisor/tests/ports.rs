@@ -64,6 +64,12 @@ fn at(number: u16) -> SocketAddr {
     SocketAddr::new(LOOPBACK, number)
 }
 
+/// Holds other tests up: between fork and exec the child of one has a copy of the sockets of all others.
+fn alone() -> std::sync::MutexGuard<'static, ()> {
+    static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 fn eventually(mut holds: impl FnMut() -> bool) {
     let until = Instant::now() + Duration::from_secs(20);
     while !holds() {
@@ -209,6 +215,7 @@ fn binds_a_low_number() {
 
 #[test]
 fn a_leased_number_is_nobody_elses_until_it_is_lent_and_again_after() {
+    let _alone = alone();
     let mut lease = any(OWN);
     let number = lease.number();
     for _ in 0..3 {
@@ -228,6 +235,7 @@ fn a_leased_number_is_nobody_elses_until_it_is_lent_and_again_after() {
 
 #[test]
 fn while_it_is_lent_and_nobody_listens_no_supervisor_gets_it_either() {
+    let _alone = alone();
     let mut lease = any(OWN);
     lease.lend().unwrap();
     assert!(matches!(Lease::take(&here(), lease.number(), OWN), Err(Refused::Taken { .. })));
@@ -235,6 +243,7 @@ fn while_it_is_lent_and_nobody_listens_no_supervisor_gets_it_either() {
 
 #[test]
 fn connections_of_a_service_that_linger_hinder_neither_its_restart_nor_the_next_start() {
+    let _alone = alone();
     let mut lease = any(OWN);
     let number = lease.number();
     for _ in 0..2 {
@@ -256,6 +265,7 @@ fn connections_of_a_service_that_linger_hinder_neither_its_restart_nor_the_next_
 
 #[test]
 fn a_number_that_lingers_without_the_option_says_so() {
+    let _alone = alone();
     let number = free();
     let socket = sockets::open(Net::Tcp, at(number), false).unwrap();
     nix::sys::socket::listen(&socket, nix::sys::socket::Backlog::MAXCONN).unwrap();
@@ -270,6 +280,7 @@ fn a_number_that_lingers_without_the_option_says_so() {
 
 #[test]
 fn a_program_that_has_bound_it_and_does_not_listen_yet_has_it() {
+    let _alone = alone();
     let number = free();
     let program = program("bound", number);
     assert!(matches!(Lease::take(&here(), number, OWN), Err(Refused::Taken { .. })));
@@ -279,6 +290,7 @@ fn a_program_that_has_bound_it_and_does_not_listen_yet_has_it() {
 
 #[test]
 fn who_has_a_number_is_named_with_process_and_command() {
+    let _alone = alone();
     let number = free();
     let program = program("listens", number);
     let refused = Lease::take(&here(), number, OWN).unwrap_err().explained(None);
@@ -291,6 +303,7 @@ fn who_has_a_number_is_named_with_process_and_command() {
 
 #[test]
 fn a_supervisor_that_has_published_nothing_is_named_by_its_socket() {
+    let _alone = alone();
     let mut supervisor = Role::new("leases", &[("COUNT", "1".into()), ("SEED", seed())]);
     supervisor.says();
     supervisor.input.as_mut().unwrap().write_all(b"\n").unwrap();
@@ -311,6 +324,7 @@ fn a_supervisor_that_has_published_nothing_is_named_by_its_socket() {
 
 #[test]
 fn a_process_of_another_user_is_told_with_what_may_be_seen_of_it() {
+    let _alone = alone();
     if !nix::unistd::geteuid().is_root() {
         return println!("not root: not tested");
     }
@@ -323,6 +337,20 @@ fn a_process_of_another_user_is_told_with_what_may_be_seen_of_it() {
 }
 
 #[test]
+fn a_supervisor_of_another_user_is_named_by_its_socket() {
+    let _alone = alone();
+    if !nix::unistd::geteuid().is_root() {
+        return println!("not root: not tested");
+    }
+    let lease = any(OWN);
+    let mut nobody = Role::as_nobody("asks_who_has_it", &[("NUMBER", lease.number().to_string())]);
+    let text = nobody.says();
+    let begins = format!("port {}/tcp is taken by process {}, `", lease.number(), std::process::id());
+    assert!(text.starts_with(&begins), "{text}");
+    nobody.ends();
+}
+
+#[test]
 #[ignore = "a role"]
 fn asks_who_has_it() {
     say(&Lease::take(&here(), variable("NUMBER"), OWN).unwrap_err().explained(None).to_string());
@@ -330,6 +358,7 @@ fn asks_who_has_it() {
 
 #[test]
 fn a_port_that_was_taken_between_two_starts_becomes_another_and_a_fixed_one_says_by_whom() {
+    let _alone = alone();
     let (seed, range) = (seed(), here().pool.range);
     let search = Search { preferred: None, remembered: None, range, seed: &seed };
     let first = Lease::any(&here(), &search, OWN, &mut Round::default()).unwrap().number();
@@ -346,6 +375,7 @@ fn a_port_that_was_taken_between_two_starts_becomes_another_and_a_fixed_one_says
 
 #[test]
 fn a_child_that_keeps_a_dead_services_socket_is_named_and_the_port_comes_back_with_its_end() {
+    let _alone = alone();
     let mut lease = any(OWN);
     lease.lend().unwrap();
     let child = program("listens", lease.number());
@@ -361,6 +391,7 @@ fn a_child_that_keeps_a_dead_services_socket_is_named_and_the_port_comes_back_wi
 
 #[test]
 fn a_port_that_is_not_held_is_the_services_alone_and_comes_back() {
+    let _alone = alone();
     for (net, hold) in [(Net::Tcp, false), (Net::Udp, true), (Net::Udp, false)] {
         let want = Want { net, kind: Kind::Own { hold }, ..OWN };
         let mut lease = any(want);
@@ -379,12 +410,14 @@ fn a_port_that_is_not_held_is_the_services_alone_and_comes_back() {
 
 #[test]
 fn port_0_is_none() {
+    let _alone = alone();
     let refused = Lease::take(&here(), 0, OWN).unwrap_err();
     assert_eq!(refused.to_string(), "cannot take port 0: Invalid argument");
 }
 
 #[test]
 fn a_number_of_tcp_and_the_same_of_udp_are_two() {
+    let _alone = alone();
     let tcp = any(OWN);
     let udp = Lease::take(&here(), tcp.number(), Want { net: Net::Udp, ..OWN }).unwrap();
     assert_eq!(udp.number(), tcp.number());
@@ -394,6 +427,7 @@ fn a_number_of_tcp_and_the_same_of_udp_are_two() {
 
 #[test]
 fn clients_of_an_inherited_socket_wait_while_no_service_runs() {
+    let _alone = alone();
     let lease = any(INHERITED);
     let to = at(lease.number());
     assert!(TcpStream::connect(to).is_err(), "before it listens");
@@ -412,6 +446,7 @@ fn clients_of_an_inherited_socket_wait_while_no_service_runs() {
 
 #[test]
 fn an_inherited_socket_of_a_stopped_service_refuses_and_keeps_its_number() {
+    let _alone = alone();
     let lease = any(INHERITED);
     let to = at(lease.number());
     lease.unlisten().unwrap();
@@ -437,6 +472,7 @@ fn an_inherited_socket_of_a_stopped_service_refuses_and_keeps_its_number() {
 
 #[test]
 fn an_inherited_socket_is_at_its_own_address_alone() {
+    let _alone = alone();
     let host = here();
     for listen in [Listen::Loopback, Listen::Public, Listen::At("127.0.0.2".parse().unwrap())] {
         let lease = any(Want { listen, ..INHERITED });
@@ -453,6 +489,7 @@ fn an_inherited_socket_is_at_its_own_address_alone() {
 
 #[test]
 fn single_addresses_share_a_number_with_each_other_and_not_with_all() {
+    let _alone = alone();
     let want = |text: &str| Want { listen: Listen::parse(text).unwrap(), ..OWN };
     let mut one = any(want("127.0.0.2"));
     let number = one.number();
@@ -469,6 +506,7 @@ fn single_addresses_share_a_number_with_each_other_and_not_with_all() {
 
 #[test]
 fn an_address_that_this_host_does_not_have_is_said() {
+    let _alone = alone();
     let number = free();
     for kind in [OWN.kind, INHERITED.kind] {
         let listen = Listen::parse("203.0.113.7").unwrap();
@@ -479,6 +517,7 @@ fn an_address_that_this_host_does_not_have_is_said() {
 
 #[test]
 fn preferred_comes_first_then_what_it_had_then_the_range() {
+    let _alone = alone();
     let (host, seed) = (here(), seed());
     let take = |preferred, remembered, range| {
         let search = Search { preferred, remembered, range, seed: &seed };
@@ -497,6 +536,7 @@ fn preferred_comes_first_then_what_it_had_then_the_range() {
 
 #[test]
 fn a_range_of_which_all_are_taken_says_so() {
+    let _alone = alone();
     let host = here();
     let mut round = Round::default();
     // A run of numbers that are free.
@@ -524,6 +564,7 @@ fn a_range_of_which_all_are_taken_says_so() {
 
 #[test]
 fn a_number_that_only_root_may_bind_tells_the_three_ways_out() {
+    let _alone = alone();
     if !nix::unistd::geteuid().is_root() {
         return println!("not root: not tested");
     }
@@ -542,6 +583,7 @@ fn a_number_that_only_root_may_bind_tells_the_three_ways_out() {
 
 #[test]
 fn without_ipv6_ports_are_those_of_ipv4() {
+    let _alone = alone();
     let host = Host { ipv6: false, ..here() };
     assert_eq!(Listen::Public.address(&host), IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let number = free();
@@ -577,6 +619,7 @@ fn has_no_ipv6() {
 
 #[test]
 fn where_ipv6_is_switched_off_leases_work() {
+    let _alone = alone();
     let off = "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6 && ip link set lo up && exec \"$@\"";
     let mut command = Command::new("unshare");
     command.args(["-n", "sh", "-c", off, "sh"]).arg(std::env::current_exe().unwrap());
@@ -591,6 +634,7 @@ fn where_ipv6_is_switched_off_leases_work() {
 
 #[test]
 fn what_processes_listen_at_is_found() {
+    let _alone = alone();
     let number = free();
     let program = program("listens", number);
     let udp = UdpSocket::bind(at(0)).unwrap();
@@ -607,6 +651,7 @@ fn what_processes_listen_at_is_found() {
 
 #[test]
 fn a_supervisor_killed_leaves_no_lease() {
+    let _alone = alone();
     let mut supervisor = Role::new("leases", &[("COUNT", "3".into()), ("SEED", seed())]);
     supervisor.says();
     supervisor.input.as_mut().unwrap().write_all(b"\n").unwrap();
@@ -660,6 +705,7 @@ fn crowd(count: usize, each: usize, seed: impl Fn(usize) -> String) -> (Vec<u16>
 
 #[test]
 fn a_hundred_supervisors_at_once_do_not_collide() {
+    let _alone = alone();
     const EACH: usize = 10;
     let seed = seed();
     let (numbers, longest) = crowd(100, EACH, |at| format!("{seed} {at}"));
@@ -676,6 +722,7 @@ fn a_hundred_supervisors_at_once_do_not_collide() {
 
 #[test]
 fn supervisors_that_look_for_the_same_numbers_do_not_collide_either() {
+    let _alone = alone();
     let seed = seed();
     let (numbers, _) = crowd(30, 3, |_| seed.clone());
     let different: BTreeSet<u16> = numbers.iter().copied().collect();
@@ -684,6 +731,7 @@ fn supervisors_that_look_for_the_same_numbers_do_not_collide_either() {
 
 #[test]
 fn a_thousand_leases_take_less_than_a_second() {
+    let _alone = alone();
     let host = here();
     let seed = seed();
     let mut round = Round::default();
@@ -707,6 +755,7 @@ fn a_thousand_leases_take_less_than_a_second() {
 
 #[test]
 fn a_nearly_full_range_is_gone_through_once_in_a_round() {
+    let _alone = alone();
     let host = here();
     let seed = seed();
     // Room for 800; beside them, what other tests have.
@@ -729,6 +778,7 @@ fn a_nearly_full_range_is_gone_through_once_in_a_round() {
 
 #[test]
 fn a_stale_socket_makes_way_and_the_path_goes_with_the_lease() {
+    let _alone = alone();
     let temp = Temp::new();
     let path = unix::path(&temp.0, "web.2", "rpc");
     assert_eq!(path, temp.join("web.2.rpc.sock"));
@@ -748,6 +798,11 @@ fn a_stale_socket_makes_way_and_the_path_goes_with_the_lease() {
         assert!(UnixStream::connect(&path).is_err());
     }
     lease.listen().unwrap();
+    // One that a process of the service has kept is in nobody's way.
+    let kept = lease.listener().unwrap().try_clone_to_owned().unwrap();
+    lease.unlisten().unwrap();
+    lease.listen().unwrap();
+    drop(kept);
     fs::remove_file(&path).unwrap();
     lease.listen().unwrap();
     UnixStream::connect(&path).unwrap();
@@ -765,6 +820,7 @@ fn listens_at_a_path() {
 
 #[test]
 fn a_path_of_a_service_is_cleared_and_one_that_is_kept_is_told() {
+    let _alone = alone();
     let temp = Temp::new();
     let path = temp.join("web.rpc.sock");
     let lease = UnixLease::take(path.clone(), None).unwrap();
@@ -782,6 +838,7 @@ fn a_path_of_a_service_is_cleared_and_one_that_is_kept_is_told() {
 
 #[test]
 fn a_path_that_cannot_be_a_sockets_is_refused() {
+    let _alone = alone();
     let temp = Temp::new();
     let long = temp.join(&"x".repeat(120));
     let refused = UnixLease::take(long, None).unwrap_err();

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use kitbag_format::port::Protocol;
 use nix::sys::socket::{Backlog, Shutdown, listen, shutdown};
@@ -70,9 +70,13 @@ impl Listen {
 
     /// What a service is to listen at.
     pub const fn address(self, host: &Host) -> IpAddr {
+        self.on(host.ipv6)
+    }
+
+    const fn on(self, ipv6: bool) -> IpAddr {
         match self {
             Self::Loopback => IpAddr::V4(Ipv4Addr::LOCALHOST),
-            Self::Public => sockets::everywhere(host.ipv6),
+            Self::Public => sockets::everywhere(ipv6),
             Self::At(address) => address,
         }
     }
@@ -190,8 +194,7 @@ impl Lease {
             if round.skips(want.net, number) {
                 continue;
             }
-            let lease = Self::with(host, number, want, Effort::Free);
-            match lease {
+            match Self::with(host, number, want, Effort::Free) {
                 Err(Refused::Taken { .. } | Refused::Forbidden { .. }) => round.skip(want.net, number),
                 other => return other.inspect(|_| round.skip(want.net, number)),
             }
@@ -203,29 +206,17 @@ impl Lease {
         if number == 0 {
             return Err(Refused::Io("take port 0", Errno::EINVAL));
         }
-        let refused = |errno| Refused::of(errno, number, want, host);
-        let name = take_name(number, want).map_err(refused)?;
+        let refused = |errno| Refused::of(errno, number, want.net, want.listen.address(host));
+        let name = take_name(number, want).map_err(|errno| match errno {
+            Errno::EADDRINUSE => refused(errno),
+            _ => Refused::Io("take a port's name, which is a unix socket", errno),
+        })?;
         let held = hold(host.ipv6, number, want, effort).map_err(refused)?;
-        let mut lease = Self { name, socket: None, number, want, ipv6: host.ipv6, is_lent: false };
         let socket = match want.kind {
-            Kind::Inherited { .. } => lease.at_its_address(host, held).map_err(refused)?,
+            Kind::Inherited { .. } => at_its_address(host, held, number, want).map_err(refused)?,
             Kind::Own { .. } => held,
         };
-        lease.socket = Some(socket);
-        Ok(lease)
-    }
-
-    /// Binds the address that is to be listened at, where it is another than that of the socket which has found out that
-    /// the number is free everywhere.
-    fn at_its_address(&self, host: &Host, held: OwnedFd) -> Result<OwnedFd, Errno> {
-        if self.want.listen != Listen::Loopback {
-            return Ok(held);
-        }
-        sockets::set_reuse(&held, true)?;
-        let address = SocketAddr::new(self.want.listen.address(host), self.number);
-        let socket = sockets::open(self.want.net, address, true)?;
-        sockets::set_reuse(&socket, false)?;
-        Ok(socket)
+        Ok(Self { name, socket: Some(socket), number, want, ipv6: host.ipv6, is_lent: false })
     }
 
     /// The number.
@@ -270,7 +261,8 @@ impl Lease {
             Some(socket) => {
                 // Fails if anybody listens, and shares the number with what is left of connections. It also ends what the
                 // kernel grants to more sockets with SO_REUSEPORT where there were some.
-                let probe = self.probe(true).map_err(|errno| self.refused(errno))?;
+                let address = held_address(self.ipv6, self.number, self.want);
+                let probe = sockets::open(Net::Tcp, address, true).map_err(|errno| self.refused(errno))?;
                 sockets::set_reuse(socket, false).map_err(|errno| self.refused(errno))?;
                 drop(probe);
             }
@@ -281,10 +273,6 @@ impl Lease {
         }
         self.is_lent = false;
         Ok(())
-    }
-
-    fn probe(&self, reuse: bool) -> Result<OwnedFd, Errno> {
-        sockets::open(self.want.net, held_address(self.ipv6, self.number, self.want), reuse)
     }
 
     /// The socket that services inherit; `None` where they make their own.
@@ -316,7 +304,6 @@ impl Lease {
         else {
             return Ok(());
         };
-        use std::os::fd::AsRawFd;
         // ENOTCONN: it did not listen.
         match shutdown(socket.as_raw_fd(), Shutdown::Read) {
             Ok(()) | Err(Errno::ENOTCONN) => {}
@@ -326,8 +313,7 @@ impl Lease {
     }
 
     fn refused(&self, errno: Errno) -> Refused {
-        let host = Host { ipv6: self.ipv6, pool: range::pool_of("") };
-        Refused::of(errno, self.number, self.want, &host)
+        Refused::of(errno, self.number, self.want.net, self.want.listen.on(self.ipv6))
     }
 }
 
@@ -363,6 +349,18 @@ fn held_address(ipv6: bool, number: u16, want: Want) -> SocketAddr {
         Listen::Loopback | Listen::Public => sockets::everywhere(ipv6),
     };
     SocketAddr::new(address, number)
+}
+
+/// Binds the address that is to be listened at, where it is another than that of the socket which has found out that
+/// the number is free everywhere.
+fn at_its_address(host: &Host, held: OwnedFd, number: u16, want: Want) -> Result<OwnedFd, Errno> {
+    if want.listen != Listen::Loopback {
+        return Ok(held);
+    }
+    sockets::set_reuse(&held, true)?;
+    let socket = sockets::open(want.net, SocketAddr::new(want.listen.address(host), number), true)?;
+    sockets::set_reuse(&socket, false)?;
+    Ok(socket)
 }
 
 /// Binds a number so that nobody else can.

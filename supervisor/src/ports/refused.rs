@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use super::holder::{self, Holder};
-use super::lease::{Host, Net, Want};
+use super::lease::Net;
 use super::registry::Registry;
 use crate::sys::Errno;
 
@@ -66,10 +66,9 @@ pub enum PathFault {
 
 impl Refused {
     /// What an error of bind(2) means.
-    pub(super) fn of(errno: Errno, number: u16, want: Want, host: &Host) -> Self {
-        let address = want.listen.address(host);
+    pub(super) fn of(errno: Errno, number: u16, net: Net, address: IpAddr) -> Self {
         match errno {
-            Errno::EADDRINUSE => Self::Taken { number, net: want.net, holder: None },
+            Errno::EADDRINUSE => Self::Taken { number, net, holder: None },
             Errno::EACCES if number < first_for_all() => Self::Forbidden { number, first: first_for_all() },
             Errno::EADDRNOTAVAIL | Errno::EINVAL | Errno::EAFNOSUPPORT => Self::Address(address, errno),
             _ => Self::Io("bind a port", errno),

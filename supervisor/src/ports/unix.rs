@@ -12,7 +12,7 @@ use super::holder;
 use super::lease::queue;
 use super::refused::{PathFault, Refused};
 use super::sockets::{self, Listener};
-use crate::sys::{Errno, Pid};
+use crate::sys::Errno;
 
 /// An address holds so many bytes, without the zero at its end (unix(7), `sun_path`).
 pub const LONGEST: usize = 107;
@@ -41,7 +41,9 @@ impl UnixLease {
         if path.as_os_str().len() > LONGEST {
             return Err(Refused::Path(path, PathFault::TooLong(LONGEST)));
         }
-        clear(&path)?;
+        if inherited.is_none() {
+            clear(&path)?;
+        }
         let mut lease = Self { path, inherited, socket: None };
         if inherited.is_some() {
             lease.socket = Some(lease.bound()?);
@@ -87,12 +89,12 @@ impl UnixLease {
 
     /// Refuses clients.
     pub fn unlisten(&mut self) -> Result<(), Refused> {
-        if self.socket.take().is_some() { clear(&self.path) } else { Ok(()) }
+        if self.socket.take().is_some() { remove(&self.path) } else { Ok(()) }
     }
 
     /// Binds. Nobody can connect before it listens, when its permissions are right.
     fn bound(&self) -> Result<OwnedFd, Refused> {
-        clear(&self.path)?;
+        remove(&self.path)?;
         let mode = self.inherited.map_or(0o600, |options| options.mode);
         let make = || {
             let opened = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
@@ -112,23 +114,27 @@ impl UnixLease {
 
 impl Drop for UnixLease {
     fn drop(&mut self) {
-        self.socket = None;
-        let _ = clear(&self.path);
+        let _ = if self.inherited.is_some() { remove(&self.path) } else { clear(&self.path) };
     }
 }
 
 /// Removes the socket that a dead process has left.
 fn clear(path: &Path) -> Result<(), Refused> {
+    if let Ok(address) = UnixAddr::new(path)
+        && let Listener::Process(pid) = sockets::who_listens(&address)
+    {
+        let holder = pid.map(|pid| Box::new(holder::of_process(pid)));
+        return Err(Refused::Path(path.to_owned(), PathFault::Taken(holder)));
+    }
+    remove(path)
+}
+
+/// Removes a socket. Whoever has inherited it from the supervisor has it still, and nobody finds it any more.
+fn remove(path: &Path) -> Result<(), Refused> {
     let refused = |fault| Err(Refused::Path(path.to_owned(), fault));
     let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
     if !found.file_type().is_socket() {
         return refused(PathFault::NotASocket);
-    }
-    if let Ok(address) = UnixAddr::new(path)
-        && let Listener::Process(pid) = sockets::who_listens(&address)
-        && pid != Pid::try_from(std::process::id()).ok()
-    {
-        return refused(PathFault::Taken(pid.map(|pid| Box::new(holder::of_process(pid)))));
     }
     match fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -30,7 +30,7 @@ impl Watch {
     }
 
     /// Takes what has happened; true if a file has come, changed or gone, so that it is worth to look again. A file whose
-    /// writer has died counts as one that changed.
+    /// writer has died counts as one that changed; its lock may be there for another moment.
     pub fn changed(&mut self) -> bool {
         let mut changed = false;
         loop {
