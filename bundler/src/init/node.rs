@@ -56,7 +56,9 @@ pub fn look(dir: &Path) -> Option<Draft> {
         draft.line(format!("argv = {}", list(["bin/node".to_owned(), format!("${{tree}}/app/{entry}")])));
         draft.port(8080);
         let what = server.map_or_else(|| "its start script".to_owned(), |server| format!("`{server}`"));
-        draft.guessed.push(format!("it is a server, because of {what}, on the port that PORT names: 8080, or another that is free"));
+        draft.guessed.push(format!(
+            "it is a server, because of {what}, on the port that PORT names: 8080, or another that is free"
+        ));
     } else {
         draft.line("# A tool: the bundle behaves as this script.");
         draft.line(format!("entry = {}", quoted(&entry)));

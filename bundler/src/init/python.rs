@@ -256,11 +256,7 @@ fn uvicorn(target: &str, is_factory: bool) -> Served {
     let mut argv = python(&["-m", "uvicorn", "--host", HOST, "--port", PORT]);
     argv.extend(is_factory.then(|| "--factory".to_owned()));
     argv.push(target.to_owned());
-    Served {
-        argv,
-        why: format!("uvicorn serves `{target}` {WHICH}"),
-        hint: None,
-    }
+    Served { argv, why: format!("uvicorn serves `{target}` {WHICH}"), hint: None }
 }
 
 fn django(project: &Project, settings: &str) -> Served {
@@ -291,11 +287,7 @@ fn server(project: &Project, app: &App) -> Served {
             let mut argv = python(&["-m", "waitress", &listen]);
             argv.extend(app.is_factory.then(|| "--call".to_owned()));
             argv.push(plain.clone());
-            Served {
-                argv,
-                why: format!("waitress serves `{plain}` {WHICH}"),
-                hint: None,
-            }
+            Served { argv, why: format!("waitress serves `{plain}` {WHICH}"), hint: None }
         }
         "Flask" => Served {
             argv: python(&["-m", "flask", "--app", &plain, "run", "--host", HOST, "--port", PORT]),

@@ -62,7 +62,9 @@ fn flask_is_served_by_gunicorn_if_that_is_required() {
 #[test]
 fn a_server_gets_a_port_of_the_supervisors() {
     let port = |usual: u16| {
-        format!("[services.web.ports]\nhttp = {{ prefer = \"${{env.PORT:-{usual}}}\", range = \"8000-8999\" }}\n")
+        format!(
+            "[services.web.ports]\nhttp = {{ prefer = \"${{env.PORT:-{usual}}}\", range = \"8000-8999\" }}\n"
+        )
     };
     let python = |needs: &str, listens: &str| {
         assert_drafted(&[("requirements.txt", needs), ("app.py", FLASK)], &[listens, &port(8000)]);
