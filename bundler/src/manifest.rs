@@ -513,6 +513,7 @@ impl Reader<'_> {
         self.require(&section, "from");
         let from = self.string(&section, "from");
         let to = self.string(&section, "to");
+        from.iter().chain(&to).for_each(|path| self.as_it_stands(path));
         let from = from?;
         let path = self.normal(&from, "from", "the tree")?;
         let to = match to {
@@ -641,6 +642,16 @@ impl Reader<'_> {
                 self.errors.push(wrong.at(span));
                 false
             }
+        }
+    }
+
+    /// Reports placeholders of ports and instances in what is no template.
+    fn as_it_stands(&mut self, text: &Text) {
+        if Template::parse(text.get_ref()).is_ok_and(|template| template.0.iter().any(Piece::is_late)) {
+            let before = self.late.len();
+            self.late_template(text, false);
+            let late = self.late.split_off(before);
+            self.refuse_late(&late, "it is taken as it stands");
         }
     }
 

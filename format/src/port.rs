@@ -250,7 +250,10 @@ pub fn is_listen_address(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn reference(text: &str) -> Option<(Option<&str>, Option<&str>, &str, Part, Option<&str>)> {
+    /// Bundle, unit, port, part and default.
+    type Parts = (Option<&'static str>, Option<&'static str>, &'static str, Part, Option<&'static str>);
+
+    fn reference(text: &str) -> Option<Parts> {
         // Leaked, so that the table below is short.
         let it: &'static Reference = Box::leak(Box::new(Reference::parse(text)?));
         assert_eq!(it.to_string(), text, "what was parsed is written the same");

@@ -106,6 +106,7 @@ impl Reader<'_> {
         let from = self.string(section, "from");
         let to = self.string(section, "to");
         let from = from?;
+        self.as_it_stands(&from);
         let path = self.normal(&from, "from", "the tree")?;
         let to = match to {
             Some(to) => Spanned::new(to.span(), self.normal(&to, "to", "the state folder")?),

@@ -398,6 +398,9 @@ fn what_is_read_before_a_service_starts_names_no_port() {
             ("sandbox.read = [\"/run/${port.http}\"]", "cannot stand here"),
         ],
     );
+    let seed = family_text("") + "[[seed]]\nfrom = \"share/x\"\nto = \"x-${instance}\"\n";
+    assert!(errors(&seed).contains("`${instance}` cannot stand here"), "{}", errors(&seed));
+    assert!(errors(&seed).contains("can stand in `argv` and `env` of services and tasks"));
     let logs = family_text("") + "[logs]\nto = { files = \"/var/log/${instance}\" }\n";
     assert!(errors(&logs).contains("`${instance}` cannot stand here"));
     for tool in [
@@ -489,6 +492,7 @@ fn files_are_rendered_to_the_state_folder() {
             ("render = [{ from = \"x\", to = \"../x\" }]", "`..` may lead out of the state folder"),
             ("render = [{ from = \"x\", too = \"y\" }]", "did you mean `to`?"),
             ("render = [{ from = \"x\", to = \"${state}/x\" }]", "only `${instance}` can be part of it"),
+            ("render = [{ from = \"x-${instance}\", to = \"x\" }]", "it is taken as it stands"),
             ("render = [{ from = \"x\", to = \"${port.http}\" }]", "only `${instance}` can be part of it"),
             ("render = [{ from = \"x\", to = \"${instnce}\" }]", "did you mean `${instance}`?"),
             ("render = [{ from = \"x\", to = \".kitbag/ports\" }]", "that folder is the supervisor's"),
