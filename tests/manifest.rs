@@ -102,3 +102,86 @@ fn a_folder_without_a_manifest_is_named() {
     let failed = matches!(outcome.status.code(), Some(2 | 3));
     outcome.check(failed, "exit status 2 or 3").says("kitbag.toml");
 }
+
+/// A service bundle of `bin/hello` with `lines` in `web`'s table, and a service `cache` with a port.
+fn served(lines: &str) -> String {
+    format!(
+        "name = \"app\"\nversion = \"1\"\n{INCLUDE}[services.web]\nargv = [\"bin/hello\"]\n{lines}\n[services.cache]\n\
+         argv = [\"bin/hello\"]\nports.main = 6379\n"
+    )
+}
+
+#[test]
+fn two_services_with_one_port_are_refused() {
+    let lines = "ports.http = { port = 6379, address = \"public\" }";
+    refused(&served(lines), &["kitbag.toml:12", "`web.http` and `cache.main` have one port: 6379/tcp"]);
+}
+
+#[test]
+fn a_port_that_nobody_declares_is_refused_with_the_one_that_was_meant() {
+    refused(
+        &served("env = { CACHE = \"redis://${ports.cache.mian:address}/\" }"),
+        &[
+            "kitbag.toml:8:26",
+            "`cache` declares no port `mian`",
+            "did you mean `${ports.cache.main:address}`?",
+        ],
+    );
+    refused(
+        &served("ready = { tcp = \"${port.http:address}\" }"),
+        &["kitbag.toml:8", "`web` declares no port `http`", "write `[services.web.ports]`"],
+    );
+    refused(&served("sandbox.connect = [\"chache.main\"]"), &["kitbag.toml:8", "did you mean `cache.main`?"]);
+}
+
+#[test]
+fn a_port_for_fewer_than_all_instances_is_refused_with_both_ways_out() {
+    let lines = "instances = 2\nports.http = 8080";
+    refused(&served(lines), &["kitbag.toml:9", "`socket = true`", "`range = \"8080-8081\"`"]);
+}
+
+#[test]
+fn a_port_where_none_can_be_known_is_refused() {
+    refused(
+        &served("cwd = \"${port.http}\""),
+        &["kitbag.toml:8", "cannot stand here", "can stand in `argv` and `env`"],
+    );
+    let tool =
+        format!("name = \"app\"\nversion = \"1\"\ncommand = [\"bin/hello\", \"${{port.http}}\"]\n{INCLUDE}");
+    refused(&tool, &["kitbag.toml:3", "only a service has ports"]);
+}
+
+#[test]
+fn a_wrong_placeholder_in_a_rendered_file_is_shown_with_its_line_and_column() {
+    let app = |from: &str| {
+        let manifest =
+            served(&format!("render = [{{ from = \"{from}\", to = \"web.conf\" }}]\nports.http = \"any\""));
+        let app = App::with_manifest(&manifest).program("bin/hello", kitbag_tests::hello());
+        app.file("etc/web.conf", "listen ${port.http:listen};\n  cache ${ports.cahce.main};\n")
+    };
+    let outcome = app("etc/web.conf").refused(3);
+    outcome.says("kitbag.toml:8:20").says("`etc/web.conf`, line 2, column 9: there is no service `cahce`");
+    app("etc/web.cnf").refused(3).says("did you mean `etc/web.conf`?");
+}
+
+#[test]
+fn inspect_shows_ports() {
+    let lines = "instances = 2\nports = { http = { prefer = \"${env.PORT:-8080}\", range = \"8000-8999\" }, app = { socket = true } }";
+    let app = App::with_manifest(&served(lines)).program("bin/hello", kitbag_tests::hello());
+    let bundle = app.pack();
+    let shown = |outcome: kitbag_tests::Outcome| {
+        outcome
+            .succeeds()
+            .prints("app: any/tcp, loopback, inherited\n")
+            .prints("http: 8000-8999/tcp, ${env.PORT:-8080} first, loopback\n")
+            .prints("main: 6379/tcp, loopback\n");
+    };
+    shown(bundle.run(["inspect"]));
+    shown(kitbag_tests::Cmd::kitbag(["inspect"]).arg(&bundle.file).run());
+    let json = bundle.run(["inspect", "--json"]).succeeds().text();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let web = &json["manifest"]["services"]["cache"];
+    assert_eq!(web["env"]["PORT"], "${port.main}");
+    assert_eq!(web["ports"]["main"]["number"]["fixed"], "6379");
+    assert_eq!(web["process"]["sandbox"]["bind"], "declared");
+}

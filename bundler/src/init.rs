@@ -50,6 +50,14 @@ impl Draft {
         self.line("# sets = [\"certificates\", \"timezones\"]");
     }
 
+    /// The port of the service `web`: the one that `PORT` names, else `usual`, else one near it.
+    fn port(&mut self, usual: u16) {
+        self.line("");
+        self.line("# As ${port.http} and in PORT. For everybody, not this host alone: address = \"public\".");
+        self.line("[services.web.ports]");
+        self.line(format!("http = {{ prefer = \"${{env.PORT:-{usual}}}\", range = \"8000-8999\" }}"));
+    }
+
     /// `name` and `version`.
     fn head(&mut self, name: &str, version: &str) {
         self.line(format!("name = {}", quoted(&bundle_name(name))));

@@ -116,7 +116,7 @@ impl Default for Socket {
 pub struct Sandbox {
     /// Which TCP ports it may bind.
     pub bind: Bind,
-    /// The TCP ports that it may connect to, of whatever host: references without `${}`, or numbers; `None`: all.
+    /// The TCP ports that it may connect to, of whatever host: `SERVICE.PORT`, `BUNDLE/SERVICE.PORT`, or numbers; `None`: all.
     pub connect: Option<Vec<String>>,
     /// The files that it may use; `None`: all that its user may.
     pub files: Option<Files>,

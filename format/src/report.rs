@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::error::Error;
 use crate::index::{Entry, Index, Kind};
 use crate::manifest::{Manifest, Run};
+use crate::port::{Number, Port, Protocol};
 use crate::reader::Bundle;
 use crate::service::Schedule;
 
@@ -75,6 +76,9 @@ impl Summary {
             Run::Services(services) => {
                 for (name, service) in services {
                     line("service", format!("{name}: {}", service.command.argv.join(" ")));
+                    for (name, port) in &service.more.ports {
+                        line("", format!("{name}: {}", self::port(port)));
+                    }
                 }
                 for (name, task) in &manifest.tasks {
                     let argv = task.command.argv.join(" ");
@@ -108,6 +112,27 @@ impl Summary {
             },
         })
     }
+}
+
+/// A port in words: `8000-8999/tcp, 8080 first, loopback`; `inherited` if the supervisor makes its socket.
+pub fn port(port: &Port) -> String {
+    let protocol = port.protocol.name();
+    let mut facts = match &port.number {
+        _ if port.protocol == Protocol::Unix => protocol.to_owned(),
+        Number::Any => format!("any/{protocol}"),
+        Number::Fixed(number) => format!("{number}/{protocol}"),
+        Number::Range { low, high, .. } => format!("{low}-{high}/{protocol}"),
+    };
+    if let Number::Range { prefer: Some(prefer), .. } = &port.number {
+        facts.extend([", ", prefer, " first"]);
+    }
+    if port.protocol != Protocol::Unix {
+        facts.extend([", ", &port.address]);
+    }
+    if port.socket.is_some() {
+        facts.push_str(", inherited");
+    }
+    facts
 }
 
 /// When a task runs, in words.

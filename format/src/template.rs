@@ -1,4 +1,4 @@
-//! Placeholders in argv, environment and working directory.
+//! Placeholders in argv, environment, working directory and whatever else is a template.
 //!
 //! | placeholder           | stands for                                                            |
 //! |-----------------------|-----------------------------------------------------------------------|
@@ -8,7 +8,9 @@
 //! | `${env.NAME}`         | the host's environment variable; an error where it is not set         |
 //! | `${env.NAME:-TEXT}`   | the same, with TEXT where it is not set or empty                      |
 //! | `${instance}`         | the index of the service's instance, from 0                           |
-//! | `${port.NAME}` …      | a port: see [`crate::port`]                                           |
+//! | `${port.NAME}`        | a port of the service: see [`crate::port`]                            |
+//! | `${ports.SERVICE.NAME}` | one of another service                                              |
+//! | `${ports.BUNDLE/SERVICE.NAME}` | one of another bundle                                        |
 //! | `$$`                  | a dollar sign                                                         |
 //!
 //! A `$` before anything else stands for itself, so shell-like text passes unharmed.

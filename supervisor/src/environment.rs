@@ -84,7 +84,10 @@ pub fn environment(
 ) -> Result<Vec<(OsString, OsString)>, EnvironmentError> {
     let passes = |name: &OsStr| {
         !OURS.contains(&name.as_encoded_bytes())
-            && process.pass_env.as_ref().is_none_or(|names| names.iter().any(|passed| name == passed.as_str()))
+            && process
+                .pass_env
+                .as_ref()
+                .is_none_or(|names| names.iter().any(|passed| name == passed.as_str()))
     };
     let mut env: BTreeMap<OsString, OsString> =
         expand::inherited(command).filter(|(name, _)| passes(name)).collect();

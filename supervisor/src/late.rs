@@ -187,12 +187,8 @@ mod tests {
 
     #[test]
     fn only_what_has_no_default_is_waited_for() {
-        let texts = [Text(vec![
-            port("ports.a/b.c"),
-            port("ports.b.c"),
-            port("ports.a/b.c"),
-            port("ports.z/b.c:-1"),
-        ])];
+        let texts =
+            [Text(vec![port("ports.a/b.c"), port("ports.b.c"), port("ports.a/b.c"), port("ports.z/b.c:-1")])];
         let outer = outer(texts.iter().flat_map(Text::references));
         assert_eq!(outer.iter().map(ToString::to_string).collect::<Vec<_>>(), ["ports.a/b.c"]);
     }

@@ -33,14 +33,14 @@ use crate::ports::registry::{Folders, Registry};
 use crate::probe::{self, Ask};
 use crate::running::background::Report;
 use crate::running::default_log_folder;
-use crate::sandbox::{self, Wishes};
+use crate::sandbox::{Sandbox, Wishes, needs_temporary};
 use crate::spawn::Setup;
 use crate::state::{Ms, Readiness, Rules, Watch};
-use crate::state_folder::{self, StateLock};
+use crate::state_folder::{self, StateLock, TMPDIR};
 use crate::store::StoreError;
 use crate::supervise::{
-    self, Bundle, Connect, PortSpec, Ports, ProgramSpec, Question, Schedule, ServiceSpec, What, When, Where, Wish,
-    signal_number,
+    self, Bundle, Connect, PortSpec, Ports, ProgramSpec, Question, Schedule, ServiceSpec, What, When, Where,
+    Wish, signal_number,
 };
 use crate::unpack::{self, Compare, InUse, Opening};
 use crate::zone::Zone;
@@ -287,21 +287,32 @@ impl Maker<'_> {
     ) -> Result<(ServiceSpec, ProgramSpec), Failure> {
         let (setup, identity) =
             Setup::resolve(process, self.values, &self.accounts).map_err(wrong("service", name))?;
-        let paths = self.paths_of(name, &process.sandbox)?;
-        let temporary = paths.as_ref().and_then(|paths| self.temporary(paths));
-        let values = Values { temporary: temporary.as_deref().or(self.values.temporary), ..*self.values };
-        let env =
-            environment(command, process, identity.as_ref(), &values).map_err(wrong("service", name))?;
+        let mut env =
+            environment(command, process, identity.as_ref(), self.values).map_err(wrong("service", name))?;
         let (program, late) = self.program(command)?;
-        let program = ProgramSpec { env: self.shared(env), ..program };
-        let mut spec = ServiceSpec::new(name, program.clone());
+        let mut spec = ServiceSpec::new(name, program);
+        self.limit(name, &mut spec, &process.sandbox)?;
+        if identity.is_none()
+            && !command.env.contains_key(TMPDIR)
+            && let Some(folder) = self.temporary(&spec)
+        {
+            env.retain(|(known, _)| known != TMPDIR);
+            env.push((TMPDIR.into(), folder.into()));
+        }
+        spec.program.env = self.shared(env);
+        let program = spec.program.clone();
         spec.late = (!late.is_empty()).then(|| Rc::new(late));
         spec.files = self.files(name, &process.render)?;
-        self.limit(name, &mut spec, &process.sandbox)?;
-        spec.paths = paths;
         spec.setup = setup;
         spec.limits = Limits { memory: process.memory_max, pids: process.pids_max };
         Ok((spec, program))
+    }
+
+    /// The folder for temporary files of a service that may not use /tmp.
+    fn temporary(&self, spec: &ServiceSpec) -> Option<PathBuf> {
+        let sandbox = Sandbox { files: spec.paths.clone(), ..Sandbox::default() };
+        let folder = self.values.state.filter(|_| needs_temporary(&sandbox))?.join("tmp");
+        fs::create_dir_all(&folder).is_ok().then_some(folder)
     }
 
     /// What it may do.
@@ -312,22 +323,12 @@ impl Maker<'_> {
                 .ok_or_else(|| wrong("service", name)(format!("`sandbox.connect`: `{text}` is no port")))
         };
         spec.connect = asked.connect.as_ref().map(|all| all.iter().map(connect).collect()).transpose()?;
-        Ok(())
-    }
-
-    /// The files that it may use; `None`: all.
-    fn paths_of(&self, name: &str, asked: &port::Sandbox) -> Result<Option<sandbox::Paths>, Failure> {
         // <place>/v1/trees/<digest>/tree
         let trees = self.values.tree.ancestors().nth(2);
         let asked = port::Sandbox { connect: None, ..asked.clone() };
         let wishes = Wishes { asked: &asked, own: &[], number: &|_| None, values: self.values, trees };
-        Ok(wishes.resolve().map_err(wrong("service", name))?.files)
-    }
-
-    /// A folder for temporary files, where these rules leave it no usual one.
-    fn temporary(&self, paths: &sandbox::Paths) -> Option<PathBuf> {
-        let state = self.values.state.filter(|_| paths.needs_temporary())?;
-        state_folder::temporary_in(state, nix::unistd::geteuid().as_raw())
+        spec.paths = wishes.resolve().map_err(wrong("service", name))?.files;
+        Ok(())
     }
 
     /// The same environment as the last one's, if it is.
@@ -379,8 +380,9 @@ impl Maker<'_> {
     fn files(&self, name: &str, render: &[Render]) -> Result<Vec<late::File>, Failure> {
         let file = |it: &Render| -> Result<late::File, Failure> {
             let from = self.values.tree.join(&it.from);
-            let text = read_text(&from)
-                .map_err(|error| wrong("service", name)(format!("cannot read {}: {error}", from.display())))?;
+            let text = read_text(&from).map_err(|error| {
+                wrong("service", name)(format!("cannot read {}: {error}", from.display()))
+            })?;
             let state = self.values.state.unwrap_or(Path::new(""));
             let mut to = late::Text::from(state.join("").into_os_string());
             to.0.extend(self.values.late(&it.to)?.0);
@@ -411,7 +413,11 @@ impl Maker<'_> {
             Probe::Tcp(text) => network(text, &Ask::Tcp)?,
             Probe::Http(HttpProbe { address, path, status }) => {
                 let path = self.values.text(path)?.to_string_lossy().into_owned();
-                network(address, &|address| Ask::Http { address, path: path.clone(), status: status.clone() })?
+                network(address, &|address| Ask::Http {
+                    address,
+                    path: path.clone(),
+                    status: status.clone(),
+                })?
             }
             Probe::Command(command) => {
                 let (program, own) = self.program(command)?;
@@ -447,7 +453,8 @@ impl Beside {
     /// What is filled in of a probe's program: its own, and its service's variables that it does not set.
     fn late_with(&self, mut own: Late, set: &BTreeMap<String, String>) -> Option<Rc<Late>> {
         let of_service = self.late.iter().flat_map(|late| &late.env);
-        let inherited = of_service.filter(|(name, _)| !name.to_str().is_some_and(|name| set.contains_key(name)));
+        let inherited =
+            of_service.filter(|(name, _)| !name.to_str().is_some_and(|name| set.contains_key(name)));
         own.env.extend(inherited.cloned());
         (!own.is_empty()).then(|| Rc::new(own))
     }

@@ -140,7 +140,11 @@ impl fmt::Display for StoreError {
                 if let Some(pid) = pid {
                     write!(f, " as process {pid}")?;
                 }
-                write!(f, ", with its state in {}; start a further copy with KITBAG_NAME=OTHER, or set KITBAG_STATE", folder.display())
+                write!(
+                    f,
+                    ", with its state in {}; start a further copy with KITBAG_NAME=OTHER, or set KITBAG_STATE",
+                    folder.display()
+                )
             }
             Self::Io { doing, path, source } => write!(f, "cannot {doing} {}: {source}", path.display()),
         }

@@ -27,14 +27,11 @@ use crate::ports::lease::Host;
 use crate::probe::Probes;
 use crate::sandbox::Kernel;
 use crate::spawn::Spawner;
-use crate::state::{
-    Action, Deed, Event, Group, Ms, Note, Outcome, Phase, State, Trouble, Turn, Whole,
-};
+use crate::state::{Action, Deed, Event, Group, Ms, Note, Outcome, Phase, State, Trouble, Turn, Whole};
 use crate::status::{self, UnixMs};
 use crate::sys::wait::{self, Children};
 use crate::sys::{self, Errno, Pid, fd, signal};
 
-mod apart;
 mod children;
 mod launch;
 pub mod order;
@@ -48,8 +45,8 @@ mod watching;
 mod words;
 
 use order::{Needs, Order, Part};
-use schedule::Plan;
 pub use ports::Ports;
+use schedule::Plan;
 pub use spec::{Connect, PortSpec, ProgramSpec, Question, Schedule, ServiceSpec, What, When, Where, Wish};
 use units::{Id, Members, Pids, Timers, Unit};
 
@@ -187,8 +184,6 @@ struct Supervisor {
     host: Host,
     /// What the kernel can refuse.
     kernel: Kernel,
-    /// Where services listen.
-    apart: apart::Apart,
     /// Goes off when a task is due by the wall clock; there is one where a task has such a schedule.
     clock: Option<TimerFd>,
     /// Tasks that come due by themselves.
@@ -265,7 +260,6 @@ impl Supervisor {
             ports: bundle.ports,
             host: Host::now(),
             kernel: Kernel::probe(),
-            apart: apart::Apart::default(),
             clock: None,
             repeated: Vec::new(),
             tasks: bundle.tasks,
@@ -327,7 +321,6 @@ impl Supervisor {
 
     /// The loop.
     fn run(mut self) -> u8 {
-        self.tell_what_is_not_kept();
         self.start_all();
         loop {
             self.settle();
@@ -417,7 +410,7 @@ impl Supervisor {
             self.logs.deadline(),
             control,
             self.next_task(),
-            self.apart.deadline(),
+            self.next_look(),
         ];
         times.into_iter().flatten().min()
     }
@@ -433,11 +426,11 @@ impl Supervisor {
         if due(self.probes.deadline()) {
             self.take_probes();
         }
-        if due(self.apart.deadline()) {
-            self.watch_turn();
-        }
         if due(self.next_task()) {
             self.look_at_tasks();
+        }
+        if due(self.next_look()) {
+            self.look_for_strays();
         }
         if due(self.control.as_ref().and_then(Control::deadline)) {
             self.serve_control();
@@ -456,7 +449,10 @@ impl Supervisor {
         let before = unit.service.state;
         let spec = &self.parts[unit.part].spec;
         let actions = unit.service.step(event, now, &spec.rules, jitter);
-        if actions.iter().any(|it| matches!(it, Action::Say(Note::Failing { trouble: Trouble::NotReady, .. }))) {
+        if actions
+            .iter()
+            .any(|it| matches!(it, Action::Say(Note::Failing { trouble: Trouble::NotReady, .. })))
+        {
             self.note_listening(id);
         }
         let unit = &mut self.units[id];
@@ -499,9 +495,6 @@ impl Supervisor {
         }
         self.stop_watching(id, before, after);
         self.ports_after(id, before, after);
-        if matches!(after, State::Ready { .. }) && !matches!(before, State::Ready { .. }) {
-            self.watch_ready(id);
-        }
         if let State::Ended(_) = after {
             self.ended(id, before);
             if retired {
@@ -603,6 +596,7 @@ impl Supervisor {
 
     /// Starts every service, and the tasks that belong to the start.
     fn start_all(&mut self) {
+        self.tell_what_is_not_kept();
         self.begin_ports();
         self.begin_tasks();
         for part in 0..self.parts.len() {

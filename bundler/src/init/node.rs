@@ -54,9 +54,11 @@ pub fn look(dir: &Path) -> Option<Draft> {
         draft.line("");
         draft.line("[services.web]");
         draft.line(format!("argv = {}", list(["bin/node".to_owned(), format!("${{tree}}/app/{entry}")])));
-        draft.line("env = { PORT = \"${env.PORT:-8080}\" }");
+        draft.port(8080);
         let what = server.map_or_else(|| "its start script".to_owned(), |server| format!("`{server}`"));
-        draft.guessed.push(format!("it is a server, because of {what}, on the port that PORT names"));
+        draft.guessed.push(format!(
+            "it is a server, because of {what}, on the port that PORT names: 8080, or another that is free"
+        ));
     } else {
         draft.line("# A tool: the bundle behaves as this script.");
         draft.line(format!("entry = {}", quoted(&entry)));

@@ -227,37 +227,36 @@ fn serve(draft: &mut Draft, served: Served) {
     draft.line("");
     draft.line("[services.web]");
     draft.line(format!("argv = {}", list(&served.argv)));
+    draft.port(8000);
     draft.guessed.push(served.why);
     draft.hints.extend(served.hint);
 }
 
-const PORT: &str = "${env.PORT:-8000}";
+/// Where it listens, in three forms.
+const LISTEN: &str = "${port.http:listen}";
+const HOST: &str = "${port.http:host}";
+const PORT: &str = "${port.http}";
+
+/// Which port that is, for people.
+const WHICH: &str = "on port 8000 if that is free, or the one that PORT names";
 
 fn python(args: &[&str]) -> Vec<String> {
     ["bin/python3"].iter().chain(args).map(ToString::to_string).collect()
 }
 
-fn address() -> String {
-    format!("127.0.0.1:{PORT}")
-}
-
 fn gunicorn(target: &str) -> Served {
     Served {
-        argv: python(&["-m", "gunicorn", "--bind", &address(), target]),
-        why: format!("gunicorn serves `{target}` on port 8000, or the one that PORT names"),
+        argv: python(&["-m", "gunicorn", "--bind", LISTEN, target]),
+        why: format!("gunicorn serves `{target}` {WHICH}"),
         hint: None,
     }
 }
 
 fn uvicorn(target: &str, is_factory: bool) -> Served {
-    let mut argv = python(&["-m", "uvicorn", "--host", "127.0.0.1", "--port", PORT]);
+    let mut argv = python(&["-m", "uvicorn", "--host", HOST, "--port", PORT]);
     argv.extend(is_factory.then(|| "--factory".to_owned()));
     argv.push(target.to_owned());
-    Served {
-        argv,
-        why: format!("uvicorn serves `{target}` on port 8000, or the one that PORT names"),
-        hint: None,
-    }
+    Served { argv, why: format!("uvicorn serves `{target}` {WHICH}"), hint: None }
 }
 
 fn django(project: &Project, settings: &str) -> Served {
@@ -269,8 +268,8 @@ fn django(project: &Project, settings: &str) -> Served {
         return uvicorn(&format!("{package}.asgi:application"), false);
     }
     Served {
-        argv: python(&["${tree}/app/manage.py", "runserver", "--noreload", &address()]),
-        why: "Django's own server serves it on port 8000, or the one that PORT names".to_owned(),
+        argv: python(&["${tree}/app/manage.py", "runserver", "--noreload", LISTEN]),
+        why: format!("Django's own server serves it {WHICH}"),
         hint: Some(
             "that server is for trying out: add gunicorn to the requirements, and `init --force` again"
                 .to_owned(),
@@ -284,19 +283,15 @@ fn server(project: &Project, app: &App) -> Served {
     match app.framework {
         "Flask" if project.needs("gunicorn") => gunicorn(&target),
         "Flask" if project.needs("waitress") => {
-            let listen = format!("--listen={}", address());
+            let listen = format!("--listen={LISTEN}");
             let mut argv = python(&["-m", "waitress", &listen]);
             argv.extend(app.is_factory.then(|| "--call".to_owned()));
             argv.push(plain.clone());
-            Served {
-                argv,
-                why: format!("waitress serves `{plain}` on port 8000, or the one that PORT names"),
-                hint: None,
-            }
+            Served { argv, why: format!("waitress serves `{plain}` {WHICH}"), hint: None }
         }
         "Flask" => Served {
-            argv: python(&["-m", "flask", "--app", &plain, "run", "--host", "127.0.0.1", "--port", PORT]),
-            why: format!("Flask's own server serves `{plain}` on port 8000, or the one that PORT names"),
+            argv: python(&["-m", "flask", "--app", &plain, "run", "--host", HOST, "--port", PORT]),
+            why: format!("Flask's own server serves `{plain}` {WHICH}"),
             hint: Some(
                 "that server is for trying out: add gunicorn to the requirements, and `init --force` again"
                     .to_owned(),

@@ -60,6 +60,25 @@ fn flask_is_served_by_gunicorn_if_that_is_required() {
 }
 
 #[test]
+fn a_server_gets_a_port_of_the_supervisors() {
+    let port = |usual: u16| {
+        format!(
+            "[services.web.ports]\nhttp = {{ prefer = \"${{env.PORT:-{usual}}}\", range = \"8000-8999\" }}\n"
+        )
+    };
+    let python = |needs: &str, listens: &str| {
+        assert_drafted(&[("requirements.txt", needs), ("app.py", FLASK)], &[listens, &port(8000)]);
+    };
+    python("flask\ngunicorn", "\"--bind\", \"${port.http:listen}\"");
+    python("flask\nwaitress", "\"--listen=${port.http:listen}\"");
+    python("flask", "\"--host\", \"${port.http:host}\", \"--port\", \"${port.http}\"");
+    let node = r#"{"dependencies": {"express": "^4"}}"#;
+    assert_drafted(&[("package.json", node), ("index.js", "")], &[&port(8080)]);
+    let tool = draft(&[("package.json", r#"{"bin": "bin/tidy.js"}"#), ("bin/tidy.js", "")]);
+    assert!(!tool.text.contains("ports"), "{}", tool.text);
+}
+
+#[test]
 fn a_factory_is_called() {
     let text = "from flask import Flask\ndef create_app():\n    app = Flask(__name__)\n    return app\n";
     let files = [("requirements.txt", "flask\ngunicorn"), ("shop/__init__.py", text)];

@@ -79,7 +79,7 @@ fn unknown(name: &str) -> Wrong {
     if !variable.is_empty() && variable.bytes().all(is_variable) {
         return wrong.meant(&format!("${{env.{name}}}"));
     }
-    if name.starts_with("port.") || name.starts_with("ports.") {
+    if matches!(name.split(['.', ':']).next(), Some("port" | "ports")) {
         return reference(wrong, name);
     }
     match near_miss(name, NAMES.iter().copied()) {

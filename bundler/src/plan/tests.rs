@@ -12,6 +12,8 @@ use tempfile::TempDir;
 use super::{Plan, PlanKind, PlanOptions, plan};
 use crate::scan::Seen;
 
+mod ports;
+
 const HEAD: &str = "name = \"app\"\nversion = \"1\"\ncommand = [\"bin/app\"]\n";
 
 /// A folder with an executable `bin/app` that is included, to which a test adds.

@@ -10,7 +10,8 @@ use super::{
 };
 use crate::index::is_normal;
 use crate::manifest::{Manifest, Run};
-use crate::port::{self, Number, Port, Sandbox};
+use crate::port::{self, Number, Port, Reference, Render, Sandbox};
+use crate::template::{Piece, Template};
 
 /// The most services and tasks together, each instance counted.
 pub const MOST_UNITS: u64 = 10_000;
@@ -29,6 +30,15 @@ pub const MOST_KEPT: u32 = 1_000;
 
 /// The most ports of one service, and the most of a bundle, each instance counted.
 pub const MOST_PORTS: (usize, u64) = (64, 10_000);
+
+/// The largest backlog of a socket: listen(2) takes an int, and no kernel lets more wait.
+pub const MOST_WAITING: u32 = 1 << 20;
+
+/// The folder of the state folder that is the supervisor's.
+pub const RESERVED: &str = ".kitbag";
+
+/// The longest template of a number or an address, in bytes.
+const LONGEST_TEXT: usize = 256;
 
 /// A time that is not zero.
 const TIME: RangeInclusive<u64> = 1..=LONGEST_MS;
@@ -204,27 +214,72 @@ fn is_process(process: &Process) -> bool {
         && process.env_files.iter().all(|file| is_text(file))
         && process.memory_max != Some(0)
         && process.pids_max != Some(0)
-        && process.render.iter().all(|it| is_normal(it.from.as_bytes()) && is_normal(it.to.as_bytes()))
+        && process.render.iter().all(is_render)
         && is_sandbox(&process.sandbox)
 }
 
 fn is_port(port: &Port) -> bool {
     let number = match &port.number {
         Number::Any => true,
-        Number::Fixed(text) => is_line(text, 256),
+        Number::Fixed(text) => is_number(text),
         Number::Range { prefer, low, high } => {
-            prefer.as_ref().is_none_or(|text| is_line(text, 256)) && *low >= 1 && low <= high
+            prefer.as_deref().is_none_or(is_number) && *low >= 1 && low <= high
         }
     };
+    let address = is_line(&port.address, LONGEST_TEXT)
+        && early(&port.address).is_some_and(|pieces| match &pieces[..] {
+            [Piece::Text(text)] => port::is_listen_address(text),
+            _ => true,
+        });
     number
-        && is_line(&port.address, 256)
-        && port.socket.is_none_or(|socket| (1..=1 << 20).contains(&socket.backlog) && socket.mode <= 0o777)
+        && address
+        && port
+            .socket
+            .is_none_or(|socket| (1..=MOST_WAITING).contains(&socket.backlog) && socket.mode <= 0o777)
+}
+
+/// A template of a number; where it has no placeholder, the number is one of a port.
+fn is_number(text: &str) -> bool {
+    is_line(text, LONGEST_TEXT)
+        && early(text).is_some_and(|pieces| match &pieces[..] {
+            [Piece::Text(text)] => is_port_number(text),
+            _ => true,
+        })
+}
+
+/// Digits of a number from 1 to 65535.
+fn is_port_number(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u16>().is_ok_and(|number| number != 0)
+}
+
+/// The pieces of a template that is filled in once, before any service starts; `None` for any other.
+fn early(text: &str) -> Option<Vec<Piece>> {
+    let pieces = Template::parse(text).ok()?.0;
+    (!pieces.iter().any(Piece::is_late)).then_some(pieces)
+}
+
+/// A file made in the state folder, outside of what the supervisor keeps there; of the placeholders its place has the
+/// instance alone.
+fn is_render(render: &Render) -> bool {
+    let to = Template::parse(&render.to).is_ok_and(|template| {
+        template.0.iter().all(|piece| matches!(piece, Piece::Text(_) | Piece::Instance))
+    });
+    to && is_normal(render.from.as_bytes())
+        && is_normal(render.to.as_bytes())
+        && render.to.split('/').next() != Some(RESERVED)
 }
 
 fn is_sandbox(sandbox: &Sandbox) -> bool {
     let files = sandbox.files.iter().flat_map(|files| files.read.iter().chain(&files.write));
-    files.into_iter().all(|path| is_text(path))
-        && sandbox.connect.iter().flatten().all(|reference| is_line(reference, 256))
+    files.into_iter().all(|path| is_text(path) && early(path).is_some())
+        && sandbox.connect.iter().flatten().all(|entry| is_goal(entry))
+}
+
+/// A number, or a reference to a port without `${ports.` and `}` around it: `cache.main`, `redis/cache.main`.
+fn is_goal(entry: &str) -> bool {
+    is_port_number(entry)
+        || Reference::parse(&format!("ports.{entry}"))
+            .is_some_and(|reference| reference.default.is_none() && !entry.contains(':'))
 }
 
 /// True for what can stand in a request's first line.

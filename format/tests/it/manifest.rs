@@ -6,6 +6,8 @@ use kitbag_format::service::fault::order;
 
 use crate::bundle;
 
+mod ports;
+
 const SERVICE: &str = r#"{"name": "web", "version": "1", "services": {"web": {"argv": ["bin/web"]}}}"#;
 
 #[test]

@@ -1,13 +1,13 @@
 //! Who has a number, and what processes listen at, as far as /proc shows it to this user (proc(5)).
 
-use std::collections::HashSet;
+use std::cmp::Reverse;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::ControlFlow;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use super::diag;
 use super::lease::{Net, name};
@@ -17,10 +17,13 @@ use crate::sys::Pid;
 
 /// Most of a table of sockets that is read: 27,000 lines.
 const LONGEST_TABLE: u64 = 4 << 20;
-/// Most time that goes into looking for whose a socket is.
-const PATIENCE: Duration = Duration::from_millis(100);
-/// Most bytes of a command that are shown.
+/// Most processes, and descriptors of them all together, that are looked at to find whose a socket is: two tenths
+/// of a second's work.
+const MOST_PROCESSES: usize = 50_000;
+const MOST_LINKS: usize = 100_000;
+/// Most characters of a command that are shown, and bytes that are read for it.
 const LONGEST_COMMAND: usize = 80;
+const LONGEST_COMMAND_LINE: u64 = 4096;
 /// How far up the ancestors of a process a supervisor is looked for.
 const GENERATIONS: usize = 32;
 
@@ -107,19 +110,24 @@ pub fn of(number: u16, net: Net, registry: Option<&Registry>) -> Option<Holder> 
     let seen = registry.map(|registry| registry.all().0).unwrap_or_default();
     let sockets = sockets_of(number, net);
     let known = entry_of(number, net, &seen);
-    let found = sockets.first().and_then(|first| owner_of(first.inode, &sockets));
+    // What we have lent ourselves, another process has.
+    let other = |pid: &Pid| !is_own(*pid) || sockets.is_empty();
+    let published = || known.as_ref().map(|(seen, _)| seen.entry.pid).filter(other);
     let asked = || match sockets::who_has_name(name(net, number, None).as_bytes()) {
-        Listener::Process(pid) => pid,
+        Listener::Process(pid) => pid.filter(other),
         Listener::None => None,
     };
-    let published = known.as_ref().map(|(seen, _)| seen.entry.pid);
-    match found.or(published).or_else(asked) {
+    match owner_of(&sockets).or_else(published).or_else(asked) {
         Some(pid) => Some(Holder::Process(process(pid, known, &seen))),
         None => match sockets.first() {
             Some(socket) => Some(Holder::User(socket.uid)),
             None => (net == Net::Tcp && lingers(number) == Some(true)).then_some(Holder::Lingering),
         },
     }
+}
+
+fn is_own(pid: Pid) -> bool {
+    Pid::try_from(std::process::id()) == Ok(pid)
 }
 
 /// A process as a holder.
@@ -164,18 +172,20 @@ fn parent_of(pid: Pid) -> Option<Pid> {
     rest.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
-/// What a process was started as, for people: on one line, shortened.
+/// What a process was started as, for people: the program without its folder, on one line, shortened.
 fn command(pid: Pid) -> Option<String> {
     let mut bytes = Vec::new();
     let file = File::open(format!("/proc/{pid}/cmdline")).ok()?;
-    file.take(4 * LONGEST_COMMAND as u64).read_to_end(&mut bytes).ok()?;
+    file.take(LONGEST_COMMAND_LINE).read_to_end(&mut bytes).ok()?;
     if bytes.is_empty() {
         bytes = fs::read(format!("/proc/{pid}/comm")).ok()?;
     }
     let text = String::from_utf8_lossy(&bytes);
-    let text = text.trim_end_matches(['\0', '\n']).replace('\0', " ");
-    let mut shown: String = text.escape_debug().take(LONGEST_COMMAND).collect();
-    if shown.len() < text.len() {
+    let (program, arguments) = text.trim_end_matches(['\0', '\n']).split_once('\0').unwrap_or((&text, ""));
+    let program = program.trim_end_matches(['\0', '\n']).rsplit('/').next().unwrap_or_default();
+    let text = [program, arguments].join(" ").replace('\0', " ");
+    let mut shown: String = text.trim_end().escape_debug().take(LONGEST_COMMAND).collect();
+    if text.chars().count() > LONGEST_COMMAND {
         shown.push('…');
     }
     Some(shown)
@@ -197,7 +207,7 @@ const TABLES: [(Net, &str); 4] = [
     (Net::Udp, "/proc/net/udp6"),
 ];
 
-/// Calls `each` with the lines of a table, as long as it goes on. False if the table cannot be read.
+/// Calls `each` with the lines of a table, as long as it goes on. False if not all of it could be read.
 fn rows(table: &str, mut each: impl FnMut(Row) -> ControlFlow<()>) -> bool {
     let Ok(file) = File::open(table) else { return false };
     let mut lines = BufReader::with_capacity(64 << 10, file.take(LONGEST_TABLE));
@@ -205,8 +215,9 @@ fn rows(table: &str, mut each: impl FnMut(Row) -> ControlFlow<()>) -> bool {
     loop {
         line.clear();
         match lines.read_until(b'\n', &mut line) {
-            Ok(0) | Err(_) => return true,
+            Ok(0) => return lines.get_ref().limit() > 0,
             Ok(_) => {}
+            Err(_) => return false,
         }
         // The first line has the names of columns.
         if let Some(row) = row(&line)
@@ -277,47 +288,53 @@ fn sockets_of(number: u16, net: Net) -> Vec<Row> {
 pub(super) fn lingers(number: u16) -> Option<bool> {
     let mut there = false;
     let mut listens = false;
+    let mut is_whole = true;
     for (_, table) in TABLES.into_iter().filter(|(of, _)| *of == Net::Tcp) {
-        let is_readable = rows(table, |row| {
-            if row.address.port() == number {
-                there = true;
-                listens |= row.state == LISTENS;
-            }
-            ControlFlow::Continue(())
-        });
         // Without IPv6 there is no table of it.
-        if !is_readable && !table.ends_with('6') {
-            return None;
-        }
+        is_whole &= !Path::new(table).exists() && table.ends_with('6')
+            || rows(table, |row| {
+                if row.address.port() == number {
+                    there = true;
+                    listens |= row.state == LISTENS;
+                }
+                ControlFlow::Continue(())
+            });
     }
-    Some(there && !listens)
+    (there || is_whole).then_some(there && !listens)
 }
 
-/// The process that has the socket of this inode, or one of these; the one that began first, if several do.
-fn owner_of(inode: u64, others: &[Row]) -> Option<Pid> {
-    let until = Instant::now() + PATIENCE;
-    let wanted: HashSet<u64> =
-        others.iter().map(|row| row.inode).chain([inode]).filter(|it| *it != 0).collect();
-    let mut pids: Vec<Pid> = fs::read_dir("/proc")
-        .ok()?
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .collect();
-    pids.sort_unstable();
-    pids.into_iter().take_while(|_| Instant::now() < until).find(|pid| {
+/// The process that has one of these sockets; of several that inherit it from each other the first.
+fn owner_of(sockets: &[Row]) -> Option<Pid> {
+    let wanted: Vec<u64> = sockets.iter().map(|row| row.inode).filter(|inode| *inode != 0).collect();
+    let uid = sockets.first().filter(|_| !wanted.is_empty())?.uid;
+    let has = |pid: Pid, left: &mut usize| {
         let mut has = false;
-        inodes(*pid, |inode| has |= wanted.contains(&inode));
+        *left = left.saturating_sub(inodes(pid, *left, |inode| has |= wanted.contains(&inode)));
         has
-    })
+    };
+    let mut left = MOST_LINKS;
+    let found = processes(uid).into_iter().find(|pid| has(*pid, &mut left))?;
+    ancestors(found).into_iter().take_while(|pid| *pid == found || has(*pid, &mut left)).last()
 }
 
-/// Calls `each` with the inodes of a process's sockets, as far as this user may see them.
-fn inodes(pid: Pid, mut each: impl FnMut(u64)) {
-    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return };
-    for entry in entries.flatten() {
-        if let Some(inode) = fs::read_link(entry.path()).ok().and_then(|link| socket_inode(&link)) {
-            each(inode);
-        }
-    }
+/// All processes: the user's before others, and late ones, which have taken something just now, before early ones.
+fn processes(uid: u32) -> Vec<Pid> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let processes = entries.filter_map(|entry| {
+        let pid: Pid = entry.file_name().to_str()?.parse().ok()?;
+        Some((entry.metadata().ok()?.uid() != uid, Reverse(pid)))
+    });
+    let mut processes: Vec<_> = processes.take(MOST_PROCESSES).collect();
+    processes.sort_unstable();
+    processes.into_iter().map(|(_, Reverse(pid))| pid).collect()
+}
+
+/// Calls `each` with the inodes of a process's sockets, as far as this user may see them. Looks at so many descriptors at
+/// most, and tells how many those were.
+fn inodes(pid: Pid, most: usize, mut each: impl FnMut(u64)) -> usize {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return 0 };
+    let links = entries.flatten().take(most).map(|entry| fs::read_link(entry.path()));
+    links.map(|link| link.ok().and_then(|link| socket_inode(&link)).map(&mut each)).count()
 }
 
 /// The number in `socket:[4711]`.
@@ -347,7 +364,7 @@ impl fmt::Display for Listening {
 pub fn listening(pids: impl IntoIterator<Item = Pid>) -> Vec<Listening> {
     let mut owners: Vec<(u64, Pid)> = Vec::new();
     for pid in pids {
-        inodes(pid, |inode| owners.push((inode, pid)));
+        inodes(pid, MOST_LINKS, |inode| owners.push((inode, pid)));
     }
     owners.sort_by_key(|(inode, _)| *inode);
     let mut found = Vec::new();

@@ -200,6 +200,9 @@ impl Lease {
     }
 
     fn with(host: &Host, number: u16, want: Want, effort: Effort) -> Result<Self, Refused> {
+        if number == 0 {
+            return Err(Refused::Io("take port 0", Errno::EINVAL));
+        }
         let refused = |errno| Refused::of(errno, number, want, host);
         let name = take_name(number, want).map_err(refused)?;
         let held = hold(host.ipv6, number, want, effort).map_err(refused)?;
@@ -265,7 +268,8 @@ impl Lease {
         }
         match &self.socket {
             Some(socket) => {
-                // Fails if anybody listens, and shares the number with what is left of connections.
+                // Fails if anybody listens, and shares the number with what is left of connections. It also ends what the
+                // kernel grants to more sockets with SO_REUSEPORT where there were some.
                 let probe = self.probe(true).map_err(|errno| self.refused(errno))?;
                 sockets::set_reuse(socket, false).map_err(|errno| self.refused(errno))?;
                 drop(probe);

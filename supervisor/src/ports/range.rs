@@ -43,14 +43,19 @@ pub struct Pool {
     pub inside: bool,
 }
 
+/// The numbers that the kernel gives to sockets that ask for none.
+pub fn ephemeral() -> Range {
+    parse(&fs::read_to_string(EPHEMERAL).unwrap_or_default())
+}
+
 /// The pool of this host.
 pub fn pool() -> Pool {
     pool_of(&fs::read_to_string(EPHEMERAL).unwrap_or_default())
 }
 
-/// The pool beside this ephemeral range, as the kernel writes it: `32768 60999`.
+/// The pool beside this ephemeral range, as the kernel writes it, two numbers with a tab between them.
 pub fn pool_of(ephemeral: &str) -> Pool {
-    let taken = ephemeral_of(ephemeral);
+    let taken = parse(ephemeral);
     let below = Range { low: FIRST, high: taken.low - 1 };
     let above = Range { low: taken.high.saturating_add(1).max(FIRST), high: u16::MAX };
     let has_room = |range: &Range| range.high.checked_sub(range.low).is_some_and(|room| room >= LEAST - 1);
@@ -60,13 +65,8 @@ pub fn pool_of(ephemeral: &str) -> Pool {
     }
 }
 
-/// The numbers that the kernel of this host gives to sockets that ask for none.
-pub fn ephemeral() -> Range {
-    ephemeral_of(&fs::read_to_string(EPHEMERAL).unwrap_or_default())
-}
-
-fn ephemeral_of(text: &str) -> Range {
-    let mut fields = text.split_ascii_whitespace().map(str::parse);
+fn parse(ephemeral: &str) -> Range {
+    let mut fields = ephemeral.split_ascii_whitespace().map(str::parse);
     match (fields.next(), fields.next()) {
         (Some(Ok(low)), Some(Ok(high))) if low > 0 && low <= high => Range { low, high },
         _ => USUAL_EPHEMERAL,

@@ -76,7 +76,8 @@ impl Refused {
         }
     }
 
-    /// The same, with who it is that has the number. Reads /proc: milliseconds, at most a tenth of a second.
+    /// The same, with who it is that has the number. Reads /proc: milliseconds, where there are
+    /// thousands of processes a tenth of a second.
     #[must_use]
     pub fn explained(self, registry: Option<&Registry>) -> Self {
         match self {

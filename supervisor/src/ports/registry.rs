@@ -40,6 +40,8 @@ const MOST_PORTS: usize = 10_000;
 const MOST_FILES: usize = 10_000;
 /// Most folders of other users.
 const MOST_FOLDERS: usize = 4_096;
+/// Most names that are read of the folders where theirs are.
+const MOST_NAMES: usize = 100_000;
 /// Longest text in a file, paths.
 const LONGEST_TEXT: usize = 4_096;
 
@@ -350,20 +352,30 @@ impl Registry {
         &self.tried
     }
 
-    /// Publishes `entry` in place of what was published before.
+    /// Publishes `entry` in place of what was published before. A folder that has been removed is made again.
     ///
     /// # Errors
     /// The system's; and ENOTDIR where there is no folder, EFBIG where there are more ports than others would read.
     pub fn publish(&mut self, entry: &Entry) -> io::Result<()> {
-        let folder = self.own.as_ref().ok_or(Errno::ENOTDIR)?;
         let mut text = entry.to_json().to_string().into_bytes();
         text.push(b'\n');
         if text.len() as u64 > LONGEST || entry.ports.len() > MOST_PORTS {
             return Err(Errno::EFBIG.into());
         }
-        let path = folder.join(entry.file());
-        let part = folder.join(format!(".{}", entry.file()));
-        let file = write_locked(&part, &text).inspect_err(|_| {
+        match self.write(&entry.file(), &text) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.own = Self::open(self.uid, self.folders.clone()).own.clone();
+                self.write(&entry.file(), &text)
+            }
+            other => other,
+        }
+    }
+
+    fn write(&mut self, name: &str, text: &[u8]) -> io::Result<()> {
+        let folder = self.own.as_ref().ok_or(Errno::ENOTDIR)?;
+        let path = folder.join(name);
+        let part = folder.join(format!(".{name}"));
+        let file = write_locked(&part, text).inspect_err(|_| {
             let _ = fs::remove_file(&part);
         })?;
         fs::rename(&part, &path)?;
@@ -376,7 +388,7 @@ impl Registry {
     }
 
     /// True if what was published is still there: session managers clear /dev/shm when a user logs out
-    /// (logind.conf(5), `RemoveIPC`). Else it is to be published again; the folder is made anew then.
+    /// (logind.conf(5), `RemoveIPC`).
     pub fn is_published(&self) -> bool {
         let same = |(path, file): &(PathBuf, File)| is_at(file, path);
         self.published.as_ref().is_none_or(same)
@@ -384,13 +396,7 @@ impl Registry {
 
     /// Publishes again what is no longer there. True if it did.
     pub fn mend(&mut self, entry: &Entry) -> io::Result<bool> {
-        if self.is_published() {
-            return Ok(false);
-        }
-        let anew = Self::open(self.uid, self.folders.clone());
-        self.own = anew.own.clone();
-        self.published = None;
-        self.publish(entry).map(|()| true)
+        if self.is_published() { Ok(false) } else { self.publish(entry).map(|()| true) }
     }
 
     /// Takes back what was published.
@@ -460,7 +466,7 @@ impl Registry {
         let mut found = Vec::new();
         for parent in &self.folders.shared {
             let Ok(entries) = fs::read_dir(parent) else { continue };
-            found.extend(entries.flatten().filter_map(|entry| {
+            found.extend(entries.flatten().take(MOST_NAMES).filter_map(|entry| {
                 let uid = entry.file_name().to_str()?.strip_prefix(PREFIX)?.parse().ok()?;
                 Some((entry.path(), uid)).filter(|(path, _)| self.own.as_ref() != Some(path))
             }));

@@ -22,7 +22,9 @@ pub fn ports(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
     let named = |port: &Published| line.names.iter().any(|name| *name == port.unit || *name == port.service);
     let all = answer["ports"].as_array().map_or(&[][..], Vec::as_slice);
     let all: Vec<Published> = all.iter().filter_map(Published::from_json).collect();
-    if let Some(name) = line.names.iter().find(|name| !all.iter().any(|it| it.unit == **name || it.service == **name)) {
+    if let Some(name) =
+        line.names.iter().find(|name| !all.iter().any(|it| it.unit == **name || it.service == **name))
+    {
         return Err(Failure::Usage(format!("there is no service `{name}` with ports")));
     }
     let shown: Vec<&Published> = all.iter().filter(|port| line.names.is_empty() || named(port)).collect();
@@ -50,7 +52,9 @@ fn of_host(own: &Own, as_json: bool) -> Result<(), Failure> {
     for entry in seen.iter().map(|seen| &seen.entry) {
         rows.extend(entry.ports.iter().map(|port| row_of_host(entry, port)));
     }
-    print(table(&["BUNDLE", "NAME", "PORT", "ADDRESS", "SOCKET", "PROCESS", "USER", "STATE"], rows).as_bytes())?;
+    print(
+        table(&["BUNDLE", "NAME", "PORT", "ADDRESS", "SOCKET", "PROCESS", "USER", "STATE"], rows).as_bytes(),
+    )?;
     skipped.iter().for_each(|skipped| say(&format!("not read: {skipped}")));
     Ok(())
 }
@@ -78,10 +82,12 @@ fn row(port: &Published) -> [String; 4] {
 fn table(title: &[&str], rows: Vec<Vec<String>>) -> String {
     let title = title.iter().map(|word| (*word).to_owned()).collect();
     let rows: Vec<Vec<String>> = std::iter::once(title).chain(rows).collect();
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0);
+    let width =
+        |column: usize| rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
     let line = |row: &Vec<String>| {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         format!("{}\n", cells.join("  ").trim_end())
     };
     rows.iter().map(line).collect()

@@ -54,7 +54,8 @@ impl Supervisor {
         let inherited: Vec<_> = sockets.chain(newline).collect();
         // Without them, what a service starts would take its watchdog, and its sockets, for its own: sd_listen_fds(3).
         let watched = matches!(spec.rules.watch, Some(Watch::Silence(_))).then_some("WATCHDOG_PID");
-        let own_pid: Vec<&str> = watched.into_iter().chain(spec.has_sockets().then_some("LISTEN_PID")).collect();
+        let own_pid: Vec<&str> =
+            watched.into_iter().chain(spec.has_sockets().then_some("LISTEN_PID")).collect();
         let files = Files {
             stdin: self.nothing.as_fd(),
             stdout,

@@ -1,6 +1,6 @@
 //! Ports of units: taken before they start, lent to their processes, kept in between, told to whoever asks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
@@ -14,22 +14,23 @@ use kitbag_format::port::{Part as PartOf, Protocol, Reference};
 use crate::endpoint::Endpoint;
 use crate::late::{self, Known, Late, Missing, Text};
 use crate::ports::assignments::Assignments;
-use crate::ports::lease::{Host, Kind, Lease, Net, Search, Want};
-use crate::ports::range::Round;
-use crate::ports::refused::Refused;
 use crate::ports::holder;
+use crate::ports::lease::{Host, Kind, Lease, Net, Search, Want};
+use crate::ports::range::{self, Round};
+use crate::ports::refused::Refused;
 use crate::ports::registry::{Entry, Found, Published, Registry};
 use crate::ports::unix::{self, UnixLease};
 use crate::ports::watch::Watch;
 use crate::probe::{self, Ask};
-use crate::sandbox::Sandbox;
+use crate::sandbox::watch::Watched;
+use crate::sandbox::{self, Sandbox};
 use crate::spawn;
-use crate::state::{Fault, Stage, State};
+use crate::state::{Fault, Ms, Stage, State};
 use crate::status::usage;
 use crate::sys::Errno;
 
 use super::order::Part;
-use super::spec::{Connect, PortSpec, ProgramSpec, Where, Wish};
+use super::spec::{Connect, PortSpec, ProgramSpec, ServiceSpec, Where, Wish};
 use super::units::Id;
 use super::{Source, Supervisor, readable, unit_name};
 
@@ -57,7 +58,21 @@ pub struct Ports {
     watch: Option<Watch>,
     /// There is something to tell.
     changed: bool,
+    strays: Strays,
 }
+
+/// Who is to be looked at for ports that it listens at and does not declare.
+#[derive(Debug, Default)]
+struct Strays {
+    watch: sandbox::watch::Watch,
+    units: BTreeSet<Id>,
+    at: Option<Ms>,
+}
+
+/// From readiness to a look at where a unit listens: many are looked at together.
+const LOOK_AFTER: Ms = 300;
+/// Between two looks where nothing refuses undeclared ports.
+const LOOK_AGAIN: Ms = 60_000;
 
 impl Ports {
     /// What is known before any port is taken.
@@ -170,7 +185,12 @@ impl Supervisor {
             if let Err(refused) = listens {
                 let refused = refused.explained(self.ports.registry.as_ref());
                 let name = &self.parts[part].spec.ports[at].name;
-                return Err(self.trouble(id, Stage::Ports, Errno::EADDRINUSE, format!("port {name}: {refused}")));
+                return Err(self.trouble(
+                    id,
+                    Stage::Ports,
+                    Errno::EADDRINUSE,
+                    format!("port {name}: {refused}"),
+                ));
             }
         }
         Ok(())
@@ -189,8 +209,17 @@ impl Supervisor {
             return Ok(());
         }
         let spec = &self.parts[part].spec;
-        let (port, unit) = (&spec.ports[at], if shared { spec.name.clone() } else { unit_name(spec, instance) });
-        let held = self.made(port, &unit, round)?;
+        let (port, unit) =
+            (&spec.ports[at], if shared { spec.name.clone() } else { unit_name(spec, instance) });
+        let remembered =
+            port.place.net().and_then(|net| self.ports.assignments.number(&unit, &port.name, net));
+        let held = self.made(port, &unit, remembered, round)?;
+        let endpoint = held.endpoint(port, &self.host);
+        let news = match &held {
+            Held::Net(lease) => (remembered != Some(lease.number()))
+                .then(|| format!("{} is {}/{}", port.name, endpoint.text(PartOf::Listen), lease.net())),
+            Held::Unix(_) => None,
+        };
         match &held {
             Held::Net(lease) => self.ports.assignments.lease(&unit, &port.name, lease.net(), lease.number()),
             Held::Unix(lease) => self.ports.assignments.place(&unit, &port.name, lease.path()),
@@ -198,10 +227,19 @@ impl Supervisor {
         let place = if shared { &mut self.parts[part].sockets } else { &mut self.units[id].ports };
         place[at] = Some(held);
         self.ports.changed = true;
+        if let Some(news) = news {
+            self.publish(unit, "port".to_owned(), news);
+        }
         Ok(())
     }
 
-    fn made(&self, port: &PortSpec, unit: &str, round: &mut Round) -> Result<Held, Refused> {
+    fn made(
+        &self,
+        port: &PortSpec,
+        unit: &str,
+        remembered: Option<u16>,
+        round: &mut Round,
+    ) -> Result<Held, Refused> {
         let Where::Net { net, listen, wish, hold } = port.place else {
             let path = unix::path(&self.ports.sockets(), unit, &port.name);
             return UnixLease::take(path, port.socket).map(Held::Unix);
@@ -217,7 +255,6 @@ impl Supervisor {
             Wish::Range(preferred, range) => (preferred, range),
         };
         let seed = format!("{}\0{}\0{unit}\0{}", self.bundle, self.state_folder.display(), port.name);
-        let remembered = self.ports.assignments.number(unit, &port.name, net);
         let search = Search { preferred, remembered, range, seed: &seed };
         Lease::any(&self.host, &search, want, round).map(Held::Net)
     }
@@ -259,6 +296,9 @@ impl Supervisor {
         }
         if before.run().is_some() && after.run().is_none() {
             self.take_ports_back(id);
+        }
+        if matches!((before, after), (State::Running { .. } | State::Executing { .. }, State::Ready { .. })) {
+            self.look_soon(id);
         }
         if !after.is_at_rest() {
             return;
@@ -380,7 +420,12 @@ impl Supervisor {
     }
 
     /// A probe's program of which something is known only now.
-    pub(super) fn late_program(&self, id: Id, program: &ProgramSpec, late: &Late) -> Result<ProgramSpec, String> {
+    pub(super) fn late_program(
+        &self,
+        id: Id,
+        program: &ProgramSpec,
+        late: &Late,
+    ) -> Result<ProgramSpec, String> {
         let mut filled = program.clone();
         let env = std::rc::Rc::make_mut(&mut filled.env);
         let known = |it: &Reference| self.find_port(id, it);
@@ -417,8 +462,7 @@ impl Supervisor {
     /// Begins to look for ports of other bundles, if any are named.
     fn look_outside(&mut self) {
         let references = self.parts.iter().flat_map(|members| members.spec.references());
-        self.ports.outer =
-            references.filter_map(outer_of).map(|key| (key, Err(String::new()))).collect();
+        self.ports.outer = references.filter_map(outer_of).map(|key| (key, Err(String::new()))).collect();
         if self.ports.outer.is_empty() {
             return;
         }
@@ -427,7 +471,9 @@ impl Supervisor {
             Some(Ok(watch)) if self.events.add(&watch, readable(Source::Registry.token())).is_ok() => {
                 self.ports.watch = Some(watch);
             }
-            _ => self.logs.say("ports of other bundles are looked for once: their registry cannot be watched"),
+            _ => {
+                self.logs.say("ports of other bundles are looked for once: their registry cannot be watched")
+            }
         }
         self.find_outside();
     }
@@ -491,16 +537,7 @@ impl Supervisor {
         if !std::mem::take(&mut self.ports.changed) {
             return;
         }
-        let ports = self.published();
-        let entry = Entry {
-            bundle: self.bundle.clone(),
-            version: self.version.clone(),
-            pid: std::process::id().cast_signed(),
-            uid: nix::unistd::geteuid().as_raw(),
-            state: self.state_folder.to_string_lossy().into_owned(),
-            since: u64::try_from(self.began / 1000).unwrap_or(0),
-            ports,
-        };
+        let entry = self.entry();
         if let Some(registry) = &mut self.ports.registry
             && let Err(error) = registry.publish(&entry)
         {
@@ -510,6 +547,28 @@ impl Supervisor {
             && let Err(error) = self.ports.assignments.write(folder)
         {
             self.logs.say(&format!("the next start may get other ports: {}: {error}", folder.display()));
+        }
+    }
+
+    /// Tells others again, if what they were told is gone.
+    pub(super) fn mend_registry(&mut self) {
+        let entry = self.entry();
+        if let Some(registry) = &mut self.ports.registry
+            && let Err(error) = registry.mend(&entry)
+        {
+            self.logs.say(&format!("other bundles do not see this one's ports: {error}"));
+        }
+    }
+
+    fn entry(&self) -> Entry {
+        Entry {
+            bundle: self.bundle.clone(),
+            version: self.version.clone(),
+            pid: std::process::id().cast_signed(),
+            uid: nix::unistd::geteuid().as_raw(),
+            state: self.state_folder.to_string_lossy().into_owned(),
+            since: u64::try_from(self.began / 1000).unwrap_or(0),
+            ports: self.published(),
         }
     }
 
@@ -578,7 +637,7 @@ impl Supervisor {
     }
 
     /// The numbers of a unit's own TCP ports.
-    pub(super) fn own_numbers(&self, id: Id) -> Vec<u16> {
+    fn own_numbers(&self, id: Id) -> Vec<u16> {
         let unit = &self.units[id];
         let held = unit.ports.iter().chain(&self.parts[unit.part].sockets).flatten();
         held.filter_map(|held| match held {
@@ -590,14 +649,83 @@ impl Supervisor {
 
     // --- What was found ---
 
+    /// Says once what this kernel cannot keep of the units' sandboxes, and what this host makes of ports.
+    pub(super) fn tell_what_is_not_kept(&mut self) {
+        let kept = |spec: &ServiceSpec| Sandbox {
+            bind: spec.binds_declared.then(Vec::new),
+            connect: spec.connect.as_ref().map(|_| Vec::new()),
+            files: spec.paths.clone(),
+        };
+        let missed = self.parts.iter().filter_map(|members| self.kernel.misses(&kept(&members.spec)));
+        let missed: BTreeSet<String> = missed.collect();
+        for sentence in missed {
+            self.logs.say(&sentence);
+        }
+        let any = |port: &PortSpec| matches!(port.place, Where::Net { wish: Wish::Any, .. });
+        if self.host.pool.inside && self.parts.iter().any(|members| members.spec.ports.iter().any(any)) {
+            self.logs.say(
+                "this host gives nearly all port numbers to outgoing connections (net.ipv4.ip_local_port_range), which may \
+                 take a service's port while it does not run",
+            );
+        }
+    }
+
+    /// A unit's ports are to be looked at soon.
+    pub(super) fn look_soon(&mut self, id: Id) {
+        if self.parts[self.units[id].part].spec.binds_declared {
+            let at = self.now().saturating_add(LOOK_AFTER);
+            self.ports.strays.units.insert(id);
+            self.ports.strays.at = Some(self.ports.strays.at.map_or(at, |earlier| earlier.min(at)));
+        }
+    }
+
+    /// When ports are looked at.
+    pub(super) const fn next_look(&self) -> Option<Ms> {
+        self.ports.strays.at
+    }
+
+    /// Looks where units listen, and tells what they do not declare. Landlock refuses it, where the kernel has that; but
+    /// sockets of MPTCP, and those of programs that were started before, it does not see.
+    pub(super) fn look_for_strays(&mut self) {
+        let strays = &mut self.ports.strays;
+        let ids = std::mem::take(&mut strays.units);
+        let mut looked = Vec::new();
+        for id in ids {
+            if let Some(leader) = self.units[id].leader {
+                looked.push((id, usage::descent(leader), self.own_numbers(id)));
+            }
+        }
+        let watched: Vec<Watched<'_>> = looked
+            .iter()
+            .map(|(id, pids, declared)| Watched { unit: &self.units[*id].name, pids, declared })
+            .collect();
+        let range::Range { low, high } = range::ephemeral();
+        let found = self.ports.strays.watch.look(&watched, &(low..=high));
+        for stray in found {
+            let sentence = stray.to_string();
+            self.logs.say(&sentence);
+            self.publish(stray.unit, "port".to_owned(), sentence);
+        }
+        self.ports.strays.at = None;
+        if !self.kernel.has_network() && !looked.is_empty() {
+            self.ports.strays.units = looked.into_iter().map(|(id, ..)| id).collect();
+            self.ports.strays.at = Some(self.now().saturating_add(LOOK_AGAIN));
+        }
+    }
+
     /// Notes where a unit that is not ready does listen, for a person who wonders.
     pub(super) fn note_listening(&mut self, id: Id) {
         let unit = &self.units[id];
-        let Some(leader) = unit.leader.filter(|_| !self.parts[unit.part].spec.ports.is_empty()) else { return };
+        let Some(leader) = unit.leader.filter(|_| !self.parts[unit.part].spec.ports.is_empty()) else {
+            return;
+        };
         let found = holder::listening(usage::descent(leader));
         let all: Vec<String> = found.iter().take(5).map(ToString::to_string).collect();
-        let listens =
-            if all.is_empty() { "it listens nowhere".to_owned() } else { format!("it listens at {}", all.join(", ")) };
+        let listens = if all.is_empty() {
+            "it listens nowhere".to_owned()
+        } else {
+            format!("it listens at {}", all.join(", "))
+        };
         let unit = &mut self.units[id];
         unit.reason = Some(match unit.reason.take() {
             Some(reason) => format!("{reason}; {listens}"),

@@ -1,7 +1,7 @@
 //! What may be asked of the running bundle, and what it tells of itself.
 
-use crate::ports::registry::Published;
 use crate::control::{Accepted, App, Command, Identity, Refused, Surroundings};
+use crate::ports::registry::Published;
 use crate::state::{End, Event, Ms, Outcome, Phase, State, Turn};
 use crate::status::{self, Ended, Kind, Status, UnixMs};
 use crate::sys::signal;
@@ -57,7 +57,7 @@ impl App for Supervisor {
     }
 
     fn ports(&mut self) -> Vec<Published> {
-        self.watch_some();
+        self.mend_registry();
         self.published()
     }
 

@@ -104,7 +104,9 @@ impl ServiceSpec {
         let of_files =
             self.files.iter().flat_map(|file| file.to.references().chain(file.content.references()));
         let of_probes = self.ready.iter().chain(&self.health).flat_map(|question| question.what.references());
-        own.chain(of_files).chain(of_probes).chain(self.connect.iter().flatten().filter_map(Connect::reference))
+        own.chain(of_files)
+            .chain(of_probes)
+            .chain(self.connect.iter().flatten().filter_map(Connect::reference))
     }
 
     /// `service` or `task`.
@@ -160,6 +162,16 @@ pub enum Where {
     },
     /// A path.
     Unix,
+}
+
+impl Where {
+    /// The protocol, if it has numbers.
+    pub const fn net(&self) -> Option<Net> {
+        match self {
+            Self::Net { net, .. } => Some(*net),
+            Self::Unix => None,
+        }
+    }
 }
 
 /// Which number a port wants.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use kitbag_format::port::{BACKLOG, Number, Port, Protocol, Socket, is_listen_address, is_port_name};
-use kitbag_format::service::fault::MOST_PORTS;
+use kitbag_format::service::fault::{MOST_PORTS, MOST_WAITING};
 use kitbag_format::template::{Piece, Template};
 use toml::Spanned;
 use toml::de::DeValue;
@@ -26,9 +26,6 @@ pub const PORT: &[Key] = &[
 
 const PROTOCOLS: &[(&str, Protocol)] =
     &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp), ("unix", Protocol::Unix)];
-
-/// The largest backlog that a reader takes.
-const MOST_WAITING: u32 = 1 << 20;
 
 /// The ports that a service declares.
 #[derive(Debug, Default)]

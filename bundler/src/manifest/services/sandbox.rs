@@ -1,6 +1,7 @@
 //! `[services.NAME.sandbox]` and `render`: what a service or task may do, and files that are made for it.
 
 use kitbag_format::port::{Bind, Files, Render, Sandbox};
+use kitbag_format::service::fault::RESERVED;
 use kitbag_format::template::{Piece, Template};
 use toml::Spanned;
 
@@ -22,9 +23,6 @@ const BINDS: &[(&str, Bind)] = &[("any", Bind::Any), ("declared", Bind::Declared
 
 /// Where files can be that a sandbox names.
 const BASES: &[&str] = &["${state}", "${tree}", "${env."];
-
-/// The folder of the state folder that the supervisor keeps for itself.
-const RESERVED: &str = ".kitbag";
 
 impl Reader<'_> {
     /// `sandbox` of a service or task, with the ports that it may connect to; `bind` where it does not say so.

@@ -11,6 +11,8 @@ use super::super::{RunSource, read};
 use super::values::{parse_size, shown_ms, shown_size};
 use super::{ServiceSource, Supervised};
 
+mod ports;
+
 /// What a manifest with these tables starts.
 #[track_caller]
 fn supervised(text: &str) -> Supervised {
@@ -162,7 +164,7 @@ fn an_address_is_one_after_its_placeholders_are_filled_in() {
         ("127.0.0.1:0", "such as `127.0.0.1:8080`"),
         ("127.0.0.1:${env.PORT:-http}", "such as `127.0.0.1:8080`"),
         ("example.org:80", "of names only `localhost` is known"),
-        ("${state}/socket", "only `${env.NAME}` can be part of it"),
+        ("${state}/socket", "only `${env.NAME}` and ports can be part of it"),
     ] {
         assert!(tcp(wrong).contains(expected), "{wrong}: {}", tcp(wrong));
     }
