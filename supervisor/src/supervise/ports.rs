@@ -619,7 +619,7 @@ impl Supervisor {
     }
 
     /// The numbers of a unit's own TCP ports.
-    pub(super) fn own_numbers(&self, id: Id) -> Vec<u16> {
+    fn own_numbers(&self, id: Id) -> Vec<u16> {
         let unit = &self.units[id];
         let held = unit.ports.iter().chain(&self.parts[unit.part].sockets).flatten();
         held.filter_map(|held| match held {
