@@ -174,9 +174,9 @@ impl Wishes<'_> {
 }
 
 impl Paths {
-    /// True if a service can write into this folder, as far as these rules go.
-    pub fn may_write(&self, folder: &Path) -> bool {
-        self.write.iter().any(|path| folder.starts_with(path))
+    /// True if TMPDIR has to be a folder of the state, as the service may not write to /tmp.
+    pub fn needs_temporary(&self) -> bool {
+        !self.write.iter().any(|path| Path::new("/tmp").starts_with(path))
     }
 }
 
@@ -338,9 +338,4 @@ impl fmt::Display for Kernel {
             Err(errno) => write!(f, "Landlock does not answer: {}", io::Error::from(errno)),
         }
     }
-}
-
-/// True if TMPDIR has to be a folder of the state, as the service may not write to /tmp.
-pub fn needs_temporary(sandbox: &Sandbox) -> bool {
-    sandbox.files.as_ref().is_some_and(|files| !files.may_write(Path::new("/tmp")))
 }

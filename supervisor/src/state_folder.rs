@@ -123,16 +123,21 @@ pub fn temporary(facts: &Facts, state: &Path, say: &dyn Fn(&str)) -> Option<Path
     if has_temporary() || facts.path(TMPDIR).is_some_and(|folder| is_writable(&folder)) {
         return None;
     }
-    let folder = state.join("tmp");
-    let is_new = fs::symlink_metadata(&folder).is_err();
-    owned::below(state, "tmp", facts.uid, 0o700).ok()?;
+    let is_new = fs::symlink_metadata(state.join("tmp")).is_err();
+    let folder = temporary_in(state, facts.uid)?;
     if is_new {
         let folder = folder.display();
         say(&format!(
             "no folder for temporary files can be written to, not {TMPDIR}, /tmp or /var/tmp: {TMPDIR} is {folder}"
         ));
     }
-    is_writable(&folder).then_some(folder)
+    Some(folder)
+}
+
+/// Makes the folder `tmp` of the state, of this user; `None` if it cannot be used.
+pub fn temporary_in(state: &Path, uid: u32) -> Option<PathBuf> {
+    owned::below(state, "tmp", uid, 0o700).ok()?;
+    Some(state.join("tmp")).filter(|folder| is_writable(folder))
 }
 
 /// True if /tmp or /var/tmp can be written to; else [`temporary`] depends on the caller's TMPDIR.

@@ -21,7 +21,7 @@ use kitbag_supervisor::expand::Values;
 use kitbag_supervisor::identity::Ids;
 use kitbag_supervisor::ports::holder::listening;
 use kitbag_supervisor::sandbox::watch::{Watch, Watched};
-use kitbag_supervisor::sandbox::{Kernel, Paths, Sandbox, SandboxError, Wishes, needs_temporary};
+use kitbag_supervisor::sandbox::{Kernel, Paths, Sandbox, SandboxError, Wishes};
 use kitbag_supervisor::spawn::{Program, Setup, Spawner};
 use kitbag_supervisor::state::{Fault, Stage};
 use kitbag_supervisor::sys::child::Files;
@@ -623,9 +623,9 @@ fn wishes_become_ports_and_paths_of_this_host() {
         }),
     };
     assert_eq!(found, expected);
-    assert!(needs_temporary(&found) && !needs_temporary(&binds(&[])));
+    assert!(found.files.unwrap().needs_temporary());
     asked.files.as_mut().unwrap().write.push("/tmp".to_owned());
-    assert!(!needs_temporary(&resolve(&asked).unwrap()));
+    assert!(!resolve(&asked).unwrap().files.unwrap().needs_temporary());
     asked.connect = Some(strings(&["redis/cache.other"]));
     let error = resolve(&asked).expect_err("there is no such port");
     assert!(matches!(&error, SandboxError::NoPort(name) if name == "redis/cache.other"), "{error}");

@@ -619,7 +619,7 @@ impl Supervisor {
     }
 
     /// The numbers of a unit's own TCP ports.
-    fn own_numbers(&self, id: Id) -> Vec<u16> {
+    pub(super) fn own_numbers(&self, id: Id) -> Vec<u16> {
         let unit = &self.units[id];
         let held = unit.ports.iter().chain(&self.parts[unit.part].sockets).flatten();
         held.filter_map(|held| match held {

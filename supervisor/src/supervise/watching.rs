@@ -138,6 +138,7 @@ impl Supervisor {
         let well = answer.is_ok();
         unit.reason = answer.err();
         self.feed(id, Event::Probed { well });
+        self.watch_asked(id);
     }
 
     /// A program that asks how a unit is has ended.

@@ -85,7 +85,7 @@ pub fn without_landlock_it_is_said_once_and_strays_are_reported() {
     assert!(rest.is_empty(), "{rest:?}");
 }
 
-pub fn a_limited_service_has_its_temporary_files_in_its_state() {
+pub fn a_limited_service_writes_to_its_state_and_has_its_temporary_files_there() {
     if !kitbag_supervisor::sandbox::Kernel::probe().has_files() {
         return;
     }
