@@ -85,6 +85,7 @@ impl Start<'_> {
             stderr: write.as_fd(),
             inherited: &self.inherited,
             limit: None,
+            own_pid: &[],
             ruleset: ruleset.map(AsFd::as_fd),
         };
         let env = [("PATH".into(), "/usr/bin:/bin".into())];
