@@ -114,7 +114,7 @@ fn served(lines: &str) -> String {
 #[test]
 fn two_services_with_one_port_are_refused() {
     let lines = "ports.http = { port = 6379, address = \"public\" }";
-    refused(&served(lines), &["kitbag.toml:12", "`web.http` and `cache.main` have one port: 6379/tcp"]);
+    refused(&served(lines), &["kitbag.toml:11:7", "`web.http` and `cache.main` have one port: 6379/tcp"]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -294,16 +295,17 @@ fn logs_and_exec_see_what_the_service_sees() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_given_up_on_and_start_says_so() {
-    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = holder.local_addr().unwrap().port().to_string();
+fn a_server_that_cannot_start_is_given_up_on_and_start_says_so() {
     let book = Book { bundle: guestbook() };
-    let said = book.command(["start"]).env("PORT", &port).run().exits(7);
-    said.says("web is not ready (failed)")
-        .says(&format!("port {port} on 127.0.0.1 is taken by another program"));
+    // Where it wants to write its address there is a folder.
+    let place = book.state("web.address");
+    fs::create_dir_all(&place).unwrap();
+    fs::set_permissions(book.state(""), fs::Permissions::from_mode(0o700)).unwrap();
+    let said = book.again().exits(7);
+    said.says("web is not ready (failed)").says(&format!("cannot use `{}`", place.display()));
     let status = book.run(["status"]).exits(7);
     status.prints("web      failed").prints("restart web").prints("worker   ready");
-    drop(holder);
+    fs::remove_dir(&place).unwrap();
     book.run(["restart", "web"]).exits(0);
     assert!(book.get("/").starts_with("HTTP/1.1 200 OK\r\n"));
     book.stop();

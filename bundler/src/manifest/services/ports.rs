@@ -208,26 +208,20 @@ impl Reader<'_> {
         if instances < 2 || port.socket.is_some() || port.protocol == Protocol::Unix {
             return;
         }
-        let there = match &port.number {
+        // How many there are, and the first of as many as are needed.
+        let (there, first) = match &port.number {
             Number::Any => return,
-            Number::Fixed(_) => 1,
+            Number::Fixed(number) => (1, digits(number).unwrap_or(8000)),
             Number::Range { prefer, low, high } => {
-                let preferred = prefer.as_deref().map(|prefer| digits(prefer));
+                let preferred = prefer.as_deref().map(digits);
                 let outside = preferred.is_some_and(|it| it.is_none_or(|it| !(*low..=*high).contains(&it)));
-                u32::from(high - low) + 1 + u32::from(outside)
+                (u32::from(high - low) + 1 + u32::from(outside), *low)
             }
         };
         if there >= instances {
             return;
         }
-        let (numbers, first) = match &port.number {
-            Number::Range { low, .. } => (format!("{there} numbers"), *low),
-            Number::Any | Number::Fixed(_) => ("one number".to_owned(), 0),
-        };
-        let first = match &port.number {
-            Number::Fixed(text) => digits(text).unwrap_or(8000),
-            _ => first,
-        };
+        let numbers = if there == 1 { "one number".to_owned() } else { format!("{there} numbers") };
         let last = u32::from(first) + instances - 1;
         let error =
             Diagnostic::new(format!("the port `{}` is {numbers} for {instances} instances", name.get_ref()))
