@@ -14,6 +14,7 @@ pub mod identity;
 pub mod limits;
 pub mod logs;
 pub mod machine;
+pub mod mark;
 pub mod memory;
 pub mod near;
 pub mod notify;

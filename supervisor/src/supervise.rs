@@ -31,6 +31,7 @@ use crate::sys::wait::{self, Children};
 use crate::sys::{self, Errno, Pid, fd, signal};
 
 mod children;
+mod descent;
 mod launch;
 pub mod order;
 mod requests;
@@ -41,6 +42,7 @@ mod units;
 mod watching;
 mod words;
 
+use descent::Descent;
 use order::{Needs, Order, Part};
 use schedule::Plan;
 pub use spec::{ProgramSpec, Question, Schedule, ServiceSpec, What, When};
@@ -157,8 +159,8 @@ struct Supervisor {
 
     timers: Timers,
     pids: Pids,
-    /// Units whose leader is reaped and whose group may have members.
-    closing: Vec<Id>,
+    /// What descends from units.
+    descent: Descent,
     /// Parts whose neighbours have to be looked at.
     touched: VecDeque<Part>,
     /// Tasks that start once more.
@@ -234,7 +236,7 @@ impl Supervisor {
             grace: 0,
             timers: Timers::default(),
             pids: Pids::default(),
-            closing: Vec::new(),
+            descent: Descent::new(),
             touched: VecDeque::new(),
             again: VecDeque::new(),
             logs,
@@ -399,7 +401,6 @@ impl Supervisor {
         for id in self.timers.due(now) {
             self.feed(id, Event::Tick);
             self.end_slow_helper(id);
-            self.check_group(id);
         }
         if due(self.probes.deadline()) {
             self.take_probes();
@@ -455,6 +456,7 @@ impl Supervisor {
             return;
         }
         self.timers.set(id, unit);
+        self.descent.moved(id, &before, &after);
         self.active = self.active + usize::from(!after.is_at_rest()) - usize::from(!before.is_at_rest());
         let (part, retired) = (unit.part, unit.retired);
         if self.order.moved(part, &before, &after, retired) {
@@ -618,6 +620,10 @@ impl Supervisor {
     fn settle(&mut self) {
         loop {
             self.follow_up();
+            while self.is_descent_due() {
+                self.look_at_descent();
+                self.follow_up();
+            }
             let before = self.whole.phase;
             match before {
                 Phase::Serving if self.has_nothing_to_do() => self.turn(Turn::AllEnded),

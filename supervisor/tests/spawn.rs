@@ -64,6 +64,7 @@ impl Start<'_> {
             inherited,
             limit: None,
             own_pid,
+            mark: None,
         };
         let pid = spawner.start(&Program { path, argv, env, cwd, setup }, &files)?;
         Ok((pid, read))

@@ -17,6 +17,8 @@ use kitbag_format::exit;
 use kitbag_format::manifest::Restart;
 use kitbag_supervisor::supervise::{Bundle, ProgramSpec, ServiceSpec, signal_number, supervise};
 
+#[path = "supervise/descent.rs"]
+mod descent;
 #[path = "supervise/whole.rs"]
 mod whole;
 
@@ -165,6 +167,12 @@ const TESTS: &[(&str, fn())] = tests![
     whole::a_stop_by_hand_is_immediate_in_every_state,
     whole::restarts_are_one_at_a_time_and_a_stop_beats_them,
     whole::a_signal_reaches_the_service,
+    descent::daemons_of_every_kind_end_with_their_service_alone,
+    descent::the_next_run_begins_when_the_daemons_of_the_last_are_gone,
+    descent::a_daemon_that_ignores_its_signal_is_killed_when_the_time_is_over,
+    descent::a_daemons_group_is_asked_once,
+    descent::a_task_leaves_nothing_behind,
+    descent::without_its_mark_a_daemon_is_swept_with_the_bundle,
     whole::a_thousand_services_start_and_stop,
     whole::a_service_comes_back_at_once,
     whole::where_descriptors_are_short_services_wait_and_come_when_there_are_some,
@@ -522,8 +530,8 @@ fn a_daemon_left_behind_is_swept() {
     let script = "setsid sh -c 'echo daemon $$; trap \"\" TERM; while :; do sleep 0.05; done' & sleep 0.2";
     let mut app = start(&[sh("web", script).timeout_ms(200)]);
     let pid = number(&app.prints("daemon"));
-    app.says("left behind by services; sending SIGTERM");
-    app.says("left behind by services; sending SIGKILL");
+    app.says("service web has left 1 process behind; sending SIGTERM");
+    app.says("service web did not stop within 0.2 s; sending SIGKILL");
     app.ends_with(exit::OK);
     assert!(!alive(pid));
 }

@@ -32,6 +32,7 @@ impl Supervisor {
         let pipes = |errno| spawn::fault(Stage::Pipes, errno);
         let newline = self.open_newline(id).map_err(pipes)?;
         let env = self.environment(id).map_err(pipes)?;
+        let mark = self.mark(id);
         let [stdout, stderr] = self.logs.open(id).map_err(pipes)?;
         let unit = &mut self.units[id];
         let spec = &self.parts[unit.part].spec;
@@ -47,6 +48,7 @@ impl Supervisor {
             inherited: &inherited,
             limit: self.limit,
             own_pid,
+            mark,
         };
         let joined = unit.cgroup.as_ref().map(|cgroup| {
             unit.lost_for_memory = cgroup.killed_for_memory();
@@ -54,6 +56,13 @@ impl Supervisor {
         });
         let setup = joined.as_ref().unwrap_or(&spec.setup);
         self.spawner.start(&spec.program.program(&env, setup), &files)
+    }
+
+    /// What marks a unit's processes, unless its manifest has another use for that limit.
+    fn mark(&self, id: Id) -> Option<libc::rlimit> {
+        let limits = &self.parts[self.units[id].part].spec.setup.limits;
+        let is_used = limits.iter().any(|(resource, _)| *resource == libc::RLIMIT_LOCKS);
+        self.descent.mark(id).filter(|_| !is_used)
     }
 
     /// Makes the pipe for a unit's newline, if it shows that it is ready so, and returns its end.
@@ -101,6 +110,7 @@ impl Supervisor {
             inherited: &[],
             limit: self.limit,
             own_pid: &[],
+            mark: self.mark(id),
         };
         let pid = self.spawner.start(&program.program(&program.env, setup), &files)?;
         self.pids.insert(pid, Whose::Helper(id));

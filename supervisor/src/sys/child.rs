@@ -63,6 +63,8 @@ pub struct Files<'a> {
     /// Names of environment variables whose value is the child's process id, such as `LISTEN_PID`. Nobody knows it
     /// before the child runs, so the child writes it. They take the place of what the environment has under these names.
     pub own_pid: &'a [&'a str],
+    /// The limit by which it is known, and all that descends from it; see [`crate::mark`].
+    pub mark: Option<libc::rlimit>,
 }
 
 impl Files<'_> {
@@ -124,6 +126,7 @@ struct Task<'a> {
     /// The descriptor table is the supervisor's own: the child has to leave it first.
     shared: bool,
     limit: Option<libc::rlimit>,
+    mark: Option<libc::rlimit>,
     ignored: u64,
     parent: Pid,
     deadline: Duration,
@@ -163,6 +166,7 @@ fn start_within(
         beyond,
         shared: lent.is_some(),
         limit: files.limit,
+        mark: files.mark,
         ignored: signal::ignored(),
         parent: nix::unistd::getpid().as_raw(),
         deadline,
@@ -290,6 +294,10 @@ impl Task<'_> {
         for (resource, limit) in files.chain(self.image.setup.limits.iter().copied()) {
             // SAFETY: reads the `rlimit` it is given.
             check(unsafe { libc::setrlimit(resource, &raw const limit) })?;
+        }
+        if let Some(mark) = &self.mark {
+            // SAFETY: as above. Where a sandbox refuses it, the program runs all the same.
+            unsafe { libc::setrlimit(libc::RLIMIT_LOCKS, mark) };
         }
         Ok(())
     }
@@ -449,6 +457,7 @@ mod tests {
             inherited: &[],
             limit: None,
             own_pid: &[],
+            mark: None,
         };
         start_within(deadline, &image, &files, &mut Slots::none())
     }

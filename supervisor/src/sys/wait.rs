@@ -69,6 +69,14 @@ fn wait(whom: Whom, flags: i32) -> Children {
     }
 }
 
+/// Our children, ended ones too, in the order in which they became ours; `None` where /proc cannot tell.
+///
+/// proc_pid_children(5) warns that children may be missing where others end meanwhile. An ended child leaves the kernel's
+/// list when it is reaped, and that is our own doing.
+pub fn listed_children() -> Option<Vec<Pid>> {
+    read_children()
+}
+
 /// Our children, ended ones too. Where /proc cannot tell, every process id that a child can have is tried.
 pub fn children() -> Vec<Pid> {
     read_children().unwrap_or_else(probe_children)
@@ -99,6 +107,11 @@ fn probe_children() -> Vec<Pid> {
 /// The process group of a child; `None` if it is no more.
 pub fn group_of(pid: Pid) -> Option<Pid> {
     nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(pid))).ok().map(nix::unistd::Pid::as_raw)
+}
+
+/// The session of a child; `None` if it is no more.
+pub fn session_of(pid: Pid) -> Option<Pid> {
+    nix::unistd::getsid(Some(nix::unistd::Pid::from_raw(pid))).ok().map(nix::unistd::Pid::as_raw)
 }
 
 /// Our own process group.

@@ -94,7 +94,7 @@ fn free_port() -> u16 {
 // --- Manifests ---
 
 /// A service that runs `script`, with what `more` says of it.
-fn sh(script: &str, more: Value) -> Value {
+pub fn sh(script: &str, more: Value) -> Value {
     merge(json!({"argv": ["bin/sh", "-c", script], "cwd": "/"}), more)
 }
 
@@ -111,24 +111,24 @@ fn task(script: &str, more: Value) -> Value {
     merge(task, more)
 }
 
-fn merge(mut one: Value, other: Value) -> Value {
+pub fn merge(mut one: Value, other: Value) -> Value {
     if let (Some(one), Value::Object(other)) = (one.as_object_mut(), other) {
         one.extend(other);
     }
     one
 }
 
-fn ready(when: Value) -> Value {
+pub fn ready(when: Value) -> Value {
     json!({"ready": {"when": when, "timeout_ms": 20_000, "interval_ms": 20}})
 }
 
 /// A running bundle.
-struct App {
-    running: Running,
+pub struct App {
+    pub running: Running,
     state: tempfile::TempDir,
 }
 
-fn app(services: Value, tasks: Value) -> App {
+pub fn app(services: Value, tasks: Value) -> App {
     app_in(tempfile::tempdir().expect("a folder"), services, tasks)
 }
 
@@ -140,7 +140,7 @@ fn app_in(state: tempfile::TempDir, services: Value, tasks: Value) -> App {
 }
 
 impl App {
-    fn ask(&self, method: &str, target: &str) -> client::Answer {
+    pub fn ask(&self, method: &str, target: &str) -> client::Answer {
         let mut answer = None;
         eventually("the socket answers", || {
             answer = client::ask(self.state.path(), method, target, 10_000).ok();
@@ -149,34 +149,34 @@ impl App {
         answer.expect("an answer")
     }
 
-    fn post(&self, target: &str) {
+    pub fn post(&self, target: &str) {
         let answer = self.ask("POST", target);
         assert!(answer.is_good(), "{target}: {answer:?}");
     }
 
-    fn unit(&self, name: &str) -> Value {
+    pub fn unit(&self, name: &str) -> Value {
         let units = self.ask("GET", "/v1/status").value["units"].take();
         let named = |unit: &&Value| unit["name"] == name;
         units.as_array().and_then(|units| units.iter().find(named)).cloned().unwrap_or_default()
     }
 
-    fn state_of(&self, name: &str) -> String {
+    pub fn state_of(&self, name: &str) -> String {
         self.unit(name)["state"].as_str().unwrap_or("not there").to_owned()
     }
 
-    fn comes_to(&self, name: &str, state: &str) {
+    pub fn comes_to(&self, name: &str, state: &str) {
         eventually(&format!("{name} is {state}"), || self.state_of(name) == state);
     }
 
-    fn prints(&mut self, text: &str) -> String {
+    pub fn prints(&mut self, text: &str) -> String {
         self.running.prints(text)
     }
 
-    fn says(&mut self, text: &str) -> String {
+    pub fn says(&mut self, text: &str) -> String {
         self.running.says(text)
     }
 
-    fn stops(mut self) {
+    pub fn stops(mut self) {
         self.running.signal("TERM");
         self.running.ends_with(exit::OK);
     }
