@@ -23,8 +23,9 @@ use super::{Supervisor, words};
 
 /// What carries the marks.
 const MARK: Resource = libc::RLIMIT_LOCKS;
-/// How long it may take to stop what forks on and on. What is not found by then is found in the next turn.
-const FREEZE: Duration = Duration::from_millis(200);
+/// How long it may take to stop what forks on and on, on a machine that it starves: a few milliseconds on another. What is
+/// not found by then is found in the next turn.
+const FREEZE: Duration = Duration::from_secs(2);
 
 /// A child that came to us when its parent ended.
 #[derive(Debug, Clone, Copy)]
