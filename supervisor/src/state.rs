@@ -320,9 +320,11 @@ pub enum Event {
         /// It succeeded.
         well: bool,
     },
+    /// Its leader ended, and left its place to another process, which is in this group.
+    Followed(Group),
     /// Its leader ended, or did not come to life.
     Exited(End),
-    /// No process of its group is left.
+    /// No process of its group is left, nor any that descends from it.
     GroupGone,
     /// The time of [`State::deadline`] may have come.
     Tick,
@@ -532,6 +534,7 @@ impl Service {
             Event::SaysStuck => self.says_stuck(with),
             Event::Extend(span) => self.extend(with.in_(span)),
             Event::Probed { well } => self.probed(well, with),
+            Event::Followed(group) => self.followed(group),
             Event::Exited(end) => self.exited(end, with),
             Event::GroupGone => self.group_gone(with),
             Event::Tick => self.tick(with),
@@ -793,6 +796,18 @@ impl Service {
     }
 
     // --- The end of a run ---
+
+    /// The same run with another leader. What is being ended has none any more: that one is asked to end like the rest.
+    const fn followed(&mut self, group: Group) -> Vec<Action> {
+        if let State::Executing { run }
+        | State::Running { run, .. }
+        | State::Ready { run, .. }
+        | State::Leaving { run, .. } = &mut self.state
+        {
+            run.group = group;
+        }
+        Vec::new()
+    }
 
     fn exited(&mut self, end: End, with: &With<'_>) -> Vec<Action> {
         let since = match self.state {

@@ -676,11 +676,11 @@ impl Supervisor {
     /// Sends a signal to a unit's group while its id is certain to be the unit's: as long as a child of ours is in it.
     fn signal(&self, id: Id, group: Group, number: i32) {
         let leader = self.units[id].leader;
-        if leader.is_none() && !wait::has_children(group) {
-            return;
-        }
-        if signal::send_group(group, number).is_err()
-            && let Some(pid) = leader
+        let is_ours = leader == Some(group) || wait::has_children(group);
+        let sent = is_ours && signal::send_group(group, number).is_ok();
+        // One that was not started here may have left the group.
+        if let Some(pid) = leader
+            && (!sent || wait::group_of(pid) != Some(group))
         {
             let _ = signal::send(pid, number);
         }

@@ -55,6 +55,10 @@ impl Supervisor {
         let whose = self.pids.get(pid);
         match whose {
             Some(Whose::Leader(id)) => {
+                self.hear(id);
+                if self.follow(id, pid) {
+                    return;
+                }
                 self.logs.ended(id, self.now());
                 self.note_memory(id);
                 self.feed(id, Event::Exited(end));

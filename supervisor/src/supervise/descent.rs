@@ -18,7 +18,7 @@ use crate::sys::wait;
 use crate::sys::{self, Errno, Pid, Resource, signal, socket};
 
 use super::children::signal_groups;
-use super::units::Id;
+use super::units::{Id, Whose};
 use super::{Supervisor, words};
 
 /// What carries the marks.
@@ -140,6 +140,48 @@ impl Supervisor {
             |id: &Id| self.units[*id].service.state.run().is_some_and(|run| wait::has_children(run.group));
         self.descent.ending.iter().copied().filter(is_open).collect()
     }
+
+    // --- MAINPID= ---
+
+    /// A unit says which of its processes counts (sd_notify(3)). Until its leader has ended, that one does: it is the
+    /// other one's parent, or grandparent, and knows more about it.
+    pub(super) fn name_main(&mut self, id: Id, pid: Pid) {
+        let unit = &mut self.units[id];
+        let known = unit.main.replace(pid);
+        if known != Some(pid) && !self.is_of(id, pid) {
+            let kind = self.parts[self.units[id].part].spec.kind();
+            let name = &self.units[id].name;
+            self.logs
+                .say(&format!("{kind} {name} says that its main process is {pid}, which is none of its own"));
+        }
+    }
+
+    /// True if a process descends from the unit, as far as its mark and its session tell.
+    fn is_of(&self, id: Id, pid: Pid) -> bool {
+        match self.descent.marked_child(pid) {
+            Some(unit) => unit == id,
+            None => wait::session_of(pid) == self.units[id].service.state.run().map(|run| run.group),
+        }
+    }
+
+    /// A unit's leader has ended. If it has named another process, which has become our child by now, that one takes its
+    /// place, and the leader is reaped.
+    pub(super) fn follow(&mut self, id: Id, leader: Pid) -> bool {
+        let Some(main) = self.units[id].main.filter(|main| *main != leader) else { return false };
+        let fits = wait::is_child(main) && self.pids.get(main).is_none() && self.is_of(id, main);
+        let Some(group) = wait::group_of(main).filter(|_| fits && !self.descent.ending.contains(&id)) else {
+            return false;
+        };
+        wait::reap(leader);
+        self.pids.remove(leader);
+        self.pids.insert(main, Whose::Leader(id));
+        self.descent.orphans.remove(&main);
+        self.units[id].leader = Some(main);
+        self.feed(id, Event::Followed(group));
+        true
+    }
+
+    // --- What is left ---
 
     /// Does what is to be done about our children, and returns the units that have some.
     fn look_at_children(&mut self, children: Vec<Pid>) -> BTreeSet<Id> {

@@ -269,7 +269,7 @@ impl Supervisor {
             state: self.state_word(unit),
             since: unit.since.0,
             for_ms: now.saturating_sub(unit.since.1),
-            pid: state.run().map(|run| run.group).filter(|pid| unit.leader == Some(*pid)),
+            pid: unit.leader.filter(|_| state.run().is_some()),
             restarts: u64::from(schedule.map_or(unit.service.restarts, |_| members.plan.runs)),
             last_end: self.last_end(unit, now, wall),
             retry_in_ms: retry,

@@ -52,6 +52,8 @@ pub struct Unit {
     pub service: Service,
     /// Its process, until it is reaped.
     pub leader: Option<Pid>,
+    /// The process that counts when its leader has ended, as it says (`MAINPID=`).
+    pub main: Option<Pid>,
     /// It stops as soon as nothing that needs it is active.
     pub doomed: bool,
     /// Its service has fewer instances by now.
@@ -87,6 +89,7 @@ impl Unit {
             name,
             service: Service::default(),
             leader: None,
+            main: None,
             doomed: false,
             retired: false,
             queued: false,

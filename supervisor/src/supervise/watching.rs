@@ -23,6 +23,7 @@ impl Supervisor {
             self.close_newline(id);
             self.notify.close(id as u64);
             self.units[id].says = None;
+            self.units[id].main = None;
         }
     }
 
@@ -61,6 +62,15 @@ impl Supervisor {
         }
     }
 
+    /// Takes what a unit has said before its end.
+    pub(super) fn hear(&mut self, id: Id) {
+        if self.parts[self.units[id].part].spec.notify {
+            for message in self.notify.hear(id as u64) {
+                self.take_message(id, message);
+            }
+        }
+    }
+
     fn take_message(&mut self, id: Id, message: Message) {
         let event = match message {
             Message::Ready => Event::SaysReady,
@@ -77,9 +87,12 @@ impl Supervisor {
                 self.units[id].reason = Some(format!("it says: {}", words::errno(number)));
                 return;
             }
-            // The interval is the manifest's, and the process that counts is the one that was started. A barrier is
-            // over when it is dropped.
-            Message::WatchdogInterval(_) | Message::MainPid(_) | Message::Barrier(_) => return,
+            Message::MainPid(pid) => {
+                self.name_main(id, pid);
+                return;
+            }
+            // The interval is the manifest's. A barrier is over when it is dropped.
+            Message::WatchdogInterval(_) | Message::Barrier(_) => return,
         };
         self.feed(id, event);
     }

@@ -37,6 +37,11 @@ pub fn reap(pid: Pid) {
     wait(Whom::Process(pid), libc::WNOHANG);
 }
 
+/// True while this is a child of ours, ended or not.
+pub fn is_child(pid: Pid) -> bool {
+    wait(Whom::Process(pid), libc::WNOHANG | libc::WNOWAIT) != Children::None
+}
+
 /// True while a child of ours, ended or not, is a member of this process group. While it is and until the next
 /// [`reap`], the group's id is not given to another group.
 pub fn has_children(group: Pid) -> bool {
@@ -97,7 +102,7 @@ fn probe_children() -> Vec<Pid> {
     /// The kernel's `PID_MAX_LIMIT`.
     const LIMIT: Pid = 4 * 1024 * 1024;
     let own = nix::unistd::getpid().as_raw();
-    let is_child = |pid: &Pid| wait(Whom::Process(*pid), libc::WNOHANG | libc::WNOWAIT) != Children::None;
+    let is_child = |pid: &Pid| is_child(*pid);
     match super::child::newest_pid() {
         Some(newest) if newest > own => (own + 1..newest).filter(is_child).collect(),
         _ => (2..LIMIT).filter(is_child).collect(),
@@ -109,7 +114,7 @@ pub fn group_of(pid: Pid) -> Option<Pid> {
     nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(pid))).ok().map(nix::unistd::Pid::as_raw)
 }
 
-/// The session of a child; `None` if it is no more.
+/// The session of a process; `None` if it is no more.
 pub fn session_of(pid: Pid) -> Option<Pid> {
     nix::unistd::getsid(Some(nix::unistd::Pid::from_raw(pid))).ok().map(nix::unistd::Pid::as_raw)
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::whole::{self, App, app};
+use super::whole::{self, App, actor, app};
 use super::{alive, eventually, kill, number};
 
 /// True if a program of this name is in `PATH`.
@@ -190,4 +190,57 @@ pub fn without_its_mark_a_daemon_is_swept_with_the_bundle() {
     app.says("1 process left behind by services; sending SIGTERM");
     app.running.ends_with(0);
     assert!(!alive(daemon));
+}
+
+// --- MAINPID= ---
+
+/// The process of a service, as status has it.
+fn pid(app: &App, name: &str) -> Option<i64> {
+    app.unit(name)["pid"].as_i64()
+}
+
+pub fn a_daemon_that_its_service_names_is_the_services_process() {
+    let env = json!({"KITBAG_TEST_ACTS": "main=MAIN;exit=0", "MAIN": "print=main;notify=READY=1"});
+    let more = json!({"env": env, "ready": {"when": "notify", "timeout_ms": 20_000}});
+    let mut app = app(json!({"web": actor("", more)}), json!({}));
+    let first = number(&app.prints("main"));
+    app.comes_to("web", "ready");
+    assert_eq!((pid(&app, "web"), app.unit("web")["restarts"].as_i64()), (Some(first.into()), Some(0)));
+    kill(first, "KILL");
+    app.says("service web was ended by SIGKILL");
+    let second = number(&app.prints("main"));
+    app.comes_to("web", "ready");
+    assert_ne!(first, second);
+    app.post("/v1/services/web/stop");
+    app.comes_to("web", "stopped");
+    assert!(!alive(second));
+    app.stops();
+}
+
+pub fn a_successor_takes_its_predecessors_place_when_that_one_ends() {
+    let env = json!({"KITBAG_TEST_ACTS": "main=MAIN;notify=READY=1;print=old", "MAIN": "print=new"});
+    let more = json!({"env": env, "ready": {"when": "notify", "timeout_ms": 20_000}});
+    let mut app = app(json!({"web": actor("", more)}), json!({}));
+    let lines = [app.prints(" "), app.prints(" ")];
+    let of = |name: &str| number(lines.iter().find(|line| line.contains(name)).expect(name));
+    app.comes_to("web", "ready");
+    assert_eq!(pid(&app, "web"), Some(of("old").into()), "both live");
+    kill(of("old"), "KILL");
+    eventually("the new one has taken over", || pid(&app, "web") == Some(of("new").into()));
+    assert_eq!((app.state_of("web").as_str(), app.unit("web")["restarts"].as_i64()), ("ready", Some(0)));
+    app.stops();
+    assert!(!alive(of("new")));
+}
+
+pub fn a_stranger_is_nobodys_main_process() {
+    let more = json!({"ready": {"when": "notify", "timeout_ms": 20_000}, "restart": "never"});
+    let words = format!("notify=MAINPID={}|READY=1;print=up", std::process::id());
+    let mut app = app(json!({"web": actor(&words, more)}), json!({}));
+    app.says(&format!("service web says that its main process is {}, which is none", std::process::id()));
+    let leader = number(&app.prints("up"));
+    app.comes_to("web", "ready");
+    assert_eq!(pid(&app, "web"), Some(leader.into()));
+    kill(leader, "KILL");
+    app.comes_to("web", "failed");
+    app.stops();
 }

@@ -44,7 +44,8 @@ pub fn run(manifest: &str) -> u8 {
 }
 
 /// A service that does what the words say: `print=…`, `notify=…`, `wait=MS`, `serve=PORT FOLDER`, `exit=STATUS`,
-/// `own-pid=NAME` (it checks that this variable is its process id);
+/// `main=NAME` (it starts a process in a session of its own, which does what this variable says, and names it as the main
+/// one), `own-pid=NAME` (it checks that this variable is its process id);
 /// without an exit it goes on for ever.
 pub fn act(words: &str) -> ExitCode {
     for word in words.split(';') {
@@ -53,6 +54,7 @@ pub fn act(words: &str) -> ExitCode {
             ("notify", text) => notify(&text.replace('|', "\n")),
             ("wait", time) => std::thread::sleep(Duration::from_millis(time.parse().expect("a time"))),
             ("serve", place) => serve(place),
+            ("main", name) => name_main(&std::env::var(name).expect("words")),
             ("own-pid", name) => assert_eq!(std::env::var(name), Ok(std::process::id().to_string())),
             ("exit", status) => return ExitCode::from(status.parse::<u8>().expect("a status")),
             other => panic!("{other:?}"),
@@ -69,6 +71,12 @@ fn notify(text: &str) {
     let address = SocketAddr::from_abstract_name(name).expect("a name");
     let socket = UnixDatagram::unbound().expect("a socket");
     socket.send_to_addr(text.as_bytes(), &address).expect("it is heard");
+}
+
+fn name_main(words: &str) {
+    let me = std::env::current_exe().expect("a test knows its program");
+    let child = Command::new("setsid").arg(me).env(ACTS, words).spawn().expect("setsid starts");
+    notify(&format!("MAINPID={}", child.id()));
 }
 
 /// Answers 200, or 503 while there is a file `sick` in the folder.
@@ -99,7 +107,7 @@ pub fn sh(script: &str, more: Value) -> Value {
 }
 
 /// A service that acts; see [`act`].
-fn actor(words: &str, more: Value) -> Value {
+pub fn actor(words: &str, more: Value) -> Value {
     let me = std::env::current_exe().expect("a test knows its program");
     let me = me.to_str().expect("a name").trim_start_matches('/').to_owned();
     merge(json!({"argv": [me], "env": {ACTS: words}, "cwd": "/"}), more)
