@@ -165,6 +165,10 @@ struct Supervisor {
     touched: VecDeque<Part>,
     /// Tasks that start once more.
     again: VecDeque<Id>,
+    /// Units on their way back from a restart of all, some of which have changed their mind.
+    returning: Vec<Id>,
+    /// One has come to rest since they were looked at.
+    rested: bool,
 
     logs: Logs,
     events: Epoll,
@@ -239,6 +243,8 @@ impl Supervisor {
             descent: Descent::new(),
             touched: VecDeque::new(),
             again: VecDeque::new(),
+            returning: Vec::new(),
+            rested: false,
             logs,
             events,
             signals,
@@ -457,6 +463,7 @@ impl Supervisor {
         }
         self.timers.set(id, unit);
         self.descent.moved(id, &before, &after);
+        self.rested |= after.is_at_rest() && !self.returning.is_empty();
         self.active = self.active + usize::from(!after.is_at_rest()) - usize::from(!before.is_at_rest());
         let (part, retired) = (unit.part, unit.retired);
         if self.order.moved(part, &before, &after, retired) {
@@ -519,6 +526,8 @@ impl Supervisor {
                 }
             } else if let Some(id) = self.again.pop_front() {
                 self.feed(id, Event::Start);
+            } else if std::mem::take(&mut self.rested) {
+                self.bring_back();
             } else {
                 return;
             }
@@ -545,7 +554,7 @@ impl Supervisor {
     /// Wants a unit to stop, after all that needs it.
     fn doom(&mut self, id: Id) {
         let unit = &mut self.units[id];
-        unit.queued = false;
+        (unit.queued, unit.returns) = (false, false);
         unit.doomed = !unit.service.state.is_at_rest();
     }
 
@@ -585,7 +594,7 @@ impl Supervisor {
 
     fn kill_all(&mut self) {
         for id in 0..self.units.len() {
-            self.units[id].doomed = false;
+            (self.units[id].doomed, self.units[id].returns) = (false, false);
             self.feed(id, Event::Kill);
         }
     }

@@ -40,7 +40,7 @@ impl App for Supervisor {
         let concerned = match command {
             Command::Start(name) => self.start_named(name)?,
             Command::Stop(name) => self.stop_named(name)?,
-            Command::Restart(None) => self.restart_ids(self.services()),
+            Command::Restart(None) => self.restart_all(),
             Command::Restart(Some(name)) => self.restart_ids(self.named(name)?),
             Command::Signal(name, number) => self.signal_named(name, *number)?,
             Command::Scale(name, count) => self.scale(name, *count)?,
@@ -101,13 +101,52 @@ impl Supervisor {
         self.parts.iter().position(|members| members.spec.name == name)
     }
 
-    /// The instances of all services.
-    fn services(&self) -> Vec<Id> {
-        let is_service = |id: &Id| {
+    /// Restarts the instances of all services, and tasks that run, as a stop and a start of all would: what needs another
+    /// stops before it, and starts when that is ready again.
+    fn restart_all(&mut self) -> Vec<Id> {
+        let restarts = |id: &Id| {
             let unit = &self.units[*id];
-            self.parts[unit.part].spec.schedule.is_none() && !unit.retired
+            let is_service = self.parts[unit.part].spec.schedule.is_none();
+            !unit.retired && (is_service || !unit.service.state.is_at_rest())
         };
-        (0..self.units.len()).filter(is_service).collect()
+        let ids: Vec<Id> = (0..self.units.len()).filter(restarts).collect();
+        for &id in &ids {
+            self.doom(id);
+            self.units[id].returns = true;
+        }
+        self.returning.clone_from(&ids);
+        for part in 0..self.parts.len() {
+            self.stop_doomed(part);
+        }
+        self.rested = true;
+        ids
+    }
+
+    /// Starts what is on its way back from a restart of all, as far as it may.
+    pub(super) fn bring_back(&mut self) {
+        for id in std::mem::take(&mut self.returning) {
+            if !self.units[id].returns {
+                continue;
+            }
+            if self.units[id].service.state.is_at_rest()
+                && self.stopping_needs(self.units[id].part).next().is_none()
+            {
+                self.units[id].returns = false;
+                self.feed(id, Event::Start);
+            } else {
+                self.returning.push(id);
+            }
+        }
+    }
+
+    /// What a part needs, directly or not, that is to stop and has not yet.
+    fn stopping_needs(&self, part: Part) -> impl Iterator<Item = Part> {
+        let stops = |id: &Id| {
+            let unit = &self.units[*id];
+            (unit.doomed || unit.returns) && !unit.service.state.is_at_rest()
+        };
+        let needs = self.order.with_needs(part).into_iter().skip(1);
+        needs.filter(move |need| self.parts[*need].units.iter().any(stops))
     }
 
     /// Starts units, and what they need.
@@ -117,14 +156,14 @@ impl Supervisor {
         for need in self.order.with_needs(part).into_iter().skip(1) {
             for id in self.parts[need].units.clone() {
                 let unit = &mut self.units[id];
-                unit.doomed = false;
+                (unit.doomed, unit.returns) = (false, false);
                 if !unit.retired && unit.service.state.is_at_rest() && !unit.service.state.is_good() {
                     self.feed(id, Event::Start);
                 }
             }
         }
         for &id in &ids {
-            self.units[id].doomed = false;
+            (self.units[id].doomed, self.units[id].returns) = (false, false);
             self.feed(id, Event::Start);
         }
         Ok(ids)
@@ -135,7 +174,7 @@ impl Supervisor {
         let ids = self.named(name)?;
         let Some(part) = self.part(name) else {
             for &id in &ids {
-                self.units[id].doomed = false;
+                (self.units[id].doomed, self.units[id].returns) = (false, false);
                 self.feed(id, Event::Stop);
             }
             return Ok(ids);
@@ -158,7 +197,7 @@ impl Supervisor {
 
     fn restart_ids(&mut self, ids: Vec<Id>) -> Vec<Id> {
         for &id in &ids {
-            self.units[id].doomed = false;
+            (self.units[id].doomed, self.units[id].returns) = (false, false);
             self.feed(id, Event::Restart);
         }
         ids
@@ -212,7 +251,7 @@ impl Supervisor {
 
     fn retire(&mut self, id: Id) {
         let unit = &mut self.units[id];
-        (unit.retired, unit.doomed) = (true, false);
+        (unit.retired, unit.doomed, unit.returns) = (true, false, false);
         self.order.retire(unit.part, &unit.service.state);
         self.feed(id, Event::Stop);
     }
@@ -256,8 +295,10 @@ impl Supervisor {
             _ if state.is_at_rest() => members.plan.in_ms(now, wall),
             _ => None,
         };
+        let returns = unit.returns && state.is_at_rest();
         let waits_for = match state {
             State::Needing => self.order.open_needs(unit.part).map(|part| self.name_of(part)).collect(),
+            _ if returns => self.stopping_needs(unit.part).map(|part| self.name_of(part)).collect(),
             _ => Vec::new(),
         };
         status::Unit {
@@ -283,6 +324,7 @@ impl Supervisor {
     fn state_word(&self, unit: &Unit) -> status::State {
         let schedule = self.parts[unit.part].spec.schedule.as_ref();
         match words::state(&unit.service.state, schedule.is_some()) {
+            _ if unit.returns && unit.service.state.is_at_rest() => status::State::Waiting,
             status::State::Done if schedule.is_some_and(|it| !matches!(it.when, When::Start)) => {
                 status::State::Idle
             }

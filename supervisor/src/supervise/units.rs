@@ -56,6 +56,8 @@ pub struct Unit {
     pub main: Option<Pid>,
     /// It stops as soon as nothing that needs it is active.
     pub doomed: bool,
+    /// It is started again when it has stopped, and with it what it needs, as far as that is to.
+    pub returns: bool,
     /// Its service has fewer instances by now.
     pub retired: bool,
     /// A task that was due while it ran, and runs again when it has ended.
@@ -91,6 +93,7 @@ impl Unit {
             leader: None,
             main: None,
             doomed: false,
+            returns: false,
             retired: false,
             queued: false,
             since,

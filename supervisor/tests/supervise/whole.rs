@@ -73,6 +73,7 @@ fn notify(text: &str) {
     socket.send_to_addr(text.as_bytes(), &address).expect("it is heard");
 }
 
+#[expect(clippy::zombie_processes, reason = "it outlives this process, which leaves it to the supervisor")]
 fn name_main(words: &str) {
     let me = std::env::current_exe().expect("a test knows its program");
     let child = Command::new("setsid").arg(me).env(ACTS, words).spawn().expect("setsid starts");
@@ -254,6 +255,54 @@ pub fn a_stop_takes_what_needs_the_service_along_and_a_start_what_it_needs() {
     eventually("db is back", || app.state_of("db") == "ready");
     assert_eq!(app.unit("web")["pid"], pid);
     app.stops();
+}
+
+pub fn a_restart_of_all_goes_by_needs_both_ways() {
+    // Each says when it begins and ends, and takes its time for both.
+    let script = |name: &str| {
+        format!(
+            "trap 'sleep 0.1; echo {name} ends; exit' TERM; echo {name} begins; sleep 0.1; echo >&3; exec 3>&-
+            while :; do sleep 0.01; done"
+        )
+    };
+    let service = |name: &str, needs: Value| {
+        sh(&script(name), merge(json!({"needs": needs}), ready(json!({"newline": 3}))))
+    };
+    let services = json!({
+        "db": service("db", json!([])),
+        "web": service("web", json!(["db"])),
+        "proxy": service("proxy", json!(["web"])),
+        "other": service("other", json!([])),
+    });
+    let mut app = app(services, json!({}));
+    app.comes_to("proxy", "ready");
+    app.comes_to("other", "ready");
+    // A shell may say, too, that its `sleep` was ended.
+    let heard = |app: &mut App, count: usize| -> Vec<String> {
+        let lines = std::iter::repeat_with(|| app.prints(" | "));
+        let told = lines.filter(|line| line.ends_with(" begins") || line.ends_with(" ends"));
+        told.take(count).filter_map(|line| Some(line.split_once(" | ")?.1.to_owned())).collect()
+    };
+    heard(&mut app, 4);
+    app.post("/v1/restart");
+    let said = app.ask("GET", "/v1/wait?ready=1&timeout=20");
+    assert!(said.is_good(), "{said:?}");
+    let (of_other, chain): (Vec<String>, Vec<String>) =
+        heard(&mut app, 8).into_iter().partition(|line| line.starts_with("other"));
+    assert_eq!(chain, ["proxy ends", "web ends", "db ends", "db begins", "web begins", "proxy begins"]);
+    assert_eq!(of_other, ["other ends", "other begins"]);
+    // A stop beats it: what was on its way back stays where it is, and so does what waits for it.
+    app.post("/v1/restart");
+    app.comes_to("proxy", "waiting");
+    assert_eq!(app.unit("proxy")["waits_for"][0], "web");
+    app.post("/v1/services/web/stop");
+    app.comes_to("web", "stopped");
+    app.comes_to("proxy", "stopped");
+    app.comes_to("db", "ready");
+    assert_eq!([app.state_of("web"), app.state_of("proxy")], ["stopped", "stopped"]);
+    app.post("/v1/restart");
+    app.running.signal("TERM");
+    app.running.ends_with(exit::OK);
 }
 
 // --- Readiness ---
