@@ -203,7 +203,7 @@ fn milliseconds(microseconds: u64) -> Ms {
 }
 
 /// A terminal that shows it is not to be steered by it.
-fn printable(value: &[u8]) -> String {
+pub fn printable(value: &[u8]) -> String {
     let shown = |letter: char| if letter.is_control() { char::REPLACEMENT_CHARACTER } else { letter };
     String::from_utf8_lossy(value).chars().map(shown).collect()
 }

@@ -37,6 +37,7 @@ pub mod order;
 mod requests;
 pub mod schedule;
 pub mod spec;
+mod tail;
 mod tasks;
 mod units;
 mod watching;
@@ -110,6 +111,8 @@ enum Source {
     Control,
     /// A service says that it is ready by a newline.
     Newline(Id),
+    /// What checks a service prints something.
+    Check(Id),
 }
 
 impl Source {
@@ -121,7 +124,8 @@ impl Source {
             Self::Notify => 4,
             Self::Clock => 5,
             Self::Control => 6,
-            Self::Newline(id) => 7 + id as u64,
+            Self::Newline(id) => 8 + 2 * id as u64,
+            Self::Check(id) => 9 + 2 * id as u64,
         }
     }
 
@@ -133,7 +137,10 @@ impl Source {
             4 => Self::Notify,
             5 => Self::Clock,
             6 => Self::Control,
-            id => Self::Newline(usize::try_from(id - 7).unwrap_or(usize::MAX)),
+            _ => {
+                let id = usize::try_from(token.saturating_sub(8) / 2).unwrap_or(usize::MAX);
+                if token.is_multiple_of(2) { Self::Newline(id) } else { Self::Check(id) }
+            }
         }
     }
 }
@@ -356,6 +363,7 @@ impl Supervisor {
                 Source::Probes => self.take_probes(),
                 Source::Notify => self.take_messages(),
                 Source::Newline(id) => self.take_newline(id),
+                Source::Check(id) => self.take_check(id),
                 Source::Clock => self.take_clock(),
                 Source::Control => self.serve_control(),
                 // `write` follows, whatever happened.

@@ -158,6 +158,7 @@ const TESTS: &[(&str, fn())] = tests![
     whole::a_port_that_accepts_shows_that_a_service_is_ready,
     whole::a_command_shows_that_a_service_is_ready_and_one_that_hangs_does_not,
     whole::a_service_that_fails_its_checks_is_ended_and_started_again,
+    whole::what_a_failing_check_says_is_told,
     whole::a_check_that_hangs_is_a_failed_one,
     whole::a_silent_service_is_ended_by_its_watchdog,
     whole::instances_are_numbered_and_scaled_while_they_run,

@@ -11,6 +11,7 @@ use crate::sys::{Errno, Pid, fd};
 
 use super::order::Part;
 use super::spec::{ProgramSpec, ServiceSpec};
+use super::tail::Tail;
 use super::units::{Helper, Id, Whose};
 use super::{Source, Supervisor, readable};
 
@@ -99,14 +100,16 @@ impl Supervisor {
         Ok(env)
     }
 
-    /// Starts a program that asks how a unit is. What it prints is nobody's.
+    /// Starts a program that asks how a unit is. Of what it prints, the last is kept, if there is a descriptor left for it.
     pub(super) fn start_helper(&mut self, id: Id, program: &ProgramSpec, late_at: Ms) -> Result<(), Fault> {
         let setup = &self.parts[self.units[id].part].spec.setup;
         let nothing = self.nothing.as_fd();
+        let (tail, write) = Tail::new().ok().unzip();
+        let output = write.as_ref().map_or(nothing, AsFd::as_fd);
         let files = Files {
             stdin: nothing,
-            stdout: nothing,
-            stderr: nothing,
+            stdout: output,
+            stderr: output,
             inherited: &[],
             limit: self.limit,
             own_pid: &[],
@@ -114,8 +117,10 @@ impl Supervisor {
         };
         let pid = self.spawner.start(&program.program(&program.env, setup), &files)?;
         self.pids.insert(pid, Whose::Helper(id));
+        let watched = |tail: &Tail| self.events.add(tail.fd(), readable(Source::Check(id).token())).is_ok();
+        let tail = tail.filter(watched);
         let unit = &mut self.units[id];
-        unit.helper = Some(Helper { pid, late_at });
+        unit.helper = Some(Helper { pid, late_at, tail });
         self.timers.set(id, unit);
         Ok(())
     }

@@ -11,6 +11,7 @@ use crate::sys::Pid;
 use super::order::Part;
 use super::schedule::{Plan, Record};
 use super::spec::ServiceSpec;
+use super::tail::Tail;
 
 /// Number of a unit. It keeps it as long as the supervisor runs.
 pub type Id = usize;
@@ -31,12 +32,14 @@ pub struct Members {
 }
 
 /// A program that asks how a unit is.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Helper {
     /// Its process, which leads a group.
     pub pid: Pid,
     /// When it has taken too long.
     pub late_at: Ms,
+    /// What it prints.
+    pub tail: Option<Tail>,
 }
 
 /// An instance of a service, or a task.
@@ -110,7 +113,12 @@ impl Unit {
 
     /// The earliest time at which something has to be done for it.
     pub fn deadline(&self) -> Option<Ms> {
-        self.service.state.deadline().into_iter().chain(self.helper.map(|helper| helper.late_at)).min()
+        self.service
+            .state
+            .deadline()
+            .into_iter()
+            .chain(self.helper.as_ref().map(|helper| helper.late_at))
+            .min()
     }
 }
 

@@ -393,6 +393,20 @@ pub fn a_service_that_fails_its_checks_is_ended_and_started_again() {
     app.stops();
 }
 
+pub fn what_a_failing_check_says_is_told() {
+    // More than a pipe holds, and more than once: nobody waits for the check, and it waits for nobody.
+    let check = "yes noise | head -c 300000; echo replica is 90 s behind >&2; echo; exit 3";
+    let probe = json!({"probe": {"command": {"argv": ["bin/sh", "-c", check]}}});
+    let mut more = merge(json!({"restart": "never"}), health(probe));
+    more["health"]["timeout_ms"] = json!(10_000);
+    let mut app = app(json!({"web": sh("exec sleep 1000", more)}), json!({}));
+    let reason = "its check exited with status 3: replica is 90 s behind";
+    app.says(&format!("service web failed 2 checks in a row: {reason}; ending it"));
+    app.comes_to("web", "failed");
+    assert_eq!(app.unit("web")["reason"], format!("failed 2 checks in a row: {reason}"));
+    app.stops();
+}
+
 pub fn a_check_that_hangs_is_a_failed_one() {
     let probe = json!({"probe": {"command": {"argv": ["bin/sh", "-c", "sleep 1000 & wait"]}}});
     let mut app = app(json!({"web": sh("exec sleep 1000", health(probe))}), json!({}));
