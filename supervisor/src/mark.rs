@@ -3,8 +3,8 @@
 //! It is a resource limit that Linux keeps for each process and asks about nowhere: `RLIMIT_LOCKS`, which was last enforced
 //! by 2.4.24 (getrlimit(2)). It passes on to children, survives execve(2), setsid(2), a cleared environment, closed
 //! descriptors and a change of user, and prlimit(2) reads it of another process. Its value is a number far above what
-//! anybody would ask for, in which this supervisor and the unit stand. A process can lower it, and loses its mark so; only
-//! root can raise it.
+//! anybody would ask for, in which this supervisor and the unit stand. A process can lower it, and then has no mark, or
+//! one of an earlier unit's; only root can raise it.
 //!
 //! ```text
 //! bit 62         a supervisor that nobody has marked       bits 24 to 60   this supervisor: a random number

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -75,8 +76,7 @@ time.sleep(1000)";
 
 /// The interpreter itself: a wrapper may need variables that a service does not have.
 fn python() -> String {
-    let output =
-        std::process::Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output();
+    let output = Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output();
     String::from_utf8(output.expect("it runs").stdout).expect("a path").trim().to_owned()
 }
 
@@ -132,6 +132,8 @@ pub fn a_daemon_that_ignores_its_signal_is_killed_when_the_time_is_over() {
         "setsid sh -c 'trap \"\" TERM; setsid sh -c \"echo child \\$\\$; exec sleep 1000\" & echo daemon $$
         while :; do sleep 0.02; done' & exec sleep 1000";
     let mut app = app(json!({"web": sh(script, json!({"stop_timeout_ms": 300}))}), json!({}));
+    // As a console of `exec` is: beside the service, and no descendant.
+    let mut beside = Command::new("sleep").arg("1000").spawn().expect("it starts");
     let (one, other) = (number(&app.prints(" ")), number(&app.prints(" ")));
     let began = Instant::now();
     app.post("/v1/services/web/stop");
@@ -139,6 +141,9 @@ pub fn a_daemon_that_ignores_its_signal_is_killed_when_the_time_is_over() {
     app.comes_to("web", "stopped");
     assert!(began.elapsed() >= Duration::from_millis(300));
     assert!(!alive(one) && !alive(other));
+    let spared = beside.try_wait().expect("our child").is_none();
+    let _ = beside.kill().and_then(|()| beside.wait());
+    assert!(spared, "a stranger was killed");
     app.stops();
 }
 
