@@ -324,6 +324,8 @@ pub enum Event {
     Followed(Group),
     /// Its leader ended, or did not come to life.
     Exited(End),
+    /// More of what descends from it was found, and has got SIGKILL.
+    KilledMore,
     /// No process of its group is left, nor any that descends from it.
     GroupGone,
     /// The time of [`State::deadline`] may have come.
@@ -536,6 +538,7 @@ impl Service {
             Event::Probed { well } => self.probed(well, with),
             Event::Followed(group) => self.followed(group),
             Event::Exited(end) => self.exited(end, with),
+            Event::KilledMore => self.killed_more(with),
             Event::GroupGone => self.group_gone(with),
             Event::Tick => self.tick(with),
             Event::Stop => self.stop(with),
@@ -838,6 +841,14 @@ impl Service {
             Some(last) if last.since == since => last.end = last.end.or(Some(end)),
             last => *last = Some(Last { since, at: now, trouble: None, end: Some(end) }),
         }
+    }
+
+    /// The kernel has as long for the last of them as for the first.
+    const fn killed_more(&mut self, with: &With<'_>) -> Vec<Action> {
+        if let State::Killing { give_up_at, .. } = &mut self.state {
+            *give_up_at = with.in_(DEATH_DEADLINE);
+        }
+        Vec::new()
     }
 
     fn group_gone(&mut self, with: &With<'_>) -> Vec<Action> {

@@ -60,7 +60,7 @@ fn states() -> Vec<State> {
     states
 }
 
-const EVENTS: [Event; 22] = [
+const EVENTS: [Event; 23] = [
     Event::Start,
     Event::Restart,
     Event::NeedsMet,
@@ -79,14 +79,23 @@ const EVENTS: [Event; 22] = [
     Event::Exited(WELL),
     Event::Exited(BADLY),
     Event::Exited(FAULT),
+    Event::KilledMore,
     Event::GroupGone,
     Event::Tick,
     Event::Stop,
     Event::Kill,
 ];
 
-const TURNS: [Turn; 7] =
-    [Turn::Stop, Turn::StopGently, Turn::AllEnded, Turn::NoneLeft, Turn::Progress, Turn::Drained, Turn::Tick];
+const TURNS: [Turn; 8] = [
+    Turn::Stop,
+    Turn::StopGently,
+    Turn::AllEnded,
+    Turn::KilledMore,
+    Turn::NoneLeft,
+    Turn::Progress,
+    Turn::Drained,
+    Turn::Tick,
+];
 
 fn table() -> String {
     let mut text = String::from(

@@ -128,7 +128,10 @@ impl Supervisor {
         new.retain(|pid| self.asked.insert(*pid));
         match self.whole.phase {
             Phase::Asking { .. } => signal_groups(&new, &[libc::SIGTERM, libc::SIGCONT]),
-            _ if !new.is_empty() => self.kill_left(&new),
+            _ if !new.is_empty() => {
+                self.kill_left(&new);
+                self.turn(Turn::KilledMore);
+            }
             _ => {}
         }
     }

@@ -10,7 +10,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::time::{Duration, Instant};
 
 use crate::mark::Marks;
 use crate::state::{Event, State};
@@ -23,9 +22,9 @@ use super::{Supervisor, words};
 
 /// What carries the marks.
 const MARK: Resource = libc::RLIMIT_LOCKS;
-/// How long it may take to stop what forks on and on, on a machine that it starves: a few milliseconds on another. What is
-/// not found by then is found in the next turn.
-const FREEZE: Duration = Duration::from_secs(2);
+/// Passes over all processes in order to stop what forks on and on. The second or third finds nobody, most of the time, and
+/// what the last one leaves is found in the next turn. No time is set: what it starves holds it up until it is stopped.
+const PASSES: usize = 16;
 
 /// A child that came to us when its parent ended.
 #[derive(Debug, Clone, Copy)]
@@ -212,6 +211,10 @@ impl Supervisor {
         }
         if !doomed.is_empty() {
             self.kill_orphans(&doomed);
+            let units = doomed.iter().filter_map(|pid| self.descent.orphans.get(pid)?.unit);
+            for id in units.collect::<BTreeSet<Id>>() {
+                self.feed(id, Event::KilledMore);
+            }
         }
         open
     }
@@ -303,13 +306,12 @@ impl Supervisor {
 /// stopped does not fork, so that fewer are found each time, however fast they were. A process that is being forked gets the
 /// next number, or one further on, so that one pass, in rising order, finds most of what is born meanwhile.
 fn kill_all(children: &[Pid], is_wanted: impl Fn(Pid) -> bool) {
-    let began = Instant::now();
     let (mut known, mut others) = (BTreeSet::from_iter(children.iter().copied()), Vec::new());
     for child in children {
         let _ = signal::send(*child, libc::SIGSTOP);
     }
     let own = std::process::id().cast_signed();
-    loop {
+    for _ in 0..PASSES {
         let before = others.len();
         for pid in processes().filter(|pid| *pid > 1 && *pid != own) {
             if !known.contains(&pid) && signal::send_if(pid, libc::SIGSTOP, &is_wanted) {
@@ -317,7 +319,7 @@ fn kill_all(children: &[Pid], is_wanted: impl Fn(Pid) -> bool) {
                 others.push(pid);
             }
         }
-        if others.len() == before || began.elapsed() >= FREEZE {
+        if others.len() == before {
             break;
         }
     }
