@@ -697,7 +697,7 @@ impl Supervisor {
         let sent = is_ours && signal::send_group(group, number).is_ok();
         // One that was not started here may have left the group.
         if let Some(pid) = leader
-            && (!sent || wait::group_of(pid) != Some(group))
+            && (!sent || (pid != group && wait::group_of(pid) != Some(group)))
         {
             let _ = signal::send(pid, number);
         }

@@ -237,8 +237,7 @@ impl Supervisor {
     /// another.
     fn unit_of_session(&self, pid: Pid) -> Option<Id> {
         let session = wait::session_of(pid)?;
-        let leads = |id: &&Id| self.units[**id].service.state.run().is_some_and(|run| run.group == session);
-        self.descent.ending.iter().find(leads).copied()
+        self.units.iter().position(|unit| unit.service.state.run().is_some_and(|run| run.group == session))
     }
 
     /// Asks orphans to end, and the groups that they are in: all of each descends from the unit, as its session does. The
@@ -256,13 +255,9 @@ impl Supervisor {
             return;
         }
         if unit.leader.is_none() && !self.descent.asked.iter().any(|(asked, _)| *asked == id) {
-            let (count, name) =
-                (words::processes(others.len()), signal::name(spec.stop_signal).unwrap_or(""));
-            self.logs.say(&format!(
-                "{} {} has left {count} behind; sending SIG{name}",
-                spec.kind(),
-                unit.name
-            ));
+            let (kind, count) = (spec.kind(), words::processes(others.len()));
+            let signal = words::signal(spec.stop_signal);
+            self.logs.say(&format!("{kind} {} has left {count} behind; sending {signal}", unit.name));
         }
         for (pid, group) in others {
             let group = group.filter(|group| *group > 1 && *group != wait::own_group());
