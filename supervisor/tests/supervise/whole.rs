@@ -527,7 +527,7 @@ pub fn a_stop_by_hand_is_immediate_in_every_state() {
     let services = json!({
         "slow": sh("exec sleep 1000", ready(json!({"newline": 3}))),
         "needing": sh("echo never", json!({"needs": ["slow"]})),
-        "crashing": sh("exit 1", json!({"backoff": {"first_ms": 600_000, "longest_ms": 600_000, "stable_ms": 1}})),
+        "crashing": sh("exit 1", json!({"backoff": {"first_ms": 600_000, "longest_ms": 600_000, "stable_ms": 60_000}})),
     });
     let app = app_in(state, services, json!({}));
     app.comes_to("crashing", "retrying");
