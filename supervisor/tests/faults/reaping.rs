@@ -112,6 +112,8 @@ pub fn a_daemon_in_a_session_of_its_own_is_ended_with_the_bundle() {
             Supervisor::Tini => {
                 kill(daemon, "KILL");
                 eventually("it is reaped", || !alive(daemon));
+                // Whoever started it may be on its way out still, and tini does not wait for that.
+                eventually("tini and its child are left", || marked(&app.mark).len() == 2);
                 app.stops(supervisor);
             }
         }
