@@ -16,6 +16,7 @@ pub mod late;
 pub mod limits;
 pub mod logs;
 pub mod machine;
+pub mod mark;
 pub mod memory;
 pub mod near;
 pub mod notify;

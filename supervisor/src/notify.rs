@@ -124,6 +124,12 @@ impl Notify {
         }
         heard
     }
+
+    /// Takes what one service has sent, its share of a turn: before its end is judged.
+    pub fn hear(&self, key: Key) -> Vec<Message> {
+        let at = self.ears.binary_search_by_key(&key, |ear| ear.key);
+        at.map_or_else(|_| Vec::new(), |at| self.ears[at].take(self.own_uid))
+    }
 }
 
 impl Ear {
@@ -197,7 +203,7 @@ fn milliseconds(microseconds: u64) -> Ms {
 }
 
 /// A terminal that shows it is not to be steered by it.
-fn printable(value: &[u8]) -> String {
+pub fn printable(value: &[u8]) -> String {
     let shown = |letter: char| if letter.is_control() { char::REPLACEMENT_CHARACTER } else { letter };
     String::from_utf8_lossy(value).chars().map(shown).collect()
 }

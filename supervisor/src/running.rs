@@ -18,6 +18,7 @@ use crate::state::Ms;
 use crate::state_folder;
 use crate::status::table::{self, Extra, Look};
 use crate::status::{State, Status, Unit, time, usage};
+use crate::sys::wait;
 
 pub mod background;
 mod exec;
@@ -196,7 +197,8 @@ pub fn status(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
 
 /// What the supervisor leaves to its clients: memory of whole sessions, last lines.
 fn extras(status: &Status, format: LogFormat) -> Vec<Extra> {
-    let sessions: Vec<i32> = status.units.iter().map(|unit| unit.pid.unwrap_or(-1)).collect();
+    let session = |unit: &Unit| unit.pid.and_then(wait::session_of).unwrap_or(-1);
+    let sessions: Vec<i32> = status.units.iter().map(session).collect();
     let memory = usage::of_sessions(&sessions);
     let last_line = |unit: &Unit| {
         let folder = status.log_folder.as_ref().filter(|_| !unit.is_ready())?;

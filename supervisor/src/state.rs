@@ -326,9 +326,13 @@ pub enum Event {
         /// It succeeded.
         well: bool,
     },
+    /// Its leader ended, and left its place to another process, which is in this group.
+    Followed(Group),
     /// Its leader ended, or did not come to life.
     Exited(End),
-    /// No process of its group is left.
+    /// More of what descends from it was found, and has got SIGKILL.
+    KilledMore,
+    /// No process of its group is left, nor any that descends from it.
     GroupGone,
     /// The time of [`State::deadline`] may have come.
     Tick,
@@ -538,7 +542,9 @@ impl Service {
             Event::SaysStuck => self.says_stuck(with),
             Event::Extend(span) => self.extend(with.in_(span)),
             Event::Probed { well } => self.probed(well, with),
+            Event::Followed(group) => self.followed(group),
             Event::Exited(end) => self.exited(end, with),
+            Event::KilledMore => self.killed_more(with),
             Event::GroupGone => self.group_gone(with),
             Event::Tick => self.tick(with),
             Event::Stop => self.stop(with),
@@ -800,6 +806,18 @@ impl Service {
 
     // --- The end of a run ---
 
+    /// The same run with another leader. What is being ended has none any more: that one is asked to end like the rest.
+    const fn followed(&mut self, group: Group) -> Vec<Action> {
+        if let State::Executing { run }
+        | State::Running { run, .. }
+        | State::Ready { run, .. }
+        | State::Leaving { run, .. } = &mut self.state
+        {
+            run.group = group;
+        }
+        Vec::new()
+    }
+
     fn exited(&mut self, end: End, with: &With<'_>) -> Vec<Action> {
         let since = match self.state {
             State::Starting { since } => since,
@@ -829,6 +847,14 @@ impl Service {
             Some(last) if last.since == since => last.end = last.end.or(Some(end)),
             last => *last = Some(Last { since, at: now, trouble: None, end: Some(end) }),
         }
+    }
+
+    /// The kernel has as long for the last of them as for the first.
+    const fn killed_more(&mut self, with: &With<'_>) -> Vec<Action> {
+        if let State::Killing { give_up_at, .. } = &mut self.state {
+            *give_up_at = with.in_(DEATH_DEADLINE);
+        }
+        Vec::new()
     }
 
     fn group_gone(&mut self, with: &With<'_>) -> Vec<Action> {

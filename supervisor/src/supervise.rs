@@ -34,17 +34,20 @@ use crate::sys::{self, Errno, Pid, fd, signal};
 
 mod apart;
 mod children;
+mod descent;
 mod launch;
 pub mod order;
 pub mod ports;
 mod requests;
 pub mod schedule;
 pub mod spec;
+mod tail;
 mod tasks;
 mod units;
 mod watching;
 mod words;
 
+use descent::Descent;
 use order::{Needs, Order, Part};
 pub use ports::Ports;
 use schedule::Plan;
@@ -117,6 +120,8 @@ enum Source {
     Registry,
     /// A service says that it is ready by a newline.
     Newline(Id),
+    /// What checks a service prints something.
+    Check(Id),
 }
 
 impl Source {
@@ -129,7 +134,8 @@ impl Source {
             Self::Notify => 4,
             Self::Clock => 5,
             Self::Control => 6,
-            Self::Newline(id) => 7 + id as u64,
+            Self::Newline(id) => 8 + 2 * id as u64,
+            Self::Check(id) => 9 + 2 * id as u64,
         }
     }
 
@@ -142,7 +148,10 @@ impl Source {
             4 => Self::Notify,
             5 => Self::Clock,
             6 => Self::Control,
-            id => Self::Newline(usize::try_from(id - 7).unwrap_or(usize::MAX)),
+            _ => {
+                let id = usize::try_from(token.saturating_sub(8) / 2).unwrap_or(usize::MAX);
+                if token.is_multiple_of(2) { Self::Newline(id) } else { Self::Check(id) }
+            }
         }
     }
 }
@@ -168,12 +177,16 @@ struct Supervisor {
 
     timers: Timers,
     pids: Pids,
-    /// Units whose leader is reaped and whose group may have members.
-    closing: Vec<Id>,
+    /// What descends from units.
+    descent: Descent,
     /// Parts whose neighbours have to be looked at.
     touched: VecDeque<Part>,
     /// Tasks that start once more.
     again: VecDeque<Id>,
+    /// Units on their way back from a restart of all, some of which have changed their mind.
+    returning: Vec<Id>,
+    /// One has come to rest since they were looked at.
+    rested: bool,
 
     logs: Logs,
     events: Epoll,
@@ -252,9 +265,11 @@ impl Supervisor {
             grace: 0,
             timers: Timers::default(),
             pids: Pids::default(),
-            closing: Vec::new(),
+            descent: Descent::new(),
             touched: VecDeque::new(),
             again: VecDeque::new(),
+            returning: Vec::new(),
+            rested: false,
             logs,
             events,
             signals,
@@ -373,6 +388,7 @@ impl Supervisor {
                 Source::Probes => self.take_probes(),
                 Source::Notify => self.take_messages(),
                 Source::Newline(id) => self.take_newline(id),
+                Source::Check(id) => self.take_check(id),
                 Source::Clock => self.take_clock(),
                 Source::Control => self.serve_control(),
                 Source::Registry => self.take_registry(),
@@ -426,7 +442,6 @@ impl Supervisor {
         for id in self.timers.due(now) {
             self.feed(id, Event::Tick);
             self.end_slow_helper(id);
-            self.check_group(id);
         }
         if due(self.probes.deadline()) {
             self.take_probes();
@@ -493,6 +508,8 @@ impl Supervisor {
             return;
         }
         self.timers.set(id, unit);
+        self.descent.moved(id, &before, &after);
+        self.rested |= after.is_at_rest() && !self.returning.is_empty();
         self.active = self.active + usize::from(!after.is_at_rest()) - usize::from(!before.is_at_rest());
         let (part, retired) = (unit.part, unit.retired);
         if self.order.moved(part, &before, &after, retired) {
@@ -559,6 +576,8 @@ impl Supervisor {
                 }
             } else if let Some(id) = self.again.pop_front() {
                 self.feed(id, Event::Start);
+            } else if std::mem::take(&mut self.rested) {
+                self.bring_back();
             } else {
                 return;
             }
@@ -586,7 +605,7 @@ impl Supervisor {
     /// Wants a unit to stop, after all that needs it.
     fn doom(&mut self, id: Id) {
         let unit = &mut self.units[id];
-        unit.queued = false;
+        (unit.queued, unit.returns) = (false, false);
         unit.doomed = !unit.service.state.is_at_rest();
     }
 
@@ -627,7 +646,7 @@ impl Supervisor {
 
     fn kill_all(&mut self) {
         for id in 0..self.units.len() {
-            self.units[id].doomed = false;
+            (self.units[id].doomed, self.units[id].returns) = (false, false);
             self.feed(id, Event::Kill);
         }
     }
@@ -662,6 +681,10 @@ impl Supervisor {
     fn settle(&mut self) {
         loop {
             self.follow_up();
+            while self.is_descent_due() {
+                self.look_at_descent();
+                self.follow_up();
+            }
             let before = self.whole.phase;
             match before {
                 Phase::Serving if self.has_nothing_to_do() => self.turn(Turn::AllEnded),
@@ -714,11 +737,11 @@ impl Supervisor {
     /// Sends a signal to a unit's group while its id is certain to be the unit's: as long as a child of ours is in it.
     fn signal(&self, id: Id, group: Group, number: i32) {
         let leader = self.units[id].leader;
-        if leader.is_none() && !wait::has_children(group) {
-            return;
-        }
-        if signal::send_group(group, number).is_err()
-            && let Some(pid) = leader
+        let is_ours = leader == Some(group) || wait::has_children(group);
+        let sent = is_ours && signal::send_group(group, number).is_ok();
+        // One that was not started here may have left the group.
+        if let Some(pid) = leader
+            && (!sent || (pid != group && wait::group_of(pid) != Some(group)))
         {
             let _ = signal::send(pid, number);
         }

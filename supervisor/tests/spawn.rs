@@ -65,6 +65,7 @@ impl Start<'_> {
             limit: None,
             own_pid,
             ruleset: None,
+            mark: None,
         };
         let pid = spawner.start(&Program { path, argv, env, cwd, setup }, &files)?;
         Ok((pid, read))

@@ -17,6 +17,8 @@ use kitbag_format::exit;
 use kitbag_format::manifest::Restart;
 use kitbag_supervisor::supervise::{Bundle, ProgramSpec, ServiceSpec, signal_number, supervise};
 
+#[path = "supervise/descent.rs"]
+mod descent;
 #[path = "supervise/whole.rs"]
 mod whole;
 
@@ -149,12 +151,14 @@ const TESTS: &[(&str, fn())] = tests![
     whole::services_start_after_what_they_need_and_stop_before_it,
     whole::what_needs_a_service_that_gives_up_fails_with_the_reason,
     whole::a_stop_takes_what_needs_the_service_along_and_a_start_what_it_needs,
+    whole::a_restart_of_all_goes_by_needs_both_ways,
     whole::a_readiness_descriptor_that_closes_silently_is_not_ready_and_a_late_service_fails,
     whole::a_service_tells_of_itself_by_sd_notify,
     whole::a_start_that_asks_for_more_time_gets_it,
     whole::a_port_that_accepts_shows_that_a_service_is_ready,
     whole::a_command_shows_that_a_service_is_ready_and_one_that_hangs_does_not,
     whole::a_service_that_fails_its_checks_is_ended_and_started_again,
+    whole::what_a_failing_check_says_is_told,
     whole::a_check_that_hangs_is_a_failed_one,
     whole::a_silent_service_is_ended_by_its_watchdog,
     whole::instances_are_numbered_and_scaled_while_they_run,
@@ -165,6 +169,15 @@ const TESTS: &[(&str, fn())] = tests![
     whole::a_stop_by_hand_is_immediate_in_every_state,
     whole::restarts_are_one_at_a_time_and_a_stop_beats_them,
     whole::a_signal_reaches_the_service,
+    descent::daemons_of_every_kind_end_with_their_service_alone,
+    descent::the_next_run_begins_when_the_daemons_of_the_last_are_gone,
+    descent::a_daemon_that_ignores_its_signal_is_killed_when_the_time_is_over,
+    descent::a_daemons_group_is_asked_once,
+    descent::a_task_leaves_nothing_behind,
+    descent::without_its_mark_a_daemon_is_swept_with_the_bundle,
+    descent::a_daemon_that_its_service_names_is_the_services_process,
+    descent::a_successor_takes_its_predecessors_place_when_that_one_ends,
+    descent::a_stranger_is_nobodys_main_process,
     whole::a_thousand_services_start_and_stop,
     whole::a_service_comes_back_at_once,
     whole::where_descriptors_are_short_services_wait_and_come_when_there_are_some,
@@ -525,8 +538,8 @@ fn a_daemon_left_behind_is_swept() {
     let script = "setsid sh -c 'echo daemon $$; trap \"\" TERM; while :; do sleep 0.05; done' & sleep 0.2";
     let mut app = start(&[sh("web", script).timeout_ms(200)]);
     let pid = number(&app.prints("daemon"));
-    app.says("left behind by services; sending SIGTERM");
-    app.says("left behind by services; sending SIGKILL");
+    app.says("service web has left 1 process behind; sending SIGTERM");
+    app.says("service web did not stop within 0.2 s; sending SIGKILL");
     app.ends_with(exit::OK);
     assert!(!alive(pid));
 }

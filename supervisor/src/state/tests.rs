@@ -60,7 +60,7 @@ fn states() -> Vec<State> {
     states
 }
 
-const EVENTS: [Event; 21] = [
+const EVENTS: [Event; 23] = [
     Event::Start,
     Event::Restart,
     Event::NeedsMet,
@@ -75,17 +75,27 @@ const EVENTS: [Event; 21] = [
     Event::Extend(5_000),
     Event::Probed { well: true },
     Event::Probed { well: false },
+    Event::Followed(8),
     Event::Exited(WELL),
     Event::Exited(BADLY),
     Event::Exited(FAULT),
+    Event::KilledMore,
     Event::GroupGone,
     Event::Tick,
     Event::Stop,
     Event::Kill,
 ];
 
-const TURNS: [Turn; 7] =
-    [Turn::Stop, Turn::StopGently, Turn::AllEnded, Turn::NoneLeft, Turn::Progress, Turn::Drained, Turn::Tick];
+const TURNS: [Turn; 8] = [
+    Turn::Stop,
+    Turn::StopGently,
+    Turn::AllEnded,
+    Turn::KilledMore,
+    Turn::NoneLeft,
+    Turn::Progress,
+    Turn::Drained,
+    Turn::Tick,
+];
 
 fn table() -> String {
     let mut text = String::from(
@@ -304,6 +314,16 @@ fn the_first_restart_is_immediate_then_the_delay_doubles_and_a_stable_run_resets
 fn what_cannot_be_started_is_never_tried_again_at_once() {
     let service = after(&told(), &[(0, Event::Start), (0, Event::NeedsMet), (0, Event::Exited(FAULT))]);
     assert_eq!(service.state, State::Waiting { until: 100 });
+}
+
+#[test]
+fn a_leader_can_leave_its_place_to_another_process_whose_end_is_the_runs() {
+    let mut service = up_then(&told(), &[(5, Event::SaysReady), (10, Event::Followed(8))]);
+    assert!(matches!(service.state, State::Ready { run: Run { group: 8, since: 0 }, .. }), "{service:?}");
+    assert_eq!(service.step(Event::Stop, 20, &told(), 0), [Action::Ask(8)]);
+    let asked = service.clone();
+    assert_eq!(service.step(Event::Followed(9), 30, &told(), 0), []);
+    assert_eq!(service, asked);
 }
 
 #[test]

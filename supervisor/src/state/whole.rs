@@ -57,6 +57,8 @@ pub enum Turn {
     StopGently,
     /// No service runs or is going to.
     AllEnded,
+    /// More of what services left behind was found, and has got SIGKILL.
+    KilledMore,
     /// No child process is left.
     NoneLeft,
     /// The reader of our output took some.
@@ -109,6 +111,16 @@ impl Whole {
             (
                 Phase::Asking { .. } | Phase::Killing { .. } | Phase::Draining { .. } | Phase::Over,
                 Turn::AllEnded,
+            ) => (self, None),
+
+            (Phase::Killing { .. }, Turn::KilledMore) => (self.kill(now).0, None),
+            (
+                Phase::Serving
+                | Phase::Stopping { .. }
+                | Phase::Asking { .. }
+                | Phase::Draining { .. }
+                | Phase::Over,
+                Turn::KilledMore,
             ) => (self, None),
 
             (Phase::Asking { .. } | Phase::Killing { .. }, Turn::NoneLeft) => (self.drain(now), None),

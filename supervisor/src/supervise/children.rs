@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::state::{End, Event, Phase, State, Turn};
+use crate::state::{End, Event, Phase, Turn};
 use crate::sys::wait::{self, Children};
 use crate::sys::{Pid, signal};
 
@@ -55,13 +55,17 @@ impl Supervisor {
         let whose = self.pids.get(pid);
         match whose {
             Some(Whose::Leader(id)) => {
+                self.hear(id);
+                if self.follow(id, pid) {
+                    return;
+                }
                 self.logs.ended(id, self.now());
                 self.note_memory(id);
                 self.feed(id, Event::Exited(end));
                 wait::reap(pid);
                 self.pids.remove(pid);
                 self.units[id].leader = None;
-                self.check_group(id);
+                self.descent.reaped(pid);
             }
             Some(Whose::Helper(id)) => {
                 // What it may have started, too.
@@ -72,40 +76,11 @@ impl Supervisor {
             }
             None => {
                 self.logs.child_ended(pid, end == End::Status(0), self.now());
-                let group = if self.closing.is_empty() { None } else { wait::group_of(pid) };
                 wait::reap(pid);
                 self.strangers.retain(|stranger| *stranger != pid);
                 self.asked.remove(&pid);
-                let of_group = |id: &&Id| {
-                    group.is_some() && self.units[**id].service.state.run().map(|run| run.group) == group
-                };
-                if let Some(&id) = self.closing.iter().find(of_group) {
-                    self.check_group(id);
-                }
+                self.descent.reaped(pid);
             }
-        }
-    }
-
-    /// A stop ends with the group, not with its leader.
-    pub(super) fn check_group(&mut self, id: Id) {
-        let unit = &self.units[id];
-        let group = match unit.service.state {
-            State::Stopping { run, .. } | State::Killing { run, .. } if unit.leader.is_none() => {
-                Some(run.group)
-            }
-            _ => None,
-        };
-        let open = group.is_some_and(wait::has_children);
-        let listed = self.closing.iter().position(|one| *one == id);
-        match (open, listed) {
-            (true, None) => self.closing.push(id),
-            (false, Some(at)) => {
-                self.closing.swap_remove(at);
-            }
-            (true, Some(_)) | (false, None) => {}
-        }
-        if group.is_some() && !open {
-            self.feed(id, Event::GroupGone);
         }
     }
 
@@ -146,20 +121,25 @@ impl Supervisor {
     /// Signals what services left behind, each process once. Its own children come to us when it ends: the sweep goes
     /// on with each that is reaped, until none is left.
     fn sweep(&mut self) {
-        let numbers: &[i32] = match self.whole.phase {
-            Phase::Asking { .. } => &[libc::SIGTERM, libc::SIGCONT],
-            Phase::Killing { .. } => &[libc::SIGKILL],
-            Phase::Serving | Phase::Stopping { .. } | Phase::Draining { .. } | Phase::Over => return,
-        };
+        if !matches!(self.whole.phase, Phase::Asking { .. } | Phase::Killing { .. }) {
+            return;
+        }
         let mut new = self.left();
         new.retain(|pid| self.asked.insert(*pid));
-        signal_left(&new, numbers);
+        match self.whole.phase {
+            Phase::Asking { .. } => signal_groups(&new, &[libc::SIGTERM, libc::SIGCONT]),
+            _ if !new.is_empty() => {
+                self.kill_left(&new);
+                self.turn(Turn::KilledMore);
+            }
+            _ => {}
+        }
     }
 }
 
 /// Signals unreaped children, and the groups that they are in, which are not ours. Each group is signalled once: that
 /// alone takes a time that grows with its members.
-fn signal_left(children: &[Pid], numbers: &[i32]) {
+pub(super) fn signal_groups(children: &[Pid], numbers: &[i32]) {
     let (own, mut groups) = (wait::own_group(), BTreeSet::new());
     for pid in children {
         let group = wait::group_of(*pid).filter(|group| *group > 1 && *group != own);

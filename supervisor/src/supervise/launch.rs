@@ -12,6 +12,7 @@ use crate::sys::{Errno, Pid, fd};
 use super::order::Part;
 use super::ports::Held;
 use super::spec::{ProgramSpec, ServiceSpec};
+use super::tail::Tail;
 use super::units::{Helper, Id, Whose};
 use super::{Source, Supervisor, readable};
 
@@ -45,6 +46,7 @@ impl Supervisor {
         self.name_sockets(id, &mut env);
         let ruleset = self.sandbox(id)?.ruleset(self.kernel)?;
         self.lend_ports(id);
+        let mark = self.mark(id);
         let [stdout, stderr] = self.logs.open(id).map_err(pipes)?;
         let unit = &mut self.units[id];
         let spec = &self.parts[unit.part].spec;
@@ -64,6 +66,7 @@ impl Supervisor {
             limit: self.limit,
             own_pid: &own_pid,
             ruleset: ruleset.as_ref().map(AsFd::as_fd),
+            mark,
         };
         let joined = unit.cgroup.as_ref().map(|cgroup| {
             unit.lost_for_memory = cgroup.killed_for_memory();
@@ -73,6 +76,13 @@ impl Supervisor {
         let mut program = spec.program.program(&env, setup);
         program.argv = late_argv.as_deref().unwrap_or(program.argv);
         self.spawner.start(&program, &files)
+    }
+
+    /// What marks a unit's processes, unless its manifest has another use for that limit.
+    fn mark(&self, id: Id) -> Option<libc::rlimit> {
+        let limits = &self.parts[self.units[id].part].spec.setup.limits;
+        let is_used = limits.iter().any(|(resource, _)| *resource == libc::RLIMIT_LOCKS);
+        self.descent.mark(id).filter(|_| !is_used)
     }
 
     /// Makes the pipe for a unit's newline, if it shows that it is ready so, and returns its end.
@@ -109,23 +119,28 @@ impl Supervisor {
         Ok(env)
     }
 
-    /// Starts a program that asks how a unit is. What it prints is nobody's.
+    /// Starts a program that asks how a unit is. Of what it prints, the last is kept, if there is a descriptor left for it.
     pub(super) fn start_helper(&mut self, id: Id, program: &ProgramSpec, late_at: Ms) -> Result<(), Fault> {
         let setup = &self.parts[self.units[id].part].spec.setup;
         let nothing = self.nothing.as_fd();
+        let (tail, write) = Tail::new().ok().unzip();
+        let output = write.as_ref().map_or(nothing, AsFd::as_fd);
         let files = Files {
             stdin: nothing,
-            stdout: nothing,
-            stderr: nothing,
+            stdout: output,
+            stderr: output,
             inherited: &[],
             limit: self.limit,
             own_pid: &[],
             ruleset: None,
+            mark: self.mark(id),
         };
         let pid = self.spawner.start(&program.program(&program.env, setup), &files)?;
         self.pids.insert(pid, Whose::Helper(id));
+        let watched = |tail: &Tail| self.events.add(tail.fd(), readable(Source::Check(id).token())).is_ok();
+        let tail = tail.filter(watched);
         let unit = &mut self.units[id];
-        unit.helper = Some(Helper { pid, late_at });
+        unit.helper = Some(Helper { pid, late_at, tail });
         self.timers.set(id, unit);
         Ok(())
     }

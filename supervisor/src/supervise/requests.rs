@@ -41,7 +41,7 @@ impl App for Supervisor {
         let concerned = match command {
             Command::Start(name) => self.start_named(name)?,
             Command::Stop(name) => self.stop_named(name)?,
-            Command::Restart(None) => self.restart_ids(self.services()),
+            Command::Restart(None) => self.restart_all(),
             Command::Restart(Some(name)) => self.restart_ids(self.named(name)?),
             Command::Signal(name, number) => self.signal_named(name, *number)?,
             Command::Scale(name, count) => self.scale(name, *count)?,
@@ -108,13 +108,52 @@ impl Supervisor {
         self.parts.iter().position(|members| members.spec.name == name)
     }
 
-    /// The instances of all services.
-    fn services(&self) -> Vec<Id> {
-        let is_service = |id: &Id| {
+    /// Restarts the instances of all services, and tasks that run, as a stop and a start of all would: what needs another
+    /// stops before it, and starts when that is ready again.
+    fn restart_all(&mut self) -> Vec<Id> {
+        let restarts = |id: &Id| {
             let unit = &self.units[*id];
-            self.parts[unit.part].spec.schedule.is_none() && !unit.retired
+            let is_service = self.parts[unit.part].spec.schedule.is_none();
+            !unit.retired && (is_service || !unit.service.state.is_at_rest())
         };
-        (0..self.units.len()).filter(is_service).collect()
+        let ids: Vec<Id> = (0..self.units.len()).filter(restarts).collect();
+        for &id in &ids {
+            self.doom(id);
+            self.units[id].returns = true;
+        }
+        self.returning.clone_from(&ids);
+        for part in 0..self.parts.len() {
+            self.stop_doomed(part);
+        }
+        self.rested = true;
+        ids
+    }
+
+    /// Starts what is on its way back from a restart of all, as far as it may.
+    pub(super) fn bring_back(&mut self) {
+        for id in std::mem::take(&mut self.returning) {
+            if !self.units[id].returns {
+                continue;
+            }
+            if self.units[id].service.state.is_at_rest()
+                && self.stopping_needs(self.units[id].part).next().is_none()
+            {
+                self.units[id].returns = false;
+                self.feed(id, Event::Start);
+            } else {
+                self.returning.push(id);
+            }
+        }
+    }
+
+    /// What a part needs, directly or not, that is to stop and has not yet.
+    fn stopping_needs(&self, part: Part) -> impl Iterator<Item = Part> {
+        let stops = |id: &Id| {
+            let unit = &self.units[*id];
+            (unit.doomed || unit.returns) && !unit.service.state.is_at_rest()
+        };
+        let needs = self.order.with_needs(part).into_iter().skip(1);
+        needs.filter(move |need| self.parts[*need].units.iter().any(stops))
     }
 
     /// Starts units, and what they need.
@@ -124,14 +163,14 @@ impl Supervisor {
         for need in self.order.with_needs(part).into_iter().skip(1) {
             for id in self.parts[need].units.clone() {
                 let unit = &mut self.units[id];
-                unit.doomed = false;
+                (unit.doomed, unit.returns) = (false, false);
                 if !unit.retired && unit.service.state.is_at_rest() && !unit.service.state.is_good() {
                     self.feed(id, Event::Start);
                 }
             }
         }
         for &id in &ids {
-            self.units[id].doomed = false;
+            (self.units[id].doomed, self.units[id].returns) = (false, false);
             self.feed(id, Event::Start);
         }
         Ok(ids)
@@ -142,7 +181,7 @@ impl Supervisor {
         let ids = self.named(name)?;
         let Some(part) = self.part(name) else {
             for &id in &ids {
-                self.units[id].doomed = false;
+                (self.units[id].doomed, self.units[id].returns) = (false, false);
                 self.feed(id, Event::Stop);
             }
             return Ok(ids);
@@ -165,7 +204,7 @@ impl Supervisor {
 
     fn restart_ids(&mut self, ids: Vec<Id>) -> Vec<Id> {
         for &id in &ids {
-            self.units[id].doomed = false;
+            (self.units[id].doomed, self.units[id].returns) = (false, false);
             self.feed(id, Event::Restart);
         }
         ids
@@ -219,7 +258,7 @@ impl Supervisor {
 
     fn retire(&mut self, id: Id) {
         let unit = &mut self.units[id];
-        (unit.retired, unit.doomed) = (true, false);
+        (unit.retired, unit.doomed, unit.returns) = (true, false, false);
         self.order.retire(unit.part, &unit.service.state);
         self.feed(id, Event::Stop);
     }
@@ -263,11 +302,13 @@ impl Supervisor {
             _ if state.is_at_rest() => members.plan.in_ms(now, wall),
             _ => None,
         };
+        let returns = unit.returns && state.is_at_rest();
         let waits_for = match state {
             State::Needing => {
                 let outside = self.missing_outside(unit.part).into_iter().map(|(name, _)| name);
                 self.order.open_needs(unit.part).map(|part| self.name_of(part)).chain(outside).collect()
             }
+            _ if returns => self.stopping_needs(unit.part).map(|part| self.name_of(part)).collect(),
             _ => Vec::new(),
         };
         status::Unit {
@@ -279,7 +320,7 @@ impl Supervisor {
             state: self.state_word(unit),
             since: unit.since.0,
             for_ms: now.saturating_sub(unit.since.1),
-            pid: state.run().map(|run| run.group).filter(|pid| unit.leader == Some(*pid)),
+            pid: unit.leader.filter(|_| state.run().is_some()),
             restarts: u64::from(schedule.map_or(unit.service.restarts, |_| members.plan.runs)),
             last_end: self.last_end(unit, now, wall),
             retry_in_ms: retry,
@@ -293,6 +334,7 @@ impl Supervisor {
     fn state_word(&self, unit: &Unit) -> status::State {
         let schedule = self.parts[unit.part].spec.schedule.as_ref();
         match words::state(&unit.service.state, schedule.is_some()) {
+            _ if unit.returns && unit.service.state.is_at_rest() => status::State::Waiting,
             status::State::Done if schedule.is_some_and(|it| !matches!(it.when, When::Start)) => {
                 status::State::Idle
             }

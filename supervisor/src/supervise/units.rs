@@ -12,6 +12,7 @@ use super::order::Part;
 use super::ports::Held;
 use super::schedule::{Plan, Record};
 use super::spec::ServiceSpec;
+use super::tail::Tail;
 
 /// Number of a unit. It keeps it as long as the supervisor runs.
 pub type Id = usize;
@@ -34,12 +35,14 @@ pub struct Members {
 }
 
 /// A program that asks how a unit is.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Helper {
     /// Its process, which leads a group.
     pub pid: Pid,
     /// When it has taken too long.
     pub late_at: Ms,
+    /// What it prints.
+    pub tail: Option<Tail>,
 }
 
 /// An instance of a service, or a task.
@@ -55,8 +58,12 @@ pub struct Unit {
     pub service: Service,
     /// Its process, until it is reaped.
     pub leader: Option<Pid>,
+    /// The process that counts when its leader has ended, as it says (`MAINPID=`).
+    pub main: Option<Pid>,
     /// It stops as soon as nothing that needs it is active.
     pub doomed: bool,
+    /// It is started again when it has stopped, and with it what it needs, as far as that is to.
+    pub returns: bool,
     /// Its service has fewer instances by now.
     pub retired: bool,
     /// A task that was due while it ran, and runs again when it has ended.
@@ -94,7 +101,9 @@ impl Unit {
             name,
             service: Service::default(),
             leader: None,
+            main: None,
             doomed: false,
+            returns: false,
             retired: false,
             queued: false,
             since,
@@ -113,7 +122,12 @@ impl Unit {
 
     /// The earliest time at which something has to be done for it.
     pub fn deadline(&self) -> Option<Ms> {
-        self.service.state.deadline().into_iter().chain(self.helper.map(|helper| helper.late_at)).min()
+        self.service
+            .state
+            .deadline()
+            .into_iter()
+            .chain(self.helper.as_ref().map(|helper| helper.late_at))
+            .min()
     }
 }
 

@@ -7,7 +7,7 @@ use crate::state::{End, Event, State};
 use crate::sys::{fd, signal};
 
 use super::spec::What;
-use super::units::Id;
+use super::units::{Helper, Id};
 use super::{Supervisor, words};
 
 impl Supervisor {
@@ -23,6 +23,7 @@ impl Supervisor {
             self.close_newline(id);
             self.notify.close(id as u64);
             self.units[id].says = None;
+            self.units[id].main = None;
         }
     }
 
@@ -61,6 +62,15 @@ impl Supervisor {
         }
     }
 
+    /// Takes what a unit has said before its end.
+    pub(super) fn hear(&mut self, id: Id) {
+        if self.parts[self.units[id].part].spec.notify {
+            for message in self.notify.hear(id as u64) {
+                self.take_message(id, message);
+            }
+        }
+    }
+
     fn take_message(&mut self, id: Id, message: Message) {
         let event = match message {
             Message::Ready => Event::SaysReady,
@@ -77,9 +87,12 @@ impl Supervisor {
                 self.units[id].reason = Some(format!("it says: {}", words::errno(number)));
                 return;
             }
-            // The interval is the manifest's, and the process that counts is the one that was started. A barrier is
-            // over when it is dropped.
-            Message::WatchdogInterval(_) | Message::MainPid(_) | Message::Barrier(_) => return,
+            Message::MainPid(pid) => {
+                self.name_main(id, pid);
+                return;
+            }
+            // The interval is the manifest's. A barrier is over when it is dropped.
+            Message::WatchdogInterval(_) | Message::Barrier(_) => return,
         };
         self.feed(id, event);
     }
@@ -144,32 +157,49 @@ impl Supervisor {
     /// A program that asks how a unit is has ended.
     pub(super) fn helper_ended(&mut self, id: Id, pid: i32, end: End) {
         let unit = &mut self.units[id];
-        let Some(_) = unit.helper.take_if(|helper| helper.pid == pid) else { return };
+        let Some(helper) = unit.helper.take_if(|helper| helper.pid == pid) else { return };
         self.timers.set(id, unit);
+        let said = self.last_line(helper);
         let answer = match end {
             End::Status(0) => Ok(()),
-            _ => Err(format!("its check {}", words::how(end))),
+            _ => Err(format!("its check {}{said}", words::how(end))),
         };
         self.answer(id, answer);
+    }
+
+    /// A program that asks how a unit is prints something, or nothing more.
+    pub(super) fn take_check(&mut self, id: Id) {
+        let helper = self.units.get_mut(id).and_then(|unit| unit.helper.as_mut());
+        let Some(tail) = helper.and_then(|helper| helper.tail.as_mut()) else { return };
+        if tail.read().is_none() {
+            // It would be ready for ever.
+            let _ = self.events.delete(tail.fd());
+        }
+    }
+
+    /// What a check has printed last, after what it has come to.
+    fn last_line(&self, helper: Helper) -> String {
+        let Some(tail) = helper.tail else { return String::new() };
+        // Closing alone would leave it in the set while a child has a copy.
+        let _ = self.events.delete(tail.fd());
+        tail.last_line().map_or_else(String::new, |line| format!(": {line}"))
     }
 
     /// A program that takes too long is killed, and that is the answer.
     pub(super) fn end_slow_helper(&mut self, id: Id) {
         let now = self.now();
-        if let Some(helper) = self.units[id].helper
-            && helper.late_at <= now
-        {
-            self.end_helper(id);
-            self.answer(id, Err("its check took too long".to_owned()));
+        if self.units[id].helper.as_ref().is_some_and(|helper| helper.late_at <= now) {
+            let said = self.end_helper(id);
+            self.answer(id, Err(format!("its check took too long{said}")));
         }
     }
 
-    /// Nobody waits for the answer any more.
-    fn end_helper(&mut self, id: Id) {
+    /// Nobody waits for the answer any more. Returns what it has printed last.
+    fn end_helper(&mut self, id: Id) -> String {
         let unit = &mut self.units[id];
-        if let Some(helper) = unit.helper.take() {
-            let _ = signal::send_group(helper.pid, libc::SIGKILL);
-            self.timers.set(id, unit);
-        }
+        let Some(helper) = unit.helper.take() else { return String::new() };
+        let _ = signal::send_group(helper.pid, libc::SIGKILL);
+        self.timers.set(id, unit);
+        self.last_line(helper)
     }
 }

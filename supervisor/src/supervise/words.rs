@@ -119,11 +119,7 @@ fn follows(spec: &ServiceSpec, next: Next) -> String {
 pub fn how(end: End) -> String {
     match end {
         End::Status(status) => format!("exited with status {status}"),
-        End::Signal(number) => {
-            let name =
-                signal::name(number).map_or_else(|| format!("signal {number}"), |name| format!("SIG{name}"));
-            format!("was ended by {name}")
-        }
+        End::Signal(number) => format!("was ended by {}", signal(number)),
         End::NotStarted(Fault { stage, errno }) => {
             format!("could not be started: {stage:?}: {}", Errno::from_raw(errno).desc())
         }
@@ -136,6 +132,11 @@ pub fn unit_not_started(unit: &Unit, spec: &ServiceSpec, fault: Fault) -> String
         (Some(trouble), Stage::Ports | Stage::Files) => format!("could not be started: {trouble}"),
         _ => not_started(&spec.program, fault),
     }
+}
+
+/// A signal's name, if it has one.
+pub fn signal(number: i32) -> String {
+    signal::name(number).map_or_else(|| format!("signal {number}"), |name| format!("SIG{name}"))
 }
 
 /// Why a program did not come to run.

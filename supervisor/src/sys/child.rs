@@ -65,6 +65,8 @@ pub struct Files<'a> {
     pub own_pid: &'a [&'a str],
     /// What restricts it (landlock(7)); see [`crate::sandbox`]. Used on the way, not inherited.
     pub ruleset: Option<BorrowedFd<'a>>,
+    /// The limit by which it is known, and all that descends from it; see [`crate::mark`].
+    pub mark: Option<libc::rlimit>,
 }
 
 impl Files<'_> {
@@ -128,6 +130,7 @@ struct Task<'a> {
     /// The descriptor table is the supervisor's own: the child has to leave it first.
     shared: bool,
     limit: Option<libc::rlimit>,
+    mark: Option<libc::rlimit>,
     ignored: u64,
     parent: Pid,
     deadline: Duration,
@@ -168,6 +171,7 @@ fn start_within(
         beyond,
         shared: lent.is_some(),
         limit: files.limit,
+        mark: files.mark,
         ignored: signal::ignored(),
         parent: nix::unistd::getpid().as_raw(),
         deadline,
@@ -304,6 +308,10 @@ impl Task<'_> {
         for (resource, limit) in files.chain(self.image.setup.limits.iter().copied()) {
             // SAFETY: reads the `rlimit` it is given.
             check(unsafe { libc::setrlimit(resource, &raw const limit) })?;
+        }
+        if let Some(mark) = &self.mark {
+            // SAFETY: as above. Where a sandbox refuses it, the program runs all the same.
+            unsafe { libc::setrlimit(libc::RLIMIT_LOCKS, mark) };
         }
         Ok(())
     }
@@ -464,6 +472,7 @@ mod tests {
             limit: None,
             own_pid: &[],
             ruleset: None,
+            mark: None,
         };
         start_within(deadline, &image, &files, &mut Slots::none())
     }

@@ -19,6 +19,7 @@ pub mod wait;
 pub mod worker;
 
 use std::mem::MaybeUninit;
+use std::ptr;
 
 pub use nix::errno::Errno;
 
@@ -44,6 +45,17 @@ pub fn limit(resource: Resource) -> Option<libc::rlimit> {
     unsafe {
         check(libc::getrlimit(resource, limit.as_mut_ptr())).ok()?;
         Some(limit.assume_init())
+    }
+}
+
+/// The soft and the hard limit of another process on a resource, as prlimit(2) tells it: of one with our user.
+pub fn limit_of(pid: Pid, resource: Resource) -> Result<(u64, u64), Errno> {
+    let mut limit = MaybeUninit::<libc::rlimit64>::zeroed();
+    // SAFETY: a null new limit only asks; `limit` is valid for writes, and all-zero is a valid `rlimit64`.
+    unsafe {
+        check(libc::prlimit64(pid, resource, ptr::null(), limit.as_mut_ptr()))?;
+        let limit = limit.assume_init();
+        Ok((limit.rlim_cur, limit.rlim_max))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Signals: which the supervisor takes, how it sends them, what they are called.
 
 use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::OnceLock;
 
@@ -168,4 +169,34 @@ pub fn send_group(group: Pid, signal: i32) -> Result<(), Errno> {
     debug_assert!(group > 1);
     // SAFETY: as in `send`.
     check(unsafe { libc::kill(-group, signal) }).map(drop)
+}
+
+/// Sends a signal to a process of whom we are not the parent, if `is_wanted` holds for it: whether its id is another's by
+/// now, no signal reaches anybody for whom it does not. True if it was sent. (Before Linux 5.3, which has
+/// pidfd_open(2), a process that gets the id in the very moment would.)
+pub fn send_if(pid: Pid, signal: i32, is_wanted: impl Fn(Pid) -> bool) -> bool {
+    debug_assert!(pid > 1);
+    if !is_wanted(pid) {
+        return false;
+    }
+    // SAFETY: takes numbers; a descriptor that it returns is nobody else's.
+    let opened = unsafe {
+        Errno::result(libc::syscall(libc::SYS_pidfd_open, pid, 0))
+            .map(|number| OwnedFd::from_raw_fd(number as RawFd))
+    };
+    match opened {
+        // From here on it is this process, or nobody.
+        Ok(process) => {
+            is_wanted(pid) && {
+                let none = ptr::null::<libc::siginfo_t>();
+                // SAFETY: takes numbers and a null pointer, which stands for what kill(2) sends.
+                let sent = unsafe {
+                    libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, none, 0)
+                };
+                sent == 0
+            }
+        }
+        Err(Errno::ESRCH) => false,
+        Err(_) => send(pid, signal).is_ok(),
+    }
 }

@@ -37,6 +37,11 @@ pub fn reap(pid: Pid) {
     wait(Whom::Process(pid), libc::WNOHANG);
 }
 
+/// True while this is a child of ours, ended or not.
+pub fn is_child(pid: Pid) -> bool {
+    wait(Whom::Process(pid), libc::WNOHANG | libc::WNOWAIT) != Children::None
+}
+
 /// True while a child of ours, ended or not, is a member of this process group. While it is and until the next
 /// [`reap`], the group's id is not given to another group.
 pub fn has_children(group: Pid) -> bool {
@@ -69,6 +74,14 @@ fn wait(whom: Whom, flags: i32) -> Children {
     }
 }
 
+/// Our children, ended ones too, in the order in which they became ours; `None` where /proc cannot tell.
+///
+/// proc_pid_children(5) warns that children may be missing where others end meanwhile. An ended child leaves the kernel's
+/// list when it is reaped, and that is our own doing.
+pub fn listed_children() -> Option<Vec<Pid>> {
+    read_children()
+}
+
 /// Our children, ended ones too. Where /proc cannot tell, every process id that a child can have is tried.
 pub fn children() -> Vec<Pid> {
     read_children().unwrap_or_else(probe_children)
@@ -89,7 +102,7 @@ fn probe_children() -> Vec<Pid> {
     /// The kernel's `PID_MAX_LIMIT`.
     const LIMIT: Pid = 4 * 1024 * 1024;
     let own = nix::unistd::getpid().as_raw();
-    let is_child = |pid: &Pid| wait(Whom::Process(*pid), libc::WNOHANG | libc::WNOWAIT) != Children::None;
+    let is_child = |pid: &Pid| is_child(*pid);
     match super::child::newest_pid() {
         Some(newest) if newest > own => (own + 1..newest).filter(is_child).collect(),
         _ => (2..LIMIT).filter(is_child).collect(),
@@ -99,6 +112,11 @@ fn probe_children() -> Vec<Pid> {
 /// The process group of a child; `None` if it is no more.
 pub fn group_of(pid: Pid) -> Option<Pid> {
     nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(pid))).ok().map(nix::unistd::Pid::as_raw)
+}
+
+/// The session of a process; `None` if it is no more.
+pub fn session_of(pid: Pid) -> Option<Pid> {
+    nix::unistd::getsid(Some(nix::unistd::Pid::from_raw(pid))).ok().map(nix::unistd::Pid::as_raw)
 }
 
 /// Our own process group.

@@ -45,6 +45,7 @@ const TESTS: &[(&str, fn())] = tests![
 const ALONE: &[(&str, fn())] = tests![
     reaping::a_program_that_forks_while_it_is_killed_is_gone,
     reaping::a_chain_of_processes_that_fork_away_from_each_signal_is_gone,
+    reaping::busy_bombs_with_a_session_for_each_process_are_gone,
     crowds::a_thousand_services_start_and_a_hundred_come_back_and_all_stop,
     crowds::a_crash_loop_of_many_takes_bounded_time_and_memory,
     reaping::thousands_of_orphans_that_die_at_once_are_reaped,

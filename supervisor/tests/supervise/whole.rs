@@ -49,7 +49,8 @@ pub fn run(manifest: &str) -> u8 {
 }
 
 /// A service that does what the words say: `print=…`, `notify=…`, `wait=MS`, `serve=PORT FOLDER`, `exit=STATUS`,
-/// `own-pid=NAME` (it checks that this variable is its process id);
+/// `main=NAME` (it starts a process in a session of its own, which does what this variable says, and names it as the main
+/// one), `own-pid=NAME` (it checks that this variable is its process id);
 /// without an exit it goes on for ever.
 pub fn act(words: &str) -> ExitCode {
     for word in words.split(';') {
@@ -58,6 +59,7 @@ pub fn act(words: &str) -> ExitCode {
             ("notify", text) => notify(&text.replace('|', "\n")),
             ("wait", time) => std::thread::sleep(Duration::from_millis(time.parse().expect("a time"))),
             ("serve", place) => serve(place),
+            ("main", name) => name_main(&std::env::var(name).expect("words")),
             ("own-pid", name) => assert_eq!(std::env::var(name), Ok(std::process::id().to_string())),
             ("exit", status) => return ExitCode::from(status.parse::<u8>().expect("a status")),
             other => panic!("{other:?}"),
@@ -74,6 +76,13 @@ fn notify(text: &str) {
     let address = SocketAddr::from_abstract_name(name).expect("a name");
     let socket = UnixDatagram::unbound().expect("a socket");
     socket.send_to_addr(text.as_bytes(), &address).expect("it is heard");
+}
+
+#[expect(clippy::zombie_processes, reason = "it outlives this process, which leaves it to the supervisor")]
+fn name_main(words: &str) {
+    let me = std::env::current_exe().expect("a test knows its program");
+    let child = Command::new("setsid").arg(me).env(ACTS, words).spawn().expect("setsid starts");
+    notify(&format!("MAINPID={}", child.id()));
 }
 
 /// Answers 200, or 503 while there is a file `sick` in the folder.
@@ -99,12 +108,12 @@ fn free_port() -> u16 {
 // --- Manifests ---
 
 /// A service that runs `script`, with what `more` says of it.
-fn sh(script: &str, more: Value) -> Value {
+pub fn sh(script: &str, more: Value) -> Value {
     merge(json!({"argv": ["bin/sh", "-c", script], "cwd": "/"}), more)
 }
 
 /// A service that acts; see [`act`].
-fn actor(words: &str, more: Value) -> Value {
+pub fn actor(words: &str, more: Value) -> Value {
     let me = std::env::current_exe().expect("a test knows its program");
     let me = me.to_str().expect("a name").trim_start_matches('/').to_owned();
     merge(json!({"argv": [me], "env": {ACTS: words}, "cwd": "/"}), more)
@@ -116,24 +125,24 @@ fn task(script: &str, more: Value) -> Value {
     merge(task, more)
 }
 
-fn merge(mut one: Value, other: Value) -> Value {
+pub fn merge(mut one: Value, other: Value) -> Value {
     if let (Some(one), Value::Object(other)) = (one.as_object_mut(), other) {
         one.extend(other);
     }
     one
 }
 
-fn ready(when: Value) -> Value {
+pub fn ready(when: Value) -> Value {
     json!({"ready": {"when": when, "timeout_ms": 20_000, "interval_ms": 20}})
 }
 
 /// A running bundle.
-struct App {
-    running: Running,
+pub struct App {
+    pub running: Running,
     state: tempfile::TempDir,
 }
 
-fn app(services: Value, tasks: Value) -> App {
+pub fn app(services: Value, tasks: Value) -> App {
     app_in(tempfile::tempdir().expect("a folder"), services, tasks)
 }
 
@@ -155,7 +164,7 @@ fn begin(state: tempfile::TempDir, services: Value, tasks: Value, variables: &[(
 }
 
 impl App {
-    fn ask(&self, method: &str, target: &str) -> client::Answer {
+    pub fn ask(&self, method: &str, target: &str) -> client::Answer {
         let mut answer = None;
         eventually("the socket answers", || {
             answer = client::ask(self.state.path(), method, target, 10_000).ok();
@@ -164,34 +173,34 @@ impl App {
         answer.expect("an answer")
     }
 
-    fn post(&self, target: &str) {
+    pub fn post(&self, target: &str) {
         let answer = self.ask("POST", target);
         assert!(answer.is_good(), "{target}: {answer:?}");
     }
 
-    fn unit(&self, name: &str) -> Value {
+    pub fn unit(&self, name: &str) -> Value {
         let units = self.ask("GET", "/v1/status").value["units"].take();
         let named = |unit: &&Value| unit["name"] == name;
         units.as_array().and_then(|units| units.iter().find(named)).cloned().unwrap_or_default()
     }
 
-    fn state_of(&self, name: &str) -> String {
+    pub fn state_of(&self, name: &str) -> String {
         self.unit(name)["state"].as_str().unwrap_or("not there").to_owned()
     }
 
-    fn comes_to(&self, name: &str, state: &str) {
+    pub fn comes_to(&self, name: &str, state: &str) {
         eventually(&format!("{name} is {state}"), || self.state_of(name) == state);
     }
 
-    fn prints(&mut self, text: &str) -> String {
+    pub fn prints(&mut self, text: &str) -> String {
         self.running.prints(text)
     }
 
-    fn says(&mut self, text: &str) -> String {
+    pub fn says(&mut self, text: &str) -> String {
         self.running.says(text)
     }
 
-    fn stops(mut self) {
+    pub fn stops(mut self) {
         self.running.signal("TERM");
         self.running.ends_with(exit::OK);
     }
@@ -261,6 +270,54 @@ pub fn a_stop_takes_what_needs_the_service_along_and_a_start_what_it_needs() {
     eventually("db is back", || app.state_of("db") == "ready");
     assert_eq!(app.unit("web")["pid"], pid);
     app.stops();
+}
+
+pub fn a_restart_of_all_goes_by_needs_both_ways() {
+    // Each says when it begins and ends, and takes its time for both.
+    let script = |name: &str| {
+        format!(
+            "trap 'sleep 0.1; echo {name} ends; exit' TERM; echo {name} begins; sleep 0.1; echo >&3; exec 3>&-
+            while :; do sleep 0.01; done"
+        )
+    };
+    let service = |name: &str, needs: Value| {
+        sh(&script(name), merge(json!({"needs": needs}), ready(json!({"newline": 3}))))
+    };
+    let services = json!({
+        "db": service("db", json!([])),
+        "web": service("web", json!(["db"])),
+        "proxy": service("proxy", json!(["web"])),
+        "other": service("other", json!([])),
+    });
+    let mut app = app(services, json!({}));
+    app.comes_to("proxy", "ready");
+    app.comes_to("other", "ready");
+    // A shell may say, too, that its `sleep` was ended.
+    let heard = |app: &mut App, count: usize| -> Vec<String> {
+        let lines = std::iter::repeat_with(|| app.prints(" | "));
+        let told = lines.filter(|line| line.ends_with(" begins") || line.ends_with(" ends"));
+        told.take(count).filter_map(|line| Some(line.split_once(" | ")?.1.to_owned())).collect()
+    };
+    heard(&mut app, 4);
+    app.post("/v1/restart");
+    let said = app.ask("GET", "/v1/wait?ready=1&timeout=20");
+    assert!(said.is_good(), "{said:?}");
+    let (of_other, chain): (Vec<String>, Vec<String>) =
+        heard(&mut app, 8).into_iter().partition(|line| line.starts_with("other"));
+    assert_eq!(chain, ["proxy ends", "web ends", "db ends", "db begins", "web begins", "proxy begins"]);
+    assert_eq!(of_other, ["other ends", "other begins"]);
+    // A stop beats it: what was on its way back stays where it is, and so does what waits for it.
+    app.post("/v1/restart");
+    app.comes_to("proxy", "waiting");
+    assert_eq!(app.unit("proxy")["waits_for"][0], "web");
+    app.post("/v1/services/web/stop");
+    app.comes_to("web", "stopped");
+    app.comes_to("proxy", "stopped");
+    app.comes_to("db", "ready");
+    assert_eq!([app.state_of("web"), app.state_of("proxy")], ["stopped", "stopped"]);
+    app.post("/v1/restart");
+    app.running.signal("TERM");
+    app.running.ends_with(exit::OK);
 }
 
 // --- Readiness ---
@@ -348,6 +405,20 @@ pub fn a_service_that_fails_its_checks_is_ended_and_started_again() {
     kill(i32::try_from(second).expect("a process id"), "STOP");
     app.says("failed 2 checks in a row");
     app.prints("up");
+    app.stops();
+}
+
+pub fn what_a_failing_check_says_is_told() {
+    // More than a pipe holds, and more than once: nobody waits for the check, and it waits for nobody.
+    let check = "yes noise | head -c 300000; echo replica is 90 s behind >&2; echo; exit 3";
+    let probe = json!({"probe": {"command": {"argv": ["bin/sh", "-c", check]}}});
+    let mut more = merge(json!({"restart": "never"}), health(probe));
+    more["health"]["timeout_ms"] = json!(10_000);
+    let mut app = app(json!({"web": sh("exec sleep 1000", more)}), json!({}));
+    let reason = "its check exited with status 3: replica is 90 s behind";
+    app.says(&format!("service web failed 2 checks in a row: {reason}; ending it"));
+    app.comes_to("web", "failed");
+    assert_eq!(app.unit("web")["reason"], format!("failed 2 checks in a row: {reason}"));
     app.stops();
 }
 
@@ -471,7 +542,7 @@ pub fn a_stop_by_hand_is_immediate_in_every_state() {
     let services = json!({
         "slow": sh("exec sleep 1000", ready(json!({"newline": 3}))),
         "needing": sh("echo never", json!({"needs": ["slow"]})),
-        "crashing": sh("exit 1", json!({"backoff": {"first_ms": 600_000, "longest_ms": 600_000, "stable_ms": 1}})),
+        "crashing": sh("exit 1", json!({"backoff": {"first_ms": 600_000, "longest_ms": 600_000, "stable_ms": 60_000}})),
     });
     let app = app_in(state, services, json!({}));
     app.comes_to("crashing", "retrying");
