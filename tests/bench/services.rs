@@ -430,8 +430,10 @@ fn written(folder: &Path) -> Result<(), String> {
     let begin = Instant::now();
     loop {
         let mut files = walk(folder);
-        // What kitbag says itself has a folder of its own.
-        files.retain(|path| path.is_file() && !path.starts_with(folder.join("_kitbag")));
+        // What kitbag says itself has a folder of its own; svlogd's settings are beside its logs.
+        files.retain(|path| {
+            path.is_file() && !path.starts_with(folder.join("_kitbag")) && !path.ends_with("config")
+        });
         let bytes: u64 = files.iter().map(|file| file.metadata().map_or(0, |data| data.len())).sum();
         if bytes >= PRINTED {
             let whole: u64 = files.iter().map(|file| whole_lines(file, &line)).sum::<Result<_, _>>()?;
