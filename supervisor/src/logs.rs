@@ -46,7 +46,7 @@ const READ: usize = 256 * 1024;
 const TURN: usize = 1 << 20;
 /// Ready pipes taken at a time.
 const READY: usize = 64;
-/// A pipe that was found full gets this size, which saves its writer and us many changes of turns…
+/// A pipe that was found half full gets this size, which saves its writer and us many changes of turns…
 const LARGE_PIPE: i32 = 1 << 20;
 /// …while there are not more than so many: what all pipes of a user may hold is limited (pipe(7)).
 const LARGE_PIPES: usize = 16;
@@ -131,7 +131,7 @@ pub struct Logs {
     prints: Epoll,
     prints_wanted: bool,
     standard: Standard,
-    /// Standard output is the first of the sinks.
+    /// Standard output is the first of the sinks, and somebody may see it.
     is_shown: bool,
     sinks: Vec<Box<dyn Sink>>,
     /// What is polled for writing.
@@ -157,7 +157,7 @@ impl Logs {
             prints,
             prints_wanted: true,
             standard: Standard::new(settings.json, settings.when_slow),
-            is_shown: !settings.quiet,
+            is_shown: !settings.quiet && !fd::is_nothing(fd::stdout()),
             sinks: Vec::new(),
             polled: Vec::new(),
             units: Vec::new(),
@@ -305,7 +305,8 @@ impl Logs {
         let partial = std::mem::take(&mut pipe.partial.bytes);
         let from = LONGEST_LINE - partial.len();
         buffer[from..LONGEST_LINE].copy_from_slice(&partial);
-        let grown = length >= PIPE && !pipe.is_large && large_pipes < LARGE_PIPES;
+        // A pipe counts pages, and a write seldom fills its last one: few bytes may be a full pipe.
+        let grown = length >= PIPE / 2 && !pipe.is_large && large_pipes < LARGE_PIPES;
         if grown {
             // Where it is not allowed, it goes on as it is.
             pipe.is_large = fcntl(&pipe.read, FcntlArg::F_SETPIPE_SZ(LARGE_PIPE)).is_ok();

@@ -220,6 +220,8 @@ struct Supervisor {
     asked: BTreeSet<Pid>,
     /// More children have ended than one batch.
     more: bool,
+    /// There is something to be read from services, or a destination takes more.
+    printed: bool,
     /// What starting took was given back.
     slim: bool,
     origin: Instant,
@@ -291,6 +293,7 @@ impl Supervisor {
             strangers,
             asked: BTreeSet::new(),
             more: false,
+            printed: false,
             slim: false,
             origin: Instant::now(),
             began: unix_ms(),
@@ -393,7 +396,8 @@ impl Supervisor {
                 Source::Control => self.serve_control(),
                 Source::Registry => self.take_registry(),
                 // `write` follows, whatever happened.
-                Source::Logs | Source::Signals => {}
+                Source::Logs => self.printed = true,
+                Source::Signals => {}
             }
         }
     }
@@ -720,7 +724,10 @@ impl Supervisor {
 
     /// Takes what services have printed, and writes what there is to write.
     fn write(&mut self) {
-        if self.logs.serve(self.now()) && matches!(self.whole.phase, Phase::Draining { .. }) {
+        let now = self.now();
+        let due = std::mem::take(&mut self.printed) || self.logs.deadline().is_some_and(|at| at <= now);
+        let progress = if due { self.logs.serve(now) } else { self.logs.flush(now) };
+        if progress && matches!(self.whole.phase, Phase::Draining { .. }) {
             self.turn(Turn::Progress);
         }
     }

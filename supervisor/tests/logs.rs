@@ -12,6 +12,7 @@ use kitbag_supervisor::logs::format::LogFormat;
 use kitbag_supervisor::logs::lines::{LONGEST_LINE, Stream};
 use kitbag_supervisor::logs::reader::{Entry, Reader};
 use kitbag_supervisor::logs::{Logs, PARTIAL_AFTER, Settings};
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -433,6 +434,16 @@ fn a_flood_is_there_to_the_last_byte_while_others_are_heard() {
     let total: u64 = app.rotated().into_iter().map(size).sum::<u64>() + app.current().len() as u64;
     assert_eq!(total, expected as u64);
     assert!(longest <= 130, "another unit waited for {longest} turns");
+}
+
+/// 64,000 bytes fill a pipe of 64 KB: its last page has room for the next write's first bytes alone.
+#[test]
+fn a_pipe_that_was_full_gets_large_and_one_that_was_not_stays() {
+    let mut app = App::of(2, LogFormat::Plain, |_| {});
+    let size = |app: &App, unit: usize| fcntl(&app.writers[unit][0], FcntlArg::F_GETPIPE_SZ);
+    app.print_to(0, Stream::Out, [b'\n'; 64_000]);
+    app.print_to(1, Stream::Out, [b'\n'; 16_000]);
+    assert_eq!((size(&app, 0), size(&app, 1)), (Ok(1 << 20), Ok(64 * 1024)));
 }
 
 #[test]

@@ -2,6 +2,10 @@
 //!
 //! `cargo bench -p kitbag-tests -- [--only size,warm,…] [--input tiny,medium,large] [--quick] [--kills N] [--work DIR]
 //! [--json FILE] [--update-docs]`. Exit status 1 if a bar is missed or a figure could not be taken.
+//!
+//! Peers are measured where they are found, Debian's being `makeself runit s6 supervisor tini dumb-init`, beside `strace`
+//! and `musl-tools`. It has no scie-jump, which BENCH_SCIE_JUMP names where it is not on PATH, and no dinit, which
+//! BENCH_DINIT names: `make -C src` builds it from a source tree that `./configure` was run in.
 
 mod closure;
 mod disk;

@@ -1,5 +1,6 @@
 //! Supervision: memory, launch, restart, idling, logs, orphans and stop, beside other supervisors.
 
+mod orphans;
 mod peers;
 mod processes;
 
@@ -16,16 +17,19 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
 
 use crate::Bench;
-use crate::measure::{disk_use, empty, median, now, on_path, remove, shell, spread, tool};
+use crate::measure::{empty, median, now, on_path, remove, shell, tool, walk};
 use crate::report::{Bar, Row};
+pub use orphans::orphans;
 use peers::{Logs, Service, Supervisor};
 
 /// No supervisor takes so long for anything that is measured here.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// A report's bytes.
 const RECORD: usize = 48;
-/// Lines that a service prints, in bytes of all of them.
-const PRINTED: u64 = 256 << 20;
+/// A line that a service prints, in bytes.
+const LINE: u64 = 100;
+/// All of them: 256 MiB, in whole lines.
+const PRINTED: u64 = (256 << 20) / LINE * LINE;
 
 /// What a service has reported of itself.
 #[derive(Debug, Clone)]
@@ -79,6 +83,17 @@ impl Site {
 
     /// Starts the supervisor. Returns when every service has reported, with those reports.
     fn start(&mut self, who: &Supervisor, services: &[Service], logs: Logs) -> Result<Vec<Report>, String> {
+        self.start_behind(&[], who, services, logs)
+    }
+
+    /// The same with words before the supervisor's command.
+    fn start_behind(
+        &mut self,
+        before: &[&str],
+        who: &Supervisor,
+        services: &[Service],
+        logs: Logs,
+    ) -> Result<Vec<Report>, String> {
         let dir = self.dir.join("site");
         empty(&dir)?;
         let argv = who.lay_out(&dir, services, logs)?;
@@ -89,7 +104,8 @@ impl Site {
             // runsvdir waits a second if its folder is younger than that.
             std::thread::sleep(Duration::from_millis(1100));
         }
-        let mut command = Command::new(&argv[0]);
+        let argv: Vec<&str> = before.iter().copied().chain(argv.iter().map(String::as_str)).collect();
+        let mut command = Command::new(argv[0]);
         command.args(&argv[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command.envs(self.places());
         self.began = now();
@@ -111,6 +127,8 @@ impl Site {
         let _ = kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM);
         let _ = child.wait();
         self.take();
+        // What this start has printed is no part of what is measured.
+        remove(&self.dir.join("site/log"));
         Ok(())
     }
 
@@ -220,6 +238,13 @@ fn rows(bench: &mut Bench, what: &str, input: &str, figures: &[(&'static str, f6
 pub fn scale(bench: &mut Bench) -> Result<(), String> {
     let counts: &[(usize, f64)] =
         if bench.options.quick { &[(1, 0.8), (100, 1.2)] } else { &[(1, 0.8), (100, 1.2), (1000, 3.0)] };
+    if peers::dinit().is_none() {
+        bench.notes.push(
+            "dinit: neither on PATH nor in BENCH_DINIT; Debian does not have it. Launching 1,000 services has no bar \
+             without it"
+                .to_owned(),
+        );
+    }
     let mut site = Site::new()?;
     for &(count, most) in counts {
         let (mut memory, mut launch) = (Vec::new(), Vec::new());
@@ -297,11 +322,21 @@ pub fn idle(bench: &mut Bench) -> Result<(), String> {
         let after: u64 = mine.iter().copied().map(processes::switches).sum();
         wakes.push((who.name(), (after - before) as f64));
         calls.push((who.name(), system_calls(&site, &mine)?));
-        if let Some(taken) = stopped(&mut site, &who)? {
-            stop.push((who.name(), taken));
-        }
         site.clear();
     }
+    let all = supervisors(bench)?;
+    let mut taken = vec![Vec::new(); all.len()];
+    for _ in 0..bench.times(7) {
+        for (who, taken) in all.iter().zip(&mut taken) {
+            let services = site.services(100, &["run"]);
+            site.start(who, &services, Logs::None)?;
+            pause(0.5);
+            taken.extend(stopped(&mut site, who)?);
+            site.clear();
+        }
+    }
+    let ends = all.iter().zip(taken).filter(|(_, taken)| !taken.is_empty());
+    stop.extend(ends.map(|(who, taken)| (who.name(), median(taken))));
     rows(bench, "idle for 10 s: system calls", "100 services", &calls, Some(Bar::Most(0.0)));
     rows(bench, "idle for 10 s: wake-ups", "100 services", &wakes, Some(Bar::Most(0.0)));
     rows(bench, "stop, ms", "100 services", &stop, Some(Bar::Most(30.0)));
@@ -379,8 +414,9 @@ pub fn logs(bench: &mut Bench) -> Result<(), String> {
                 peak.push(site.overhead().into_iter().map(processes::peak).max().unwrap_or(0) as f64 / 1e6);
                 site.clear();
             }
-            speed.push((who.name(), median(fast)));
-            memory.push((who.name(), median(peak)));
+            let name = if who == Supervisor::Floor { "cat" } else { who.name() };
+            speed.push((name, median(fast)));
+            memory.push((name, median(peak)));
         }
         rows(bench, "log of 100-byte lines, MB/s", input, &speed, Some(Bar::Least(least)));
         rows(bench, "memory of the supervisor meanwhile, MB", input, &memory, Some(Bar::Most(8.0)));
@@ -388,48 +424,40 @@ pub fn logs(bench: &mut Bench) -> Result<(), String> {
     Ok(())
 }
 
-/// Waits until every line is in the files; an error if one is missing.
+/// Waits until every line is in the files, as it was printed; an error if one is missing or another.
 fn written(folder: &Path) -> Result<(), String> {
+    let line: Vec<u8> = (0..LINE - 1).map(|at| b'a' + (at % 26) as u8).collect();
     let begin = Instant::now();
-    while disk_use(folder).bytes < PRINTED {
-        if begin.elapsed() > PATIENCE {
-            return Err(format!("{}: bytes are missing", folder.display()));
+    loop {
+        let mut files = walk(folder);
+        // What kitbag says itself has a folder of its own; svlogd's settings are beside its logs.
+        files.retain(|path| {
+            path.is_file() && !path.starts_with(folder.join("_kitbag")) && !path.ends_with("config")
+        });
+        let bytes: u64 = files.iter().map(|file| file.metadata().map_or(0, |data| data.len())).sum();
+        if bytes >= PRINTED {
+            let whole: u64 = files.iter().map(|file| whole_lines(file, &line)).sum::<Result<_, _>>()?;
+            if whole * LINE == PRINTED {
+                return Ok(());
+            }
         }
-        std::thread::sleep(Duration::from_millis(2));
+        if begin.elapsed() > PATIENCE {
+            return Err(format!("{}: lines are missing, there are {bytes} bytes", folder.display()));
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
-    Ok(())
 }
 
-/// 20,000 orphans end at once: until no zombie is left.
-pub fn orphans(bench: &mut Bench) -> Result<(), String> {
-    let count = if bench.options.quick { 2_000 } else { 20_000 };
-    let mut site = Site::new()?;
-    let mut taken = Vec::new();
-    for who in supervisors(bench)?.into_iter().take(1) {
-        for _ in 0..bench.times(5) {
-            let before = processes::tasks();
-            let services = site.services(1, &["orphans", &count.to_string()]);
-            let mut reports = site.start(&who, &services, Logs::None)?;
-            if of(&reports, 'R').count() == 0 {
-                reports.extend(site.wait_for("they are orphans", |reports| of(reports, 'R').count() > 0)?);
-            }
-            let began = of(&reports, 'R').map(|report| report.at).max().unwrap_or_default();
-            let begin = Instant::now();
-            while processes::tasks() > before + count / 200 + 8 {
-                if begin.elapsed() > PATIENCE {
-                    return Err(format!("{}: zombies stay", who.name()));
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            taken.push((now() - began) as f64 / 1e6);
-            site.clear();
-        }
+/// Lines of a file, each of which has to end with `line`.
+fn whole_lines(file: &Path, line: &[u8]) -> Result<u64, String> {
+    let bytes = std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
+    let mut lines = bytes.split_inclusive(|byte| *byte == b'\n').filter_map(|text| text.strip_suffix(b"\n"));
+    let mut count = 0;
+    match lines.find(|text| {
+        count += 1;
+        !text.ends_with(line)
+    }) {
+        None => Ok(count),
+        Some(other) => Err(format!("{}: `{}`", file.display(), String::from_utf8_lossy(other))),
     }
-    let row = Row::new(
-        "orphans that end at once, ms until none is left",
-        &count.to_string(),
-        median(taken.clone()),
-    );
-    bench.add(row.bar(Bar::Most(500.0)).note(spread(&taken)));
-    Ok(())
 }

@@ -1,6 +1,7 @@
 //! Signals to us, and our children: who has ended, and what services left behind.
 
 use std::collections::BTreeSet;
+use std::os::fd::AsFd;
 
 use crate::state::{End, Event, Phase, Turn};
 use crate::sys::wait::{self, Children};
@@ -15,8 +16,7 @@ const REAP_BATCH: usize = 4096;
 impl Supervisor {
     pub(super) fn take_signals(&mut self) {
         let mut turns = Vec::new();
-        while let Ok(Some(info)) = self.signals.read_signal() {
-            let number = info.ssi_signo.cast_signed();
+        for number in signal::pending(self.signals.as_fd()) {
             match number {
                 libc::SIGTERM | libc::SIGINT => turns.push((number, Turn::Stop)),
                 libc::SIGQUIT | libc::SIGHUP => turns.push((number, Turn::StopGently)),

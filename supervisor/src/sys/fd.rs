@@ -193,6 +193,12 @@ pub fn same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
     }
 }
 
+/// True if all that is written there is gone: the device `/dev/null`, by its number (devices.txt: 1, 3).
+pub fn is_nothing(fd: BorrowedFd<'_>) -> bool {
+    nix::sys::stat::fstat(fd)
+        .is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFCHR && stat.st_rdev == libc::makedev(1, 3))
+}
+
 /// How a descriptor that others share is written to without blocking us or changing it for them.
 #[derive(Debug)]
 enum Way {
@@ -301,4 +307,17 @@ fn reopen(number: RawFd) -> Option<OwnedFd> {
 /// True if none is a standard descriptor's number.
 fn above_standard(fds: &[OwnedFd]) -> bool {
     fds.iter().all(|fd| fd.as_raw_fd() > 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_null_device_is_nothing_and_its_neighbours_are_something() {
+        let is = |path: &str| is_nothing(std::fs::File::open(path).expect(path).as_fd());
+        assert!(is("/dev/null") && !is("/dev/zero") && !is("/proc/self/stat"));
+        let (read, write) = pipe().expect("a pipe");
+        assert!(!is_nothing(read.as_fd()) && !is_nothing(write.as_fd()));
+    }
 }

@@ -1,14 +1,14 @@
 //! Signals: which the supervisor takes, how it sends them, what they are called.
 
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::OnceLock;
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use super::{Errno, Pid, check};
+use super::{Errno, Pid, check, fd};
 
 /// The names that a manifest may use, without `SIG`. Their numbers differ between architectures.
 const NAMES: &[(&str, i32)] = &[
@@ -76,6 +76,21 @@ pub fn take() -> Result<SignalFd, Errno> {
     blocked.remove(Signal::SIGTSTP);
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&blocked), None)?;
     SignalFd::with_flags(&ours, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+}
+
+/// The numbers of the signals that wait at a descriptor of [`take`]. One read gets all: they do not queue (signal(7)), and
+/// what comes meanwhile is told by the next poll.
+pub fn pending(signals: BorrowedFd<'_>) -> impl Iterator<Item = i32> + use<> {
+    /// Each of those that are taken may wait for the process and for its thread.
+    const ENOUGH: usize = 16;
+    /// Of `struct signalfd_siginfo`, whose first field is the number, of 32 bits (signalfd(2)).
+    const SIZE: usize = size_of::<libc::signalfd_siginfo>();
+    let mut infos = [0_u8; ENOUGH * SIZE];
+    let length = fd::read(signals, &mut infos).ok().flatten().unwrap_or(0);
+    (0..length / SIZE).map(move |at| {
+        let at = at * SIZE;
+        i32::from_ne_bytes([infos[at], infos[at + 1], infos[at + 2], infos[at + 3]])
+    })
 }
 
 /// True if the signal's disposition is `SIG_IGN`.

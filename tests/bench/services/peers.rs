@@ -1,5 +1,5 @@
 //! Supervisors: how each is told of its services, and started. Debian has all peers but dinit, which is measured where
-//! it is on PATH.
+//! it is on PATH or BENCH_DINIT names its file.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -33,14 +33,18 @@ pub enum Supervisor {
     Kitbag(PathBuf),
     /// No supervisor, but its least possible work.
     Floor,
-    /// dinit, from Alpine, Void or its own site.
-    Dinit,
+    /// dinit, by its path: from Alpine, Void or its own site.
+    Dinit(PathBuf),
     /// runit: runsvdir, a runsv and an svlogd for each service.
     Runit,
     /// s6: s6-svscan, an s6-supervise and an s6-log for each service.
     S6,
     /// supervisord, in Python.
     Supervisord,
+    /// tini with `-s`: starts one program, adopts orphans and reaps them.
+    Tini,
+    /// dumb-init: the same as PID 1 alone.
+    DumbInit,
 }
 
 impl Supervisor {
@@ -49,26 +53,32 @@ impl Supervisor {
         match self {
             Self::Kitbag(_) => "kitbag",
             Self::Floor => "vfork, exec, wait",
-            Self::Dinit => "dinit",
+            Self::Dinit(_) => "dinit",
             Self::Runit => "runit",
             Self::S6 => "s6",
             Self::Supervisord => "supervisord",
+            Self::Tini => "tini -s",
+            Self::DumbInit => "dumb-init",
         }
     }
 
     /// kitbag first, then the peers that are installed.
     pub fn all(kitbag: &Path) -> Vec<Self> {
-        let peers = [
-            (Self::Dinit, "dinit"),
+        let debian = installed([
             (Self::Runit, "runsvdir"),
             (Self::S6, "s6-svscan"),
             (Self::Supervisord, "supervisord"),
-        ];
-        let installed = peers.into_iter().filter(|(_, command)| on_path(command).is_some());
+        ]);
         [Self::Kitbag(kitbag.to_owned()), Self::Floor]
             .into_iter()
-            .chain(installed.map(|(peer, _)| peer))
+            .chain(dinit().map(Self::Dinit))
+            .chain(debian)
             .collect()
+    }
+
+    /// Those that adopt orphans and supervise nothing, where they are installed.
+    pub fn adopters() -> impl Iterator<Item = Self> {
+        installed([(Self::Tini, "tini"), (Self::DumbInit, "dumb-init")])
     }
 
     /// Whether it can log so.
@@ -76,8 +86,9 @@ impl Supervisor {
         match self {
             Self::Kitbag(_) => true,
             Self::Runit | Self::S6 => logs != Logs::None,
-            Self::Supervisord => logs == Logs::Plain,
-            Self::Floor | Self::Dinit => false,
+            // The floor's logger is `cat`.
+            Self::Supervisord | Self::Floor => logs == Logs::Plain,
+            Self::Dinit(_) | Self::Tini | Self::DumbInit => false,
         }
     }
 
@@ -87,12 +98,24 @@ impl Supervisor {
         let path = |name: &str| dir.join(name).display().to_string();
         match self {
             Self::Kitbag(kitbag) => bundle(kitbag, dir, services, logs),
+            Self::Floor if logs == Logs::Plain => {
+                make(&dir.join("log"))?;
+                let argv = services.first().map(|service| service.argv.join(" ")).ok_or("no service")?;
+                Ok(["sh", "-c", &format!("{argv} | cat > '{}'", path("log/current"))]
+                    .map(str::to_owned)
+                    .into())
+            }
             Self::Floor => {
                 let service = services.first().ok_or("no service")?;
                 let (program, fifo) = (service.argv[0].clone(), service.argv[2].clone());
                 Ok(vec![program, "floor".to_owned(), fifo, services.len().to_string()])
             }
-            Self::Dinit => {
+            Self::Tini | Self::DumbInit => {
+                let service = services.first().ok_or("no service")?;
+                let own: &[&str] = if *self == Self::Tini { &["tini", "-s", "--"] } else { &["dumb-init"] };
+                Ok(own.iter().map(|&word| word.to_owned()).chain(service.argv.iter().cloned()).collect())
+            }
+            Self::Dinit(dinit) => {
                 let mut boot = "type = internal\n".to_owned();
                 for service in services {
                     let text = format!(
@@ -104,7 +127,9 @@ impl Supervisor {
                 }
                 write(&dir.join("services/boot"), &boot, 0o644)?;
                 let (socket, services) = (path("control"), path("services"));
-                Ok(["dinit", "-q", "-p", &socket, "-d", &services].map(str::to_owned).into())
+                let dinit = dinit.display().to_string();
+                // `-o`: as PID 1 it is a container's, not a machine's.
+                Ok([&dinit, "-o", "-q", "-p", &socket, "-d", &services].map(str::to_owned).into())
             }
             Self::Runit => {
                 for service in services {
@@ -194,6 +219,15 @@ fn bundle(kitbag: &Path, dir: &Path, services: &[Service], logs: Logs) -> Result
     let project = dir.join("project").display().to_string();
     tool(&[&kitbag.display().to_string(), "pack", &project, "-o", &file])?;
     Ok(vec![file])
+}
+
+/// dinit's file, if there is one.
+pub fn dinit() -> Option<PathBuf> {
+    std::env::var_os("BENCH_DINIT").map(PathBuf::from).or_else(|| on_path("dinit"))
+}
+
+fn installed<const N: usize>(all: [(Supervisor, &'static str); N]) -> impl Iterator<Item = Supervisor> {
+    all.into_iter().filter(|(_, command)| on_path(command).is_some()).map(|(who, _)| who)
 }
 
 fn script(argv: &[String]) -> String {

@@ -80,6 +80,20 @@ pub fn tasks() -> usize {
     tasks.unwrap_or(0)
 }
 
+/// The first child of a process with one thread, if it has any (proc(5), `children`).
+pub fn first_child(pid: i32) -> Option<i32> {
+    children_of(pid).split_whitespace().next()?.parse().ok()
+}
+
+/// How many children it has, ended ones too.
+pub fn children(pid: i32) -> usize {
+    children_of(pid).split_whitespace().count()
+}
+
+fn children_of(pid: i32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default()
+}
+
 /// Reaps what has come to this process.
 pub fn reap() {
     let ended = || waitpid(None, Some(WaitPidFlag::WNOHANG));

@@ -3,6 +3,7 @@
  *   service run FIFO ID                 report "S", then sleep for ever
  *   service print FIFO ID BYTES         report "S"; write BYTES to stdout, 100 a line, 64,000 a write; report "D"; sleep
  *   service orphans FIFO ID COUNT       COUNT grandchildren lose their parent and wait; report "R" and let them all end
+ *   service stream FIFO ID COUNT        report "S"; COUNT grandchildren lose their parent and end, one by one; report "R"
  *   service floor FIFO COUNT            the least that a supervisor can do: vfork, execve, waitpid, and again
  *
  * A report is 48 bytes in one write: "K id pid nanoseconds", spaces, a newline. */
@@ -68,6 +69,18 @@ static void orphans(const char *fifo, const char *id, int count) {
     close(gate[1]);
 }
 
+static void stream(const char *fifo, const char *id, int count) {
+    for (int number = 0; number < count; number++) {
+        pid_t parent = fork();
+        if (parent == 0) {
+            fork();
+            _exit(0);
+        }
+        while (waitpid(parent, NULL, 0) < 0 && errno == EINTR) {}
+    }
+    report(fifo, 'R', id, now());
+}
+
 static pid_t start(const char *self, const char *fifo, int number) {
     char id[16];
     snprintf(id, sizeof id, "s%d", number);
@@ -107,6 +120,8 @@ int main(int count, char **arguments) {
         report(fifo, 'D', id, now());
     } else if (strcmp(mode, "orphans") == 0 && count > 4) {
         orphans(fifo, id, atoi(arguments[4]));
+    } else if (strcmp(mode, "stream") == 0 && count > 4) {
+        stream(fifo, id, atoi(arguments[4]));
     }
     for (;;) pause();
 }
