@@ -8,13 +8,14 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{getsockopt, sockopt};
 
+use crate::snapshot::Snapshot;
 use crate::state::Ms;
 use crate::status::{Event, Status};
 
@@ -56,6 +57,8 @@ pub trait App {
     fn status(&mut self) -> Status;
     /// Begins what is asked for and returns at once.
     fn command(&mut self, command: &Command) -> Result<Accepted, Refused>;
+    /// What a successor has to know.
+    fn snapshot(&mut self) -> Snapshot;
     /// What a command beside a service's or task's processes needs; `None`: there is no such unit.
     fn surroundings(&mut self, name: &str) -> Option<Surroundings>;
 }
@@ -165,6 +168,11 @@ impl Control {
     /// Readable when [`Self::serve`] has something to do.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.epoll.0.as_fd()
+    }
+
+    /// The number of the socket that is listened at.
+    pub fn listener(&self) -> i32 {
+        self.listener.as_raw_fd()
     }
 
     /// When [`Self::serve`] has something to do whatever happens; 0: at once.

@@ -25,6 +25,7 @@ pub mod record;
 pub mod running;
 pub mod service;
 pub mod share;
+pub mod snapshot;
 pub mod spawn;
 pub mod start_record;
 pub mod state;

@@ -17,6 +17,8 @@ use kitbag_supervisor::control::{
     Accepted, App, CLIENTS, Command, Control, KEPT, REQUEST_TIME, Refused, Surroundings, UNREAD_EVENTS,
     socket,
 };
+use kitbag_supervisor::snapshot::{Moment, Process, Snapshot};
+use kitbag_supervisor::state::Whole;
 use kitbag_supervisor::status::{Ended, Event, Kind, State, Status, Unit};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -52,6 +54,23 @@ impl App for Fake {
         }
         self.asked.push(command.clone());
         Ok(Accepted { units: self.status.named(name).map(|unit| unit.name.clone()).collect() })
+    }
+
+    fn snapshot(&mut self) -> Snapshot {
+        let moment = Moment { boot: "b".into(), wall: 1, now: 2 };
+        Snapshot {
+            bundle: self.status.bundle.clone(),
+            version: self.status.version.clone(),
+            taken: moment,
+            supervisor: Process { pid: 1, start: None },
+            since: (1, 2),
+            whole: Whole::default(),
+            stays: true,
+            open_files: None,
+            strangers: Vec::new(),
+            control: None,
+            parts: Vec::new(),
+        }
     }
 
     fn surroundings(&mut self, name: &str) -> Option<Surroundings> {

@@ -165,6 +165,7 @@ const TESTS: &[(&str, fn())] = tests![
     whole::a_stop_by_hand_is_immediate_in_every_state,
     whole::restarts_are_one_at_a_time_and_a_stop_beats_them,
     whole::a_signal_reaches_the_service,
+    whole::a_snapshot_of_units_in_many_states_says_what_status_says,
     whole::a_thousand_services_start_and_stop,
     whole::a_service_comes_back_at_once,
     whole::where_descriptors_are_short_services_wait_and_come_when_there_are_some,
@@ -281,7 +282,7 @@ impl Drop for Running {
 }
 
 fn kill(pid: i32, name: &str) {
-    let _ = Command::new("/bin/kill").args(["-s", name, &pid.to_string()]).stderr(Stdio::null()).status();
+    let _ = Command::new("/bin/kill").args(["-s", name, "--", &pid.to_string()]).stderr(Stdio::null()).status();
 }
 
 fn eventually(what: &str, mut condition: impl FnMut() -> bool) {

@@ -114,8 +114,9 @@ fn unready(units: &[Unready], never: bool) -> (u16, Value) {
 }
 
 /// Every path, with the method that it wants.
-const PATHS: [(&str, &str); 12] = [
+const PATHS: [(&str, &str); 14] = [
     ("GET", "/v1/status"),
+    ("GET", "/v1/snapshot"),
     ("GET", "/v1/events"),
     ("GET", "/v1/wait"),
     ("POST", "/v1/stop"),
@@ -125,6 +126,7 @@ const PATHS: [(&str, &str); 12] = [
     ("POST", "/v1/services/NAME/restart"),
     ("POST", "/v1/services/NAME/signal"),
     ("POST", "/v1/services/NAME/scale"),
+    ("GET", "/v1/services/NAME/environment"),
     ("POST", "/v1/tasks/NAME/run"),
     ("GET", "/metrics"),
 ];
@@ -137,6 +139,7 @@ pub(super) fn route(request: &Request, app: &mut dyn App) -> Reply {
     let path: Vec<&str> = request.path.iter().map(String::as_str).collect();
     match (request.method.as_str(), &path[..]) {
         ("GET", ["v1", "status"]) => Reply::Json(200, app.status().to_json()),
+        ("GET", ["v1", "snapshot"]) => Reply::Text(JSON_LINES, app.snapshot().to_text()),
         ("GET", ["metrics"]) => Reply::Text(metrics::CONTENT_TYPE, metrics::render(&app.status())),
         ("GET", ["v1", "events"]) => {
             Reply::Events { follow: request.parameter("follow").is_none_or(|value| value != "0") }

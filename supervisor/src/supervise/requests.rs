@@ -1,6 +1,7 @@
 //! What may be asked of the running bundle, and what it tells of itself.
 
 use crate::control::{Accepted, App, Command, Identity, Refused, Surroundings};
+use crate::snapshot::Snapshot;
 use crate::state::{End, Event, Ms, Outcome, Phase, State, Turn};
 use crate::status::{self, Ended, Kind, Status, UnixMs};
 use crate::sys::signal;
@@ -24,8 +25,8 @@ impl App for Supervisor {
             bundle: self.bundle.clone(),
             version: self.version.clone(),
             pid: std::process::id().cast_signed(),
-            since: self.began,
-            for_ms: self.now(),
+            since: self.began.0,
+            for_ms: self.now().saturating_sub(self.began.1),
             stopping: self.whole.phase != Phase::Serving,
             state_folder: self.state_folder.clone(),
             log_folder: self.log_folder.clone(),
@@ -53,6 +54,10 @@ impl App for Supervisor {
         };
         self.follow_up();
         Ok(Accepted { units: concerned.into_iter().map(|id| self.units[id].name.clone()).collect() })
+    }
+
+    fn snapshot(&mut self) -> Snapshot {
+        self.remember()
     }
 
     fn surroundings(&mut self, name: &str) -> Option<Surroundings> {

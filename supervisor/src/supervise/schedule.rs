@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use crate::state::Ms;
 
 use super::spec::{Schedule, When};
@@ -55,7 +57,7 @@ impl Record {
 }
 
 /// When a task is due next.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// By the wall clock, in seconds of the epoch.
     pub at_time: Option<Seconds>,
@@ -118,6 +120,12 @@ impl Plan {
         if let When::Every(span) = schedule.when {
             self.at = Some(now.saturating_add(span));
         }
+    }
+
+    /// The same plan with `to` of each time on our clock.
+    #[must_use]
+    pub fn with_times(self, to: &dyn Fn(Ms) -> Ms) -> Self {
+        Self { at: self.at.map(to), ..self }
     }
 
     /// Milliseconds until it is due.

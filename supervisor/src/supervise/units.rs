@@ -35,6 +35,8 @@ pub struct Members {
 pub struct Helper {
     /// Its process, which leads a group.
     pub pid: Pid,
+    /// When it was started, as in [`crate::snapshot::Process`].
+    pub start: Option<u64>,
     /// When it has taken too long.
     pub late_at: Ms,
 }
@@ -52,6 +54,8 @@ pub struct Unit {
     pub service: Service,
     /// Its process, until it is reaped.
     pub leader: Option<Pid>,
+    /// When the leader of its last run was started, as in [`crate::snapshot::Process`].
+    pub start: Option<u64>,
     /// It stops as soon as nothing that needs it is active.
     pub doomed: bool,
     /// Its service has fewer instances by now.
@@ -87,6 +91,7 @@ impl Unit {
             name,
             service: Service::default(),
             leader: None,
+            start: None,
             doomed: false,
             retired: false,
             queued: false,

@@ -75,3 +75,11 @@ pub fn ticks_per_second() -> u64 {
     // SAFETY: takes a number.
     u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).unwrap_or(100).max(1)
 }
+
+/// Milliseconds of `CLOCK_MONOTONIC` (clock_gettime(2)): since the machine was started, for all its processes, without the
+/// time that it slept. Nobody sets it.
+pub fn monotonic_ms() -> u64 {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    // Linux has it since 2.0.
+    time.map_or(0, |time| (time.tv_sec() as u64).saturating_mul(1000) + time.tv_nsec() as u64 / 1_000_000)
+}
