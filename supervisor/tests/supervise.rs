@@ -282,7 +282,8 @@ impl Drop for Running {
 }
 
 fn kill(pid: i32, name: &str) {
-    let _ = Command::new("/bin/kill").args(["-s", name, "--", &pid.to_string()]).stderr(Stdio::null()).status();
+    let _ =
+        Command::new("/bin/kill").args(["-s", name, "--", &pid.to_string()]).stderr(Stdio::null()).status();
 }
 
 fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
