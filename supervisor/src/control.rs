@@ -111,6 +111,14 @@ pub struct Surroundings {
     pub identity: Option<Identity>,
     /// umask(2); `None`: the supervisor's.
     pub umask: Option<u32>,
+    /// All limits by name, soft and hard; `None`: no limit.
+    pub limits: Vec<(&'static str, [Option<u64>; 2])>,
+    /// Its priority, -20 to 19.
+    pub nice: i32,
+    /// `oom_score_adj`, -1000 to 1000; `None` where there is no /proc.
+    pub oom_score: Option<i32>,
+    /// The folder of its cgroup, if it has one of its own.
+    pub cgroup: Option<PathBuf>,
 }
 
 /// Who a process is.

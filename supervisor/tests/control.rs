@@ -76,7 +76,14 @@ impl App for Fake {
     fn surroundings(&mut self, name: &str) -> Option<Surroundings> {
         self.status.named(name).next()?;
         let env = vec![("A".into(), "1 2".into()), ("B".into(), "\"".into())];
-        Some(Surroundings { env, cwd: "/tree".into(), identity: None, umask: Some(0o27) })
+        Some(Surroundings {
+            env,
+            cwd: "/tree".into(),
+            umask: Some(0o27),
+            limits: vec![("core", [Some(0), None])],
+            nice: -5,
+            ..Surroundings::default()
+        })
     }
 }
 
@@ -297,6 +304,8 @@ fn status_metrics_and_environment_are_told() {
     let environment = served.ask("GET", "/v1/services/web/environment").value;
     assert_eq!(environment["environment"]["B"], "\"");
     assert_eq!((&environment["cwd"], &environment["umask"]), (&"/tree".into(), &0o27.into()));
+    assert_eq!(environment["limits"]["core"].to_string(), "[0,null]");
+    assert_eq!(environment["nice"], -5);
     let mut stream = served.connect();
     stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
     let page = rest(&stream);

@@ -268,11 +268,17 @@ fn surroundings_json(surroundings: &Surroundings) -> Value {
         }
     }
     let identity = surroundings.identity.as_ref();
+    let limits: serde_json::Map<String, Value> =
+        surroundings.limits.iter().map(|(name, both)| ((*name).to_owned(), json!(both))).collect();
     json!({
         "environment": env,
         "left_out": left_out,
         "cwd": surroundings.cwd.to_string_lossy(),
         "identity": identity.map(|who| json!({"uid": who.uid, "gid": who.gid, "groups": who.groups})),
         "umask": surroundings.umask,
+        "limits": limits,
+        "nice": surroundings.nice,
+        "oom_score": surroundings.oom_score,
+        "cgroup": surroundings.cgroup.as_ref().map(|folder| folder.to_string_lossy()),
     })
 }

@@ -34,6 +34,11 @@ pub fn start_of_process(pid: Pid) -> Option<u64> {
     stat(pid).map(|stat| stat.start)
 }
 
+/// How soon this process is chosen when memory is short (proc_pid_oom_score_adj(5)); `None` where there is no /proc.
+pub fn own_oom_score() -> Option<i32> {
+    fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok()
+}
+
 /// The memory of each session in bytes, in the order of `sessions`: of each process its proportional share (PSS)
 /// where /proc tells it to us, its resident memory otherwise. Looks at every process of the machine: for a
 /// client, which may take its time.

@@ -1,10 +1,12 @@
 //! What may be asked of the running bundle, and what it tells of itself.
 
 use crate::control::{Accepted, App, Command, Identity, Refused, Surroundings};
+use crate::limits;
 use crate::snapshot::Snapshot;
+use crate::spawn::Setup;
 use crate::state::{End, Event, Ms, Outcome, Phase, State, Turn};
-use crate::status::{self, Ended, Kind, Status, UnixMs};
-use crate::sys::signal;
+use crate::status::{self, Ended, Kind, Status, UnixMs, usage};
+use crate::sys::{self, signal};
 
 use super::order::Part;
 use super::spec::When;
@@ -74,7 +76,16 @@ impl App for Supervisor {
             gid: ids.gid,
             groups: ids.groups.clone(),
         });
-        Some(Surroundings { env, cwd: spec.program.cwd.to_path_buf(), identity, umask: spec.setup.umask })
+        Some(Surroundings {
+            env,
+            cwd: spec.program.cwd.to_path_buf(),
+            identity,
+            umask: spec.setup.umask,
+            limits: self.limits_of(&spec.setup),
+            nice: spec.setup.nice.map_or_else(sys::priority, i32::from),
+            oom_score: spec.setup.oom_score.map(i32::from).or_else(usage::own_oom_score),
+            cgroup: unit.cgroup.as_ref().map(|cgroup| cgroup.path().to_owned()),
+        })
     }
 }
 
@@ -85,6 +96,21 @@ impl Supervisor {
             self.control = Some(control);
             self.publish_rest();
         }
+    }
+
+    /// Every limit that a process with this setup has: what the manifest says, else the supervisor's, which was another
+    /// one on open files when it began.
+    fn limits_of(&self, setup: &Setup) -> Vec<(&'static str, [Option<u64>; 2])> {
+        let finite = |value: libc::rlim_t| (value != libc::RLIM_INFINITY).then_some(value);
+        let of = |resource| {
+            let own =
+                || self.limit.filter(|_| resource == libc::RLIMIT_NOFILE).or_else(|| sys::limit(resource));
+            setup.limits.iter().find(|(known, _)| *known == resource).map(|(_, limit)| *limit).or_else(own)
+        };
+        let named = |&(name, resource)| {
+            of(resource).map(|limit| (name, [finite(limit.rlim_cur), finite(limit.rlim_max)]))
+        };
+        limits::NAMES.iter().filter_map(named).collect()
     }
 
     /// The units of this name: a service's instances, a task, or one instance.

@@ -46,6 +46,24 @@ pub fn limit(resource: Resource) -> Option<libc::rlimit> {
     }
 }
 
+/// Sets this process's limit on a resource (setrlimit(2)).
+pub fn set_limit(resource: Resource, limit: libc::rlimit) -> Result<(), Errno> {
+    // SAFETY: reads the `rlimit` it is given.
+    check(unsafe { libc::setrlimit(resource, &raw const limit) }).map(drop)
+}
+
+/// This process's priority, -20 to 19 (getpriority(2)).
+pub fn priority() -> i32 {
+    // SAFETY: takes numbers; 0 is this process, which exists, so that -1 is a priority and no error.
+    unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
+}
+
+/// Sets this process's priority (setpriority(2)).
+pub fn set_priority(value: i32) -> Result<(), Errno> {
+    // SAFETY: takes numbers; 0 is this process.
+    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, value) }).map(drop)
+}
+
 /// Makes this process the one that orphaned descendants come to (prctl(2) `PR_SET_CHILD_SUBREAPER`).
 pub fn become_subreaper() -> Result<(), Errno> {
     nix::sys::prctl::set_child_subreaper(true)
