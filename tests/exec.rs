@@ -93,7 +93,7 @@ struct Console(Running);
 
 impl Console {
     fn of(bundle: &Bundle, command: &str) -> Self {
-        let line = format!("{} exec web -- {command}", bundle.file.display());
+        let line = format!("exec {} exec web -- {command}", bundle.file.display());
         let script = bundle.sandbox.command("script").args(["-qec", &line, "/dev/null"]).env("TERM", "dumb");
         Self(script.start())
     }
@@ -166,7 +166,7 @@ fn an_interpreter_is_interactive() {
     console.0.wait_print("sleeps 42");
     console.types("\x03");
     console.0.wait_print("KeyboardInterrupt");
-    console.types("os._exit(5)\n");
+    console.types("raise SystemExit(5)\n");
     console.0.ended().exits(5);
     bundle.run(["stop"]).exits(0);
 }

@@ -1,5 +1,6 @@
 //! A bundle's commands about its running self: each finds it by the state folder, and asks it through its socket.
 
+use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -402,13 +403,36 @@ fn tell(text: &str) {
     crate::commands::say(text);
 }
 
-/// The log folder of a bundle, running or not: what it says, else where it is by default.
+/// The link in the supervisor's own folder that leads to where logs were written last, if not to the default.
+const LOG_LINK: &str = "log-folder";
+
+/// The log folder of a bundle, running or not: a supervisor that does not answer is no obstacle.
 fn log_folder(running: &Running) -> PathBuf {
-    let said = running.status().ok().and_then(|status| status.log_folder);
-    said.unwrap_or_else(|| default_log_folder(&running.folder()))
+    let runtime = running.folder();
+    fs::read_link(runtime.join(LOG_LINK)).unwrap_or_else(|_| default_log_folder(&runtime))
 }
 
 /// Where logs are unless the manifest says otherwise.
 pub fn default_log_folder(runtime: &Path) -> PathBuf {
     runtime.join("log")
+}
+
+/// Remembers where logs are written, for who looks for them when nothing runs: the manifest alone does not say, as its
+/// text may have variables of this process.
+///
+/// # Errors
+/// Those of symlink(2) and rename(2).
+pub fn note_log_folder(runtime: &Path, folder: &Path) -> io::Result<()> {
+    let link = runtime.join(LOG_LINK);
+    let absent = |error: io::Error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) };
+    if folder == default_log_folder(runtime) {
+        return fs::remove_file(&link).or_else(absent);
+    }
+    if fs::read_link(&link).is_ok_and(|known| known == folder) {
+        return Ok(());
+    }
+    let part = runtime.join("log-folder.part");
+    fs::remove_file(&part).or_else(absent)?;
+    std::os::unix::fs::symlink(folder, &part)?;
+    fs::rename(&part, &link)
 }

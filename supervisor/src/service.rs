@@ -25,7 +25,7 @@ use crate::open::Own;
 use crate::place::{self, Facts};
 use crate::probe::{self, Ask};
 use crate::running::background::Report;
-use crate::running::default_log_folder;
+use crate::running::{default_log_folder, note_log_folder};
 use crate::spawn::Setup;
 use crate::state::{Ms, Readiness, Rules, Watch};
 use crate::state_folder::{self, StateLock};
@@ -87,6 +87,10 @@ fn prepare(own: &Own, setting: &Setting<'_>) -> Result<(Bundle, (StateLock, InUs
     let services = specs(&manifest, &values)?;
     let runtime = state_folder::runtime(&state)?;
     let logs = log_settings(&manifest.logs, &values, &runtime, setting)?;
+    if let Some(files) = &logs.files {
+        note_log_folder(&runtime, &files.folder)
+            .map_err(StoreError::io("note the log folder in", &runtime))?;
+    }
     let control = Control::bind(&runtime).map_err(StoreError::io("listen in", &runtime))?;
     if let Setting::Background(report) = setting {
         report.supervising(&runtime)?;
