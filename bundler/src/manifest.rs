@@ -15,7 +15,6 @@ use crate::diagnostic::{Diagnostic, Failure, Source, near_miss};
 use crate::preset::Preset;
 use crate::read::{Key, Reader, Section, Text};
 
-mod cron;
 mod services;
 
 pub use services::{ServiceSource, Supervised, TaskSource};

@@ -2,6 +2,7 @@
 
 use std::ops::{Range, RangeInclusive};
 
+use kitbag_format::cron::{self, CronError, Expression};
 use kitbag_format::manifest::{Command, Restart, default_stop_signal, default_stop_timeout_ms};
 use kitbag_format::service::fault::{
     LOG_SIZE, LONGEST_MS, MOST_INSTANCES, MOST_KEPT, SHORTEST_EVERY_MS, SHORTEST_INTERVAL_MS, is_zone,
@@ -13,7 +14,7 @@ use kitbag_format::service::{
 use toml::Spanned;
 use toml::de::DeTable;
 
-use super::{COMMAND, CommandSource, cron, name_fault};
+use super::{COMMAND, CommandSource, name_fault};
 use crate::diagnostic::{Diagnostic, near_miss};
 use crate::read::{Key, Reader, Section, Text, alternatives, whole};
 
@@ -366,7 +367,7 @@ impl Reader<'_> {
         let asked = self.boolean(section, "on-demand").unwrap_or_default();
         let zone = self.string(section, "time-zone");
         if let Some(expression) = &expression {
-            self.check(expression, cron::fault(expression.get_ref()), "bad schedule");
+            self.check(expression, cron_fault(expression.get_ref()), "bad schedule");
         }
         if let Some(zone) = &zone {
             let fault = (!is_zone(zone.get_ref()))
@@ -469,6 +470,16 @@ impl Reader<'_> {
             self.errors.push(error);
         }
     }
+}
+
+/// What is wrong with a crontab(5) expression, if anything.
+fn cron_fault(text: &str) -> Option<String> {
+    let error = Expression::parse(text).err()?;
+    let near = match &error {
+        CronError::Word(word) => near_miss(word, cron::words()).filter(|_| word != "@reboot"),
+        _ => None,
+    };
+    Some(near.map_or_else(|| error.to_string(), |near| format!("expected `{near}` or five fields")))
 }
 
 /// How messages call the table `key` in `section`: `` `[services.web.ready]` ``.

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cron::next_after;
 use crate::state::Ms;
 
 use super::spec::{Schedule, When};
@@ -84,8 +85,8 @@ impl Plan {
             }
             When::Cron(cron) => {
                 let missed =
-                    last.and_then(|last| cron.0.next_after(last, &cron.1)).is_some_and(|at| at <= time);
-                (Self { at_time: cron.0.next_after(time, &cron.1), ..Self::default() }, missed)
+                    last.and_then(|last| next_after(&cron.0, last, &cron.1)).is_some_and(|at| at <= time);
+                (Self { at_time: next_after(&cron.0, time, &cron.1), ..Self::default() }, missed)
             }
         }
     }
@@ -108,7 +109,7 @@ impl Plan {
                     self.done = Some(time);
                 }
                 let from = self.done.filter(|done| *done > time && *done - time < REPEATED).unwrap_or(time);
-                self.at_time = cron.0.next_after(from, &cron.1);
+                self.at_time = next_after(&cron.0, from, &cron.1);
                 due
             }
         }
