@@ -44,7 +44,7 @@ pub struct Snapshot {
     pub strangers: Vec<Pid>,
     /// The number of the control socket that is listened at.
     pub control: Option<i32>,
-    /// Services and tasks.
+    /// Services and tasks; last, as [`SnapshotText`] adds them to the rest.
     pub parts: Vec<Part>,
 }
 
@@ -78,7 +78,7 @@ pub struct Part {
     pub wanted: u32,
     /// When a task is due, and how often it has run.
     pub plan: Plan,
-    /// Its units, by index; beyond `wanted` those that are to end, or have.
+    /// Its units, by index; beyond `wanted` those that are to end, or have. Last, as above.
     pub units: Vec<Unit>,
 }
 
@@ -182,11 +182,9 @@ struct Head {
 impl Snapshot {
     /// Two lines of JSON: a head with version and digest, and the snapshot.
     pub fn to_text(&self) -> String {
-        // Numbers, texts, lists and keys that are texts: nothing that JSON does not have.
-        let body = serde_json::to_string(self).unwrap_or_default();
-        let digest = Digest::of(body.as_bytes()).to_string();
-        let head = serde_json::to_string(&Head { kitbag_snapshot: VERSION, digest }).unwrap_or_default();
-        format!("{head}\n{body}\n")
+        let mut text = SnapshotText::new(self.clone());
+        while text.step() {}
+        text.into_text()
     }
 
     /// Reads what [`Self::to_text`] wrote.
@@ -231,6 +229,67 @@ impl Snapshot {
             ..self
         }
     }
+}
+
+/// The text of a snapshot in the making. A step writes one unit.
+pub struct SnapshotText {
+    parts: std::vec::IntoIter<Part>,
+    /// Those of the part that is being written.
+    units: Option<std::vec::IntoIter<Unit>>,
+    body: String,
+}
+
+impl SnapshotText {
+    /// The text of this snapshot; of its parts none is written yet.
+    pub fn new(mut snapshot: Snapshot) -> Self {
+        let parts = std::mem::take(&mut snapshot.parts).into_iter();
+        Self { parts, units: None, body: without_end(&snapshot) }
+    }
+
+    /// Goes on with the next unit; false if all is done.
+    pub fn step(&mut self) -> bool {
+        match self.units.as_mut().map(Iterator::next) {
+            Some(Some(unit)) => self.list(&json(&unit)),
+            Some(None) => {
+                self.units = None;
+                self.body.push_str("]}");
+            }
+            None => {
+                let Some(mut part) = self.parts.next() else { return false };
+                self.units = Some(std::mem::take(&mut part.units).into_iter());
+                self.list(&without_end(&part));
+            }
+        }
+        true
+    }
+
+    /// Adds to the list that is open.
+    fn list(&mut self, text: &str) {
+        if !self.body.ends_with('[') {
+            self.body.push(',');
+        }
+        self.body.push_str(text);
+    }
+
+    /// The text, once nothing is left to do.
+    pub fn into_text(mut self) -> String {
+        self.body.push_str("]}");
+        let digest = Digest::of(self.body.as_bytes()).to_string();
+        let head = json(&Head { kitbag_snapshot: VERSION, digest });
+        [&head, "\n", &self.body, "\n"].concat()
+    }
+}
+
+/// Numbers, texts, lists and keys that are texts: nothing that JSON does not have.
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+/// A value whose last field is an empty list, up to where that list begins.
+fn without_end(value: &impl Serialize) -> String {
+    let mut text = json(value);
+    text.truncate(text.len().saturating_sub("]}".len()));
+    text
 }
 
 impl Part {

@@ -3,14 +3,15 @@
 use serde_json::{Value, json};
 
 use super::http::Request;
+use super::making::Making;
 use super::{Accepted, App, Command, Refused, Surroundings};
 use crate::near::nearest;
 use crate::state::Ms;
-use crate::status::{Readiness, State, Status, Unready, metrics, time};
+use crate::status::{Readiness, State, Status, Unready, time};
 use crate::sys::signal;
 
 /// The content type of answers.
-const JSON: &str = "application/json";
+pub(super) const JSON: &str = "application/json";
 /// The content type of events: an object a line.
 pub(super) const JSON_LINES: &str = "application/x-ndjson";
 /// How long a wait takes that does not say.
@@ -31,6 +32,8 @@ pub(super) enum Reply {
         /// Go on until the client goes.
         follow: bool,
     },
+    /// An answer of many parts.
+    Making(fn(&mut dyn App) -> Making),
     /// An answer later.
     Wait(Wait),
 }
@@ -41,7 +44,7 @@ impl Reply {
         match self {
             Self::Json(code, value) => (*code, JSON, format!("{value}\n")),
             Self::Text(content_type, text) => (200, content_type, text.clone()),
-            Self::Events { .. } | Self::Wait(_) => (200, JSON, String::new()),
+            Self::Events { .. } | Self::Making(_) | Self::Wait(_) => (200, JSON, String::new()),
         }
     }
 }
@@ -138,9 +141,9 @@ pub(super) fn route(request: &Request, app: &mut dyn App) -> Reply {
     }
     let path: Vec<&str> = request.path.iter().map(String::as_str).collect();
     match (request.method.as_str(), &path[..]) {
-        ("GET", ["v1", "status"]) => Reply::Json(200, app.status().to_json()),
-        ("GET", ["v1", "snapshot"]) => Reply::Text(JSON_LINES, app.snapshot().to_text()),
-        ("GET", ["metrics"]) => Reply::Text(metrics::CONTENT_TYPE, metrics::render(&app.status())),
+        ("GET", ["v1", "status"]) => Reply::Making(Making::status),
+        ("GET", ["v1", "snapshot"]) => Reply::Making(Making::snapshot),
+        ("GET", ["metrics"]) => Reply::Making(Making::metrics),
         ("GET", ["v1", "events"]) => {
             Reply::Events { follow: request.parameter("follow").is_none_or(|value| value != "0") }
         }
