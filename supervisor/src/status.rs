@@ -247,10 +247,16 @@ impl Unit {
         }
     }
 
+    /// True if it stands for a service that was scaled to 0 instances.
+    pub fn has_no_instance(&self) -> bool {
+        self.kind == Kind::Service && self.state == State::Stopped && !self.awaited
+    }
+
     /// Why it stands where it stands, as a clause.
     pub fn why(&self) -> String {
         let end = || self.last_end.as_ref().map(|end| end.how.clone());
         match (&self.reason, self.state) {
+            (_, State::Stopped) if self.has_no_instance() => "it was scaled to 0 instances".to_owned(),
             (_, State::Stopped) => "it was told to stop".to_owned(),
             (Some(reason), _) => reason.clone(),
             (None, State::Waiting) if !self.waits_for.is_empty() => {

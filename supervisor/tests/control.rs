@@ -279,7 +279,7 @@ fn errors_say_what_and_what_to_do() {
         ("POST", "/v1/status", 405, "does not take POST", "use GET"),
         ("POST", "/v1/services/web/signal?signal=NO", 400, "no signal `NO`", "?signal=HUP"),
         ("POST", "/v1/services/web/scale", 400, "no number of instances", "?instances=3"),
-        ("POST", "/v1/services/web/scale?instances=99999", 400, "no number", "0 to 10000"),
+        ("POST", "/v1/services/web/scale?instances=-1", 400, "no number", "say how many"),
         ("POST", "/v1/tasks/web/run", 400, "cannot run web: it is a service", "/v1/status"),
         ("POST", "/v1/services/backup/start", 409, "the bundle is stopping", "try again later"),
         ("GET", "/v1/wait", 400, "wait for what?", "?ready=1"),
@@ -294,6 +294,36 @@ fn errors_say_what_and_what_to_do() {
         assert!(text("error").contains(what) && text("to_fix").contains(to_fix), "{target}: {answer:?}");
     }
     assert_eq!(served.asked(), []);
+}
+
+/// Their text is what it would be at once, and the loop has had many turns meanwhile.
+#[test]
+fn answers_about_many_units_take_turns_with_everything_else() {
+    let own = std::process::id().cast_signed();
+    let runs = |number| Unit { pid: Some(own), ..unit(&format!("web.{number}"), "web", State::Ready) };
+    let status = Status { bundle: "shop".into(), units: (0..5_000).map(runs).collect(), ..Status::default() };
+    let served = Served::at(temporary(), status.clone());
+    let turns = |target: &str| {
+        let before = served.turns.load(Ordering::Relaxed);
+        let mut stream = served.connect();
+        stream.write_all(format!("GET {target} HTTP/1.0\r\n\r\n").as_bytes()).unwrap();
+        (rest(&stream), served.turns.load(Ordering::Relaxed) - before)
+    };
+    let (page, used) = turns("/metrics");
+    assert!(used >= 10, "{used} turns");
+    assert_eq!(page.lines().filter(|line| line.starts_with("kitbag_unit_memory_bytes{")).count(), 5_000);
+    let (text, used) = turns("/v1/status");
+    assert!(used >= 10, "{used} turns");
+    let body = text.split_once("\r\n\r\n").expect("a body").1;
+    assert_eq!(Status::from_json(&serde_json::from_str(body).expect("it is JSON")), status);
+    // Another client's request does not wait for the end of a large answer.
+    let mut large = served.connect();
+    large.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+    let before = served.turns.load(Ordering::Relaxed);
+    assert_eq!(served.ask("GET", "/v1/nothing").code, 404);
+    assert_eq!(served.ask("GET", "/v1/services/web/environment").code, 200);
+    assert!(rest(&large).ends_with('\n'));
+    assert!(served.turns.load(Ordering::Relaxed) - before >= 10);
 }
 
 #[test]

@@ -18,8 +18,6 @@ pub(super) const JSON_LINES: &str = "application/x-ndjson";
 const WAIT: Ms = 30_000;
 /// The longest wait.
 const LONGEST_WAIT: Ms = 86_400_000;
-/// Most instances of a service.
-const INSTANCES: u32 = 10_000;
 
 /// An answer.
 pub(super) enum Reply {
@@ -178,9 +176,9 @@ fn command(request: &Request, name: &str, verb: &str) -> Result<Command, Reply> 
         }
         "scale" => {
             let wanted = request.parameter("instances").and_then(|text| text.parse().ok());
-            match wanted.filter(|wanted| *wanted <= INSTANCES) {
+            match wanted {
                 Some(wanted) => Ok(Command::Scale(name, wanted)),
-                None => Err(error(400, "no number of instances", "say how many, 0 to 10000: `?instances=3`")),
+                None => Err(error(400, "no number of instances", "say how many, as in `?instances=3`")),
             }
         }
         _ => Err(lost(request)),
@@ -197,10 +195,8 @@ fn obey(command: &Command, name: &str, app: &mut dyn App) -> Reply {
     match app.command(command) {
         Ok(Accepted { units }) => Reply::Json(202, json!({"accepted": true, "units": units})),
         Err(Refused::Unknown) => unknown(name, app),
-        Err(Refused::Wrong(what)) => {
-            error(400, &format!("cannot {what}"), "GET /v1/status shows what is what")
-        }
-        Err(Refused::Conflict(what)) => error(409, &what, "try again later"),
+        Err(Refused::Wrong(what)) => error(400, &format!("cannot {what}"), "the status shows what is what"),
+        Err(Refused::Conflict(what)) => error(409, &what, "try again later, or see the status"),
     }
 }
 

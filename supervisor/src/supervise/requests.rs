@@ -18,10 +18,8 @@ const MOST_INSTANCES: u32 = 1_000;
 
 impl App for Supervisor {
     fn status(&mut self) -> Status {
-        let mut units: Vec<status::Unit> = (0..self.units.len())
-            .filter(|id| !self.units[*id].retired || !self.units[*id].service.state.is_at_rest())
-            .map(|id| self.unit_status(id))
-            .collect();
+        let mut units: Vec<status::Unit> =
+            (0..self.units.len()).filter(|id| self.is_shown(*id)).map(|id| self.unit_status(id)).collect();
         units.sort_by(|one, other| (&one.service, one.instance).cmp(&(&other.service, other.instance)));
         Status {
             bundle: self.bundle.clone(),
@@ -44,7 +42,7 @@ impl App for Supervisor {
             Command::Start(name) => self.start_named(name)?,
             Command::Stop(name) => self.stop_named(name)?,
             Command::Restart(None) => self.restart_ids(self.services()),
-            Command::Restart(Some(name)) => self.restart_ids(self.named(name)?),
+            Command::Restart(Some(name)) => self.restart_ids(self.some_named(name)?),
             Command::Signal(name, number) => self.signal_named(name, *number)?,
             Command::Scale(name, count) => self.scale(name, *count)?,
             Command::RunTask(name) => self.run_task(name)?,
@@ -90,6 +88,13 @@ impl App for Supervisor {
 }
 
 impl Supervisor {
+    /// True but for what `scale` has ended. The first instance stands for a service that has none.
+    fn is_shown(&self, id: Id) -> bool {
+        let unit = &self.units[id];
+        let stands_in = unit.instance == 0 && self.parts[unit.part].wanted == 0;
+        !unit.retired || !unit.service.state.is_at_rest() || stands_in
+    }
+
     pub(super) fn serve_control(&mut self) {
         if let Some(mut control) = self.control.take() {
             control.serve(self.now(), self);
@@ -128,6 +133,15 @@ impl Supervisor {
         instance().map(|id| vec![id]).ok_or(Refused::Unknown)
     }
 
+    /// The same, refused where that is none: of a service that was scaled to 0.
+    fn some_named(&self, name: &str) -> Result<Vec<Id>, Refused> {
+        let ids = self.named(name)?;
+        if ids.is_empty() {
+            return Err(Refused::Conflict(format!("{name} was scaled to 0 instances; scale it to more")));
+        }
+        Ok(ids)
+    }
+
     fn part(&self, name: &str) -> Option<Part> {
         self.parts.iter().position(|members| members.spec.name == name)
     }
@@ -143,7 +157,7 @@ impl Supervisor {
 
     /// Starts units, and what they need.
     fn start_named(&mut self, name: &str) -> Result<Vec<Id>, Refused> {
-        let ids = self.named(name)?;
+        let ids = self.some_named(name)?;
         let Some(part) = ids.first().map(|id| self.units[*id].part) else { return Ok(ids) };
         for need in self.order.with_needs(part).into_iter().skip(1) {
             for id in self.parts[need].units.clone() {
