@@ -272,13 +272,18 @@ fn output_that_cannot_be_written_is_an_error_and_a_reader_that_has_gone_is_none(
 fn a_command_whose_output_is_read_by_nobody_holds_nothing_up() {
     let bundle = shop();
     bundle.run(["start"]).exits(0);
-    // `cat` is stopped by the first byte that it would have to pass on: the pipe fills, and `events -f` waits.
+    // `sleep` reads nothing: the pipe fills (64 KiB), and `events -f` waits.
     let script = format!("{} events -f | sleep 1000", bundle.file.display());
     let stuck = bundle.sandbox.command("/bin/sh").args(["-c", &script]).start();
-    for _ in 0..20 {
-        bundle.run(["restart", "web"]).exits(0);
+    for _ in 0..3 {
+        for (web, db) in [(60, 60), (1, 1)] {
+            bundle.run(["scale", &format!("web={web}"), &format!("db={db}")]).exits(0);
+            bundle.run(["wait", "--ready"]).exits(0);
+        }
     }
-    bundle.run(["wait", "--ready"]).exits(0);
+    // As many as it is told of, and many more than fit.
+    let text = bundle.run(["events"]).exits(0).text();
+    assert!(text.lines().count() == 256 && text.len() > 20_000, "{} bytes", text.len());
     bundle.run(["stop"]).exits(0);
     drop(stuck);
     eventually(PATIENCE, "nothing is left", || bundle.sandbox.processes().is_empty());

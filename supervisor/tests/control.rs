@@ -280,7 +280,7 @@ fn errors_say_what_and_what_to_do() {
         ("POST", "/v1/services/web/signal?signal=NO", 400, "no signal `NO`", "?signal=HUP"),
         ("POST", "/v1/services/web/scale", 400, "no number of instances", "?instances=3"),
         ("POST", "/v1/services/web/scale?instances=-1", 400, "no number", "say how many"),
-        ("POST", "/v1/tasks/web/run", 400, "cannot run web: it is a service", "/v1/status"),
+        ("POST", "/v1/tasks/web/run", 400, "cannot run web: it is a service", "the status"),
         ("POST", "/v1/services/backup/start", 409, "the bundle is stopping", "try again later"),
         ("GET", "/v1/wait", 400, "wait for what?", "?ready=1"),
         ("GET", "/v1/wait?ready=1&timeout=soon", 400, "`soon` is no time", "seconds"),
