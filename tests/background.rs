@@ -97,7 +97,7 @@ fn a_start_that_fails_says_so_where_it_was_typed() {
     eventually(PATIENCE, "all of it ends by itself", || well.sandbox.processes().is_empty());
     let bundle = sleeper();
     fs::write(bundle.sandbox.state(), "a file").unwrap();
-    bundle.run(["start"]).exits(1).says("no folder can be used for state");
+    bundle.run(["start"]).exits(5).says("no folder can be used for state");
 }
 
 #[test]

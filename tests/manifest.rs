@@ -33,6 +33,19 @@ fn a_program_that_is_missing_is_shown_with_the_one_that_was_meant() {
 }
 
 #[test]
+fn a_schedule_that_the_supervisor_would_refuse_is_shown_where_it_stands() {
+    let before = "name = \"app\"\nversion = \"1\"\n[services.web]\nargv = [\"bin/hello\"]\n";
+    let schedule = |text: &str| {
+        format!("{before}[tasks.tidy]\nargv = [\"bin/hello\"]\nschedule = \"{text}\"\n{INCLUDE}")
+    };
+    let refused = |text, why| refused(&schedule(text), &["kitbag.toml:7:12", "bad schedule", why]);
+    refused("0 25 * * *", "`25`, hour, is not from 0 to 23");
+    refused("*/90 * * * *", "the step of `*/90`, minute, is not from 1 to 59");
+    refused("0 0 30,31 feb *", "there is no day 30 in that month");
+    refused("@dayly", "expected `@daily` or five fields");
+}
+
+#[test]
 fn a_missing_file_is_shown_with_the_one_that_was_meant() {
     let text = "name = \"app\"\nversion = \"1\"\ncommand = [\"bin/hello\"]\n[[include]]\nfrom = \"tre\"\nto = \".\"\n";
     refused(text, &["kitbag.toml:5", "`tre`", "did you mean `tree`?"]);

@@ -6,12 +6,14 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kitbag_tests::{App, Bundle, Cmd, Folder, Outcome, eventually, fixtures, is_root, kept, kitbag, root, tools};
+use kitbag_tests::{
+    App, Bundle, Cmd, Folder, Outcome, eventually, fixtures, is_root, kept, kitbag, root, tools,
+};
 use serde_json::Value;
 
 /// How long anything may take.
@@ -141,7 +143,8 @@ fn a_preferred_number_gives_way_and_a_fixed_one_says_who_has_it() {
 
     // One of ours is named, with its service.
     let late = web(&number.to_string()).pack();
-    let refused = late.command(["start", "--timeout", "1s"]).env("KITBAG_RUN", fixed.sandbox.run()).run().exits(10);
+    let refused =
+        late.command(["start", "--timeout", "1s"]).env("KITBAG_RUN", fixed.sandbox.run()).run().exits(10);
     refused.says(&format!("port {number}/tcp is taken by service `web` of the bundle `app` (process "));
     late.run(["stop"]).exits(0);
     fixed.run(["stop"]).exits(0);
@@ -158,7 +161,8 @@ fn a_preferred_number_gives_way_and_a_fixed_one_says_who_has_it() {
 #[test]
 fn a_range_of_which_all_are_taken_says_so() {
     let number = free_number();
-    let taken: Vec<TcpListener> = (number..number + 3).filter_map(|it| TcpListener::bind(("::", it)).ok()).collect();
+    let taken: Vec<TcpListener> =
+        (number..number + 3).filter_map(|it| TcpListener::bind(("::", it)).ok()).collect();
     let bundle = web(&format!("{{ range = \"{number}-{}\" }}", number + 2)).pack();
     let refused = bundle.run(["start", "--timeout", "1s"]).exits(10);
     refused.says(&format!("all ports from {number} to {}/tcp are taken", number + 2));
@@ -215,7 +219,11 @@ fn a_hundred_copies_at_once_have_a_number_each() {
     bundle.run(["inspect"]).exits(0);
     let state = |copy: usize| bundle.sandbox.path().join(format!("state-{copy}"));
     let command = |copy: usize, word: &str| {
-        bundle.command([word]).env("KITBAG_STATE", state(copy)).env("KITBAG_NAME", format!("copy-{copy}")).within(PATIENCE * 2)
+        bundle
+            .command([word])
+            .env("KITBAG_STATE", state(copy))
+            .env("KITBAG_NAME", format!("copy-{copy}"))
+            .within(PATIENCE * 2)
     };
     // Unpacked once.
     command(0, "start").run().exits(0);
@@ -232,7 +240,8 @@ fn a_hundred_copies_at_once_have_a_number_each() {
     assert_eq!(numbers.len(), COPIES, "{all}");
     let stopping: Vec<_> = (0..COPIES).map(|copy| command(copy, "stop").start()).collect();
     stopping.into_iter().for_each(|it| _ = it.ended().exits(0));
-    let left: Vec<_> = fs::read_dir(bundle.sandbox.run()).unwrap().flatten().map(|it| it.file_name()).collect();
+    let left: Vec<_> =
+        fs::read_dir(bundle.sandbox.run()).unwrap().flatten().map(|it| it.file_name()).collect();
     assert_eq!(left, [""; 0], "the registry is empty");
 }
 
@@ -240,7 +249,9 @@ fn a_hundred_copies_at_once_have_a_number_each() {
 
 #[test]
 fn the_one_port_of_a_service_is_in_the_variable_port() {
-    let app = App::new(&format!("[services.web]\nargv = [\"bin/python3\", \"serve.py\"]\nports.http = \"any\"\n{READY}\n"));
+    let app = App::new(&format!(
+        "[services.web]\nargv = [\"bin/python3\", \"serve.py\"]\nports.http = \"any\"\n{READY}\n"
+    ));
     if !tools(&["python3.11"]) {
         return;
     }
@@ -250,7 +261,10 @@ fn the_one_port_of_a_service_is_in_the_variable_port() {
     bundle.run(["start"]).exits(0);
     let page = get(number(&bundle, "web.http"), "/");
     assert!(page.starts_with("HTTP/1.0 200 OK"), "{page}");
-    bundle.run(["exec", "web", "--", "/bin/sh", "-c", "echo $PORT"]).exits(0).prints(&number(&bundle, "web.http").to_string());
+    bundle
+        .run(["exec", "web", "--", "/bin/sh", "-c", "echo $PORT"])
+        .exits(0)
+        .prints(&number(&bundle, "web.http").to_string());
     bundle.run(["stop"]).exits(0);
 }
 
@@ -337,7 +351,8 @@ fn gunicorn_takes_the_socket_that_it_inherits() {
         return;
     }
     let made = kept("venv-of-ports", |venv| {
-        let script = "python3.11 -m venv \"$0\" && \"$0\"/bin/pip install -q --disable-pip-version-check gunicorn";
+        let script =
+            "python3.11 -m venv \"$0\" && \"$0\"/bin/pip install -q --disable-pip-version-check gunicorn";
         let made = Cmd::new("bash").args(["-c", script]).arg(venv).within(PATIENCE * 4).run();
         made.status.success().then_some(()).ok_or_else(|| made.to_string())
     });
@@ -374,7 +389,8 @@ fn an_inherited_socket_refuses_nobody_while_its_service_is_killed_again_and_agai
     let (stop, refused, served) =
         (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let client = {
-        let (stop, refused, served, address) = (stop.clone(), refused.clone(), served.clone(), address.clone());
+        let (stop, refused, served, address) =
+            (stop.clone(), refused.clone(), served.clone(), address.clone());
         thread::spawn(move || {
             let mut pids = BTreeSet::new();
             while !stop.load(Ordering::Relaxed) {
@@ -485,8 +501,10 @@ fn a_bundle_waits_for_the_port_of_another_one_and_starts_when_it_comes() {
     let events = front.run(["events"]).exits(0).text();
     assert!(events.contains("cache/cache.main is 127.0.0.1:"), "{events}");
     // A killed supervisor's entry disappears by itself.
-    let pid = json(cache.command(["status", "--json"]).env("KITBAG_NAME", "cache").run())["pid"].as_i64().unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGKILL).unwrap();
+    let pid =
+        json(cache.command(["status", "--json"]).env("KITBAG_NAME", "cache").run())["pid"].as_i64().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGKILL)
+        .unwrap();
     eventually(PATIENCE, "one bundle", || {
         let host = json(front.run(["ports", "--host", "--json"]).exits(0));
         host["bundles"].as_array().unwrap().len() == 1
@@ -496,7 +514,13 @@ fn a_bundle_waits_for_the_port_of_another_one_and_starts_when_it_comes() {
 
 #[track_caller]
 fn number_beside(cache: &Bundle, front: &Bundle) -> u64 {
-    let all = json(cache.command(["ports", "--json"]).env("KITBAG_RUN", front.sandbox.run()).env("KITBAG_NAME", "cache").run());
+    let all = json(
+        cache
+            .command(["ports", "--json"])
+            .env("KITBAG_RUN", front.sandbox.run())
+            .env("KITBAG_NAME", "cache")
+            .run(),
+    );
     all["ports"][0]["number"].as_u64().unwrap()
 }
 
@@ -528,7 +552,12 @@ fn a_further_copy_has_a_name_and_a_state_of_its_own() {
     second("stop").run().exits(0).prints("second has stopped");
     bundle.run(["status"]).exits(0);
     bundle.run(["stop"]).exits(0);
-    bundle.command(["start"]).env("KITBAG_NAME", "No Name").run().exits(2).says("`No Name` is no name for a bundle");
+    bundle
+        .command(["start"])
+        .env("KITBAG_NAME", "No Name")
+        .run()
+        .exits(2)
+        .says("`No Name` is no name for a bundle");
     if is_root() {
         // Root's is by convention.
         let _ = fs::remove_dir_all("/var/lib/kitbag/second");
@@ -544,14 +573,21 @@ fn three_bundles_that_need_each_other_are_started_by_one_command() {
     let together = fixtures().join("together");
     let command = |script: &str| {
         let mut command = Cmd::new(together.join(script)).arg(folder.path()).within(PATIENCE * 5);
-        for (name, path) in [("KITBAG_RUN", "run"), ("KITBAG_STORE", "store"), ("XDG_STATE_HOME", "states"), ("HOME", "home")] {
+        for (name, path) in
+            [("KITBAG_RUN", "run"), ("KITBAG_STORE", "store"), ("XDG_STATE_HOME", "states"), ("HOME", "home")]
+        {
             command = command.env(name, folder.dir(path));
         }
-        command.env("KITBAG", kitbag()).env("RUSTUP_HOME", rust("RUSTUP_HOME", ".rustup")).env("CARGO_HOME", rust("CARGO_HOME", ".cargo"))
+        command
+            .env("KITBAG", kitbag())
+            .env("RUSTUP_HOME", rust("RUSTUP_HOME", ".rustup"))
+            .env("CARGO_HOME", rust("CARGO_HOME", ".cargo"))
     };
     let up = command("up").run();
     let text = up.text();
-    let line = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}\n{up}")).to_owned();
+    let line = |name: &str| {
+        text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}\n{up}")).to_owned()
+    };
     let address = |line: String| line.split_whitespace().nth(4).unwrap().to_owned();
     let (first, second) = (line("guestbook "), line("guestbook-next "));
     assert!(first.starts_with("guestbook 1.0.0") && second.starts_with("guestbook-next 2.0.0"), "{up}");
@@ -566,7 +602,8 @@ fn three_bundles_that_need_each_other_are_started_by_one_command() {
     // A fourth that tries to take a taken port says who has it.
     let number = first.rsplit_once(':').unwrap().1;
     let fourth = web(number).pack();
-    let refused = fourth.command(["start", "--timeout", "1s"]).env("KITBAG_RUN", folder.join("run")).run().exits(10);
+    let refused =
+        fourth.command(["start", "--timeout", "1s"]).env("KITBAG_RUN", folder.join("run")).run().exits(10);
     refused.says(&format!("port {number}/tcp is taken by service `web` of the bundle `guestbook` (process "));
     fourth.run(["stop"]).exits(0);
     command("down").run().exits(0);
@@ -598,12 +635,17 @@ fn a_service_binds_what_it_declares_and_no_neighbours_port() {
     bundle.run(["start"]).exits(0);
     let logs = || bundle.run(["logs"]).text() + &bundle.run(["logs"]).said();
     if kernel_refuses() {
-        eventually(PATIENCE, "refused", || logs().contains(&format!("listens: not at 127.0.0.1:{number}: Permission denied")));
+        eventually(PATIENCE, "refused", || {
+            logs().contains(&format!("listens: not at 127.0.0.1:{number}: Permission denied"))
+        });
     } else {
-        eventually(PATIENCE, "said", || logs().contains(&format!("listens on 127.0.0.1:{number}, a port that it does not declare")));
+        eventually(PATIENCE, "said", || {
+            logs().contains(&format!("listens on 127.0.0.1:{number}, a port that it does not declare"))
+        });
     }
     bundle.run(["stop"]).exits(0);
-    let open = listeners(&[("web", &also, &format!("{more}\n[services.web.sandbox]\nbind = \"any\""))]).pack();
+    let open =
+        listeners(&[("web", &also, &format!("{more}\n[services.web.sandbox]\nbind = \"any\""))]).pack();
     open.run(["start"]).exits(0);
     eventually(PATIENCE, "allowed", || {
         open.run(["logs"]).text().contains(&format!("listens: also at 127.0.0.1:{number}"))
@@ -661,7 +703,12 @@ fn a_sandbox_shows_a_service_its_own_files_alone() {
     let manifest = "[services.look]\nargv = [\"bin/python3\", \"look.py\"]\nenv = { STATE = \"${state}\" }\nrestart = \"never\"\n[services.look.sandbox]\nfiles = true\n";
     let bundle = with_python(App::new(manifest)).file("look.py", look).pack();
     let outcome = bundle.run([""; 0]).exits(0);
-    outcome.prints("no secret 13").prints("no shadow 13").prints("open own").prints("open look.py").prints("temporary");
+    outcome
+        .prints("no secret 13")
+        .prints("no shadow 13")
+        .prints("open own")
+        .prints("open look.py")
+        .prints("temporary");
 }
 
 // --- What is needed ---
@@ -690,7 +737,8 @@ fn get(port: u16, path: &str) -> String {
 #[test]
 fn a_thousand_ports_start_and_the_same_ones_come_back() {
     let ports: String = (0..50).map(|at| format!("ports.p{at} = \"any\"\n")).collect();
-    let app = App::new(&format!("[services.many]\nargv = [\"bin/sleeps\"]\ninstances = 20\n{ports}")).helper("sleeps");
+    let app = App::new(&format!("[services.many]\nargv = [\"bin/sleeps\"]\ninstances = 20\n{ports}"))
+        .helper("sleeps");
     let bundle = app.pack();
     bundle.run(["start"]).exits(0);
     bundle.run(["stop"]).exits(0);

@@ -15,7 +15,6 @@ use crate::diagnostic::{Diagnostic, Failure, Source};
 use crate::preset::Preset;
 use crate::read::{Key, Late, Reader, Section, Text};
 
-mod cron;
 mod placeholders;
 mod services;
 

@@ -10,7 +10,7 @@ pub const USAGE: u8 = 2;
 pub const MANIFEST: u8 = 3;
 /// The file is not a bundle, or it is damaged.
 pub const DAMAGED: u8 = 4;
-/// No folder can be used to unpack in, or the disk is full.
+/// No folder can be used to unpack in, or for state, or the disk is full.
 pub const NO_PLACE: u8 = 5;
 /// The bundle is running already.
 pub const RUNNING: u8 = 6;

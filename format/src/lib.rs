@@ -2,6 +2,7 @@
 //! payload. `docs/format.md` specifies the bytes; this crate writes and reads them, for the bundler and
 //! the supervisor alike. It never trusts a length it has not bounded, and it never panics on hostile bytes.
 
+pub mod cron;
 pub mod digest;
 pub mod elf;
 pub mod error;

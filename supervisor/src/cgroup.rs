@@ -163,6 +163,11 @@ pub struct Unit {
 }
 
 impl Unit {
+    /// Its folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// What a process writes to that joins it: [`crate::spawn::Setup::cgroup`].
     pub fn procs(&self) -> Option<CString> {
         CString::new(self.path.join("cgroup.procs").into_os_string().as_bytes()).ok()

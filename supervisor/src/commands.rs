@@ -50,6 +50,8 @@ pub enum Failure {
     },
     /// It runs, and what was asked of it did not work: a sentence.
     Running(String),
+    /// It runs, and what was asked of it makes no sense: a sentence, and what to do.
+    Refused(String),
     /// It runs, and did not come to what was waited for.
     NotReady {
         /// What it answered.
@@ -102,7 +104,7 @@ impl fmt::Display for Failure {
                 }
                 f.write_str("\n  to fix  `FILE start` starts it; KITBAG_STATE names another state folder")
             }
-            Self::Running(what) => f.write_str(what),
+            Self::Running(what) | Self::Refused(what) => f.write_str(what),
             Self::NotReady { answer, .. } => {
                 f.write_str(answer["error"].as_str().unwrap_or("it is not ready"))
             }
@@ -115,7 +117,7 @@ impl Failure {
     /// The exit code. What keeps a tool from starting has one of its own, as the program's could be any other.
     fn code(&self, starting_tool: bool) -> u8 {
         match self {
-            Self::Usage(_) => exit::USAGE,
+            Self::Usage(_) | Self::Refused(_) => exit::USAGE,
             Self::Found(code) => *code,
             Self::NotRunning { .. } => exit::NOT_RUNNING,
             Self::Running(_) => exit::FAILURE,
@@ -481,10 +483,15 @@ fn duration(text: &str) -> Result<Duration, Failure> {
 
 /// Writes to stdout; a reader that has gone (`| head`) is no failure.
 pub fn print(bytes: &[u8]) -> Result<(), Failure> {
-    match io::stdout().write_all(bytes) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Error::io("write to stdout")(error).into())
-        }
-        _ => Ok(()),
+    pass_on(bytes).map(drop)
+}
+
+/// The same; false if the reader has gone.
+pub fn pass_on(bytes: &[u8]) -> Result<bool, Failure> {
+    let mut stdout = io::stdout();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Error::io("write to stdout")(error).into()),
     }
 }

@@ -8,23 +8,27 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{getsockopt, sockopt};
 
 use crate::ports::registry::Published;
+use crate::snapshot::Snapshot;
 use crate::state::Ms;
 use crate::status::{Event, Status};
 
 pub mod client;
 pub mod http;
+mod making;
 mod routes;
 pub mod socket;
 
 use http::Parsed;
+use making::Making;
 pub(crate) use routes::signal_number;
 use routes::{Reply, Wait};
 
@@ -59,6 +63,8 @@ pub trait App {
     fn ports(&mut self) -> Vec<Published>;
     /// Begins what is asked for and returns at once.
     fn command(&mut self, command: &Command) -> Result<Accepted, Refused>;
+    /// What a successor has to know.
+    fn snapshot(&mut self) -> Snapshot;
     /// What a command beside a service's or task's processes needs; `None`: there is no such unit.
     fn surroundings(&mut self, name: &str) -> Option<Surroundings>;
 }
@@ -111,6 +117,14 @@ pub struct Surroundings {
     pub identity: Option<Identity>,
     /// umask(2); `None`: the supervisor's.
     pub umask: Option<u32>,
+    /// All limits by name, soft and hard; `None`: no limit.
+    pub limits: Vec<(&'static str, [Option<u64>; 2])>,
+    /// Its priority, -20 to 19.
+    pub nice: i32,
+    /// `oom_score_adj`, -1000 to 1000; `None` where there is no /proc.
+    pub oom_score: Option<i32>,
+    /// The folder of its cgroup, if it has one of its own.
+    pub cgroup: Option<PathBuf>,
 }
 
 /// Who a process is.
@@ -168,6 +182,11 @@ impl Control {
     /// Readable when [`Self::serve`] has something to do.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.epoll.0.as_fd()
+    }
+
+    /// The number of the socket that is listened at.
+    pub fn listener(&self) -> i32 {
+        self.listener.as_raw_fd()
     }
 
     /// When [`Self::serve`] has something to do whatever happens; 0: at once.
@@ -231,9 +250,31 @@ impl Control {
                 }
             }
         }
+        self.make(now, app);
         while self.clients.last().is_some_and(Option::is_none) {
             self.clients.pop();
         }
+    }
+
+    /// Goes on with one answer in the making: the one that was begun, else that of who has waited for the longest time.
+    fn make(&mut self, now: Ms, app: &mut dyn App) {
+        let order = |client: &Client| match &client.mode {
+            Mode::Making { making, .. } => Some((making.is_none(), client.since)),
+            _ => None,
+        };
+        let waiting = self.clients.iter().enumerate();
+        let waiting = waiting.filter_map(|(index, client)| Some((order(client.as_ref()?)?, index)));
+        let Some((_, index)) = waiting.min() else { return };
+        self.again = true;
+        let is_full = self.is_full();
+        if let Some(client) = &mut self.clients[index] {
+            client.make(now, is_full, app);
+        }
+    }
+
+    /// True if clients have left so many answers unread that there shall be no more.
+    fn is_full(&self) -> bool {
+        self.clients().map(Client::unread).sum::<usize>() > UNREAD
     }
 
     fn clients(&self) -> impl Iterator<Item = &Client> {
@@ -328,7 +369,7 @@ impl Control {
         }
         match client.mode {
             Mode::Events => !client.gone && client.unread() <= UNREAD_EVENTS && client.is_in_time(now),
-            Mode::Wait(_) => !client.gone,
+            Mode::Making { .. } | Mode::Wait(_) => !client.gone,
             Mode::Request if client.unread() > 0 => client.is_in_time(now),
             Mode::Request => !(client.last || client.gone || client.ended) && self.in_time(client, now),
         }
@@ -372,8 +413,8 @@ impl Control {
                         "this socket is for the bundle's own user and root",
                         "ask one of them",
                     );
-                } else if self.clients().map(Client::unread).sum::<usize>() > UNREAD {
-                    client.refuse(503, "clients have not read their answers", "try again later");
+                } else if self.is_full() {
+                    client.refuse_unread();
                 } else {
                     self.obey(client, &request, now, app);
                 }
@@ -404,6 +445,10 @@ impl Control {
                 } else {
                     client.answer(&Reply::Text(routes::JSON_LINES, lines), request.keep_alive);
                 }
+            }
+            Reply::Making(begin) => {
+                client.timer = None;
+                client.mode = Mode::Making { begin, making: None, keep_alive: request.keep_alive };
             }
             reply => client.answer(&reply, request.keep_alive),
         }
@@ -438,6 +483,15 @@ enum Mode {
     Request,
     /// It follows events until it goes.
     Events,
+    /// Its answer is being made.
+    Making {
+        /// Begins it. One is made at a time, so that those to come need no memory.
+        begin: fn(&mut dyn App) -> Making,
+        /// The answer, once it was begun.
+        making: Option<Making>,
+        /// The connection goes on after it.
+        keep_alive: bool,
+    },
     /// It waits for a state.
     Wait(Wait),
 }
@@ -540,7 +594,7 @@ impl Client {
                         Mode::Request if self.inbox.is_empty() => Some(now + IDLE_TIME),
                         Mode::Request => Some(now + REQUEST_TIME),
                         Mode::Events => None,
-                        Mode::Wait(_) => self.timer,
+                        Mode::Making { .. } | Mode::Wait(_) => self.timer,
                     };
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -558,6 +612,32 @@ impl Client {
         self.outbox = Vec::new();
         self.sent = 0;
         true
+    }
+
+    /// Begins its answer, or goes on with it; done, it is on its way.
+    fn make(&mut self, now: Ms, is_full: bool, app: &mut dyn App) {
+        let Mode::Making { begin, making, keep_alive } = &mut self.mode else { return };
+        if making.is_none() && is_full {
+            self.mode = Mode::Request;
+            self.refuse_unread();
+            return;
+        }
+        let since = Instant::now();
+        if !making.get_or_insert_with(|| begin(app)).go_on(since) {
+            return;
+        }
+        let (keep_alive, making) = (*keep_alive, making.take());
+        self.mode = Mode::Request;
+        self.last |= !keep_alive;
+        let (content_type, text) = making.map(Making::finish).unwrap_or_default();
+        self.timer = Some(now + READ_TIME);
+        self.outbox = http::response(200, content_type, text.as_bytes(), keep_alive);
+        // Its end is noticed at the next turn.
+        let _ = self.write(now);
+    }
+
+    fn refuse_unread(&mut self) {
+        self.refuse(503, "clients have not read their answers", "try again later");
     }
 
     fn answer(&mut self, reply: &Reply, keep_alive: bool) {

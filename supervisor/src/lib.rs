@@ -30,6 +30,7 @@ pub mod running;
 pub mod sandbox;
 pub mod service;
 pub mod share;
+pub mod snapshot;
 pub mod spawn;
 pub mod start_record;
 pub mod state;

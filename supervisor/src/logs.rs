@@ -19,7 +19,7 @@ pub mod sink;
 pub mod standard;
 
 use std::io::IsTerminal;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 pub use kitbag_format::service::{LogFormat, WhenSlow};
@@ -235,6 +235,14 @@ impl Logs {
             [Some(out), Some(err)] => Ok([out.write.as_fd(), err.write.as_fd()]),
             _ => Err(Errno::EMFILE),
         }
+    }
+
+    /// The numbers of a unit's pipes, for standard output and standard error: where it is read, and where its processes
+    /// write.
+    pub fn descriptors(&self, unit: usize) -> [Option<[i32; 2]>; 2] {
+        let numbers = |pipe: &Pipe| [pipe.read.as_raw_fd(), pipe.write.as_raw_fd()];
+        let pipes = self.units.get(unit).and_then(Option::as_ref);
+        pipes.map_or([None; 2], |pipes| pipes.each_ref().map(|pipe| pipe.as_ref().map(numbers)))
     }
 
     /// A unit's process has ended: reads what it has left in its pipes, before its end is told. What does not fit now,

@@ -8,7 +8,7 @@
 //! A service can send as fast as it likes: a turn takes [`TURN`] datagrams, what is left wakes the loop again after
 //! others had their turn, and the kernel's queue is bounded (`net.unix.max_dgram_qlen`).
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -58,6 +58,7 @@ pub enum Message {
 struct Ear {
     key: Key,
     uid: u32,
+    name: String,
     socket: UnixDatagram,
 }
 
@@ -95,8 +96,22 @@ impl Notify {
         let (name, socket) = bind()?;
         self.epoll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, key))?;
         let at = self.ears.partition_point(|ear| ear.key < key);
-        self.ears.insert(at, Ear { key, uid, socket });
-        Ok(format!("@{name}"))
+        self.ears.insert(at, Ear { key, uid, name, socket });
+        Ok(self.address(key).unwrap_or_default())
+    }
+
+    /// The value of a service's `NOTIFY_SOCKET`, if it has a socket.
+    pub fn address(&self, key: Key) -> Option<String> {
+        self.ear(key).map(|ear| format!("@{}", ear.name))
+    }
+
+    /// The number of a service's socket, if it has one.
+    pub fn descriptor(&self, key: Key) -> Option<i32> {
+        self.ear(key).map(|ear| ear.socket.as_raw_fd())
+    }
+
+    fn ear(&self, key: Key) -> Option<&Ear> {
+        self.ears.binary_search_by_key(&key, |ear| ear.key).ok().map(|at| &self.ears[at])
     }
 
     /// Closes a service's socket, if there is one; its senders get `ECONNREFUSED`, and barriers that wait are over.
@@ -387,8 +402,13 @@ mod tests {
     #[test]
     fn strangers_are_not_heard() {
         let said = |sender| {
-            Ear { key: 1, uid: 1000, socket: socket::abstract_datagrams(b"").expect("a socket") }
-                .knows(sender, 500)
+            Ear {
+                key: 1,
+                uid: 1000,
+                name: String::new(),
+                socket: socket::abstract_datagrams(b"").expect("a socket"),
+            }
+            .knows(sender, 500)
         };
         for (uid, expected) in [(0, true), (500, true), (1000, true), (1001, false), (65534, false)] {
             assert_eq!(said(Some((1, uid))), expected, "{uid}");

@@ -1,15 +1,17 @@
 //! A bundle's commands about its running self: each finds it by the state folder, and asks it through its socket.
 
-use std::io::{self, IsTerminal, Write};
+use std::fs;
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use kitbag_format::exit;
+use kitbag_format::manifest::Run;
 use kitbag_format::service::LogFormat;
 use lexopt::prelude::*;
 use serde_json::Value;
 
-use crate::commands::{Failure, print};
+use crate::commands::{Failure, pass_on, print};
 use crate::control::client::{self, Answer, PATIENCE};
 use crate::control::http::encoded;
 use crate::open::Own;
@@ -46,6 +48,8 @@ pub struct Running {
     state: PathBuf,
     /// How its logs are written.
     format: LogFormat,
+    /// Its services and tasks.
+    parts: Vec<String>,
 }
 
 impl Running {
@@ -55,7 +59,14 @@ impl Running {
         let facts = Facts::of_process(Some(&own.path));
         let name = state_folder::name(&facts, &manifest.name)?;
         match state_folder::find(&facts, &name) {
-            Some(state) => Ok(Self { name, state, format: manifest.logs.format }),
+            Some(state) => {
+                let services = match &manifest.run {
+                    Run::Services(services) => services.keys().cloned().collect(),
+                    Run::Command(_) => Vec::new(),
+                };
+                let parts = [services, manifest.tasks.keys().cloned().collect()].concat();
+                Ok(Self { name, state, format: manifest.logs.format, parts })
+            }
             None => Err(Failure::NotRunning { name, state: None }),
         }
     }
@@ -122,7 +133,7 @@ impl Running {
 fn good(answer: Answer) -> Result<Value, Failure> {
     match answer.code {
         _ if answer.is_good() => Ok(answer.value),
-        404 => Err(Failure::Usage(answer.fault())),
+        400 | 404 => Err(Failure::Refused(answer.fault())),
         _ => Err(Failure::Running(answer.fault())),
     }
 }
@@ -286,6 +297,7 @@ pub fn scale(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
         return Err(Failure::Usage("say how many of what: `scale web=3`".to_owned()));
     };
     let running = Running::of(own)?;
+    running.check(&wanted.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>())?;
     for (name, number) in wanted {
         running.order(&format!("/v1/services/{}/scale?instances={number}", encoded(&name)))?;
     }
@@ -337,17 +349,31 @@ pub fn events(own: &Own, mut parser: lexopt::Parser) -> Result<(), Failure> {
     // It is there, and answers.
     running.status()?;
     let target = format!("/v1/events?follow={}", u8::from(follow));
-    let mut gone = false;
+    let mut written = Ok(true);
     let result = client::follow(&running.folder(), &target, |line| {
-        gone = io::stdout().write_all(line).and_then(|()| io::stdout().flush()).is_err();
-        !gone
+        written = pass_on(line);
+        matches!(written, Ok(true))
     });
-    result.map_err(|error| running.silent(&error))
+    result.map_err(|error| running.silent(&error)).and(written.map(drop))
 }
 
 impl Running {
+    /// Makes sure that all of several names are known, before anything is done with the first.
+    fn check(&self, names: &[String]) -> Result<(), Failure> {
+        if names.len() < 2 {
+            return Ok(());
+        }
+        let status = self.status()?;
+        match names.iter().find(|name| status.named(name).next().is_none()) {
+            // Its answer says what may have been meant.
+            Some(name) => self.wait("ended", name, 0).map(drop),
+            None => Ok(()),
+        }
+    }
+
     /// Asks the same for each name.
     fn order_each(&self, names: &[String], verb: &str) -> Result<Vec<String>, Failure> {
+        self.check(names)?;
         let mut units = Vec::new();
         for name in names {
             units.extend(self.order(&format!("/v1/services/{}/{verb}", encoded(name)))?);
@@ -407,13 +433,36 @@ fn tell(text: &str) {
     crate::commands::say(text);
 }
 
-/// The log folder of a bundle, running or not: what it says, else where it is by default.
+/// The link in the supervisor's own folder that leads to where logs were written last, if not to the default.
+const LOG_LINK: &str = "log-folder";
+
+/// The log folder of a bundle, running or not: a supervisor that does not answer is no obstacle.
 fn log_folder(running: &Running) -> PathBuf {
-    let said = running.status().ok().and_then(|status| status.log_folder);
-    said.unwrap_or_else(|| default_log_folder(&running.folder()))
+    let runtime = running.folder();
+    fs::read_link(runtime.join(LOG_LINK)).unwrap_or_else(|_| default_log_folder(&runtime))
 }
 
 /// Where logs are unless the manifest says otherwise.
 pub fn default_log_folder(runtime: &Path) -> PathBuf {
     runtime.join("log")
+}
+
+/// Remembers where logs are written, for who looks for them when nothing runs: the manifest alone does not say, as its
+/// text may have variables of this process.
+///
+/// # Errors
+/// Those of symlink(2) and rename(2).
+pub fn note_log_folder(runtime: &Path, folder: &Path) -> io::Result<()> {
+    let link = runtime.join(LOG_LINK);
+    let absent = |error: io::Error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) };
+    if folder == default_log_folder(runtime) {
+        return fs::remove_file(&link).or_else(absent);
+    }
+    if fs::read_link(&link).is_ok_and(|known| known == folder) {
+        return Ok(());
+    }
+    let part = runtime.join("log-folder.part");
+    fs::remove_file(&part).or_else(absent)?;
+    std::os::unix::fs::symlink(folder, &part)?;
+    fs::rename(&part, &link)
 }

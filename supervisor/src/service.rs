@@ -32,7 +32,7 @@ use crate::ports::range::Range;
 use crate::ports::registry::{Folders, Registry};
 use crate::probe::{self, Ask};
 use crate::running::background::Report;
-use crate::running::default_log_folder;
+use crate::running::{default_log_folder, note_log_folder};
 use crate::sandbox::{self, Wishes};
 use crate::spawn::Setup;
 use crate::state::{Ms, Readiness, Rules, Watch};
@@ -97,6 +97,10 @@ fn prepare(own: &Own, setting: &Setting<'_>) -> Result<(Bundle, (StateLock, InUs
     let services = specs(&manifest, &values)?;
     let runtime = state_folder::runtime(&state)?;
     let logs = log_settings(&manifest.logs, &values, &runtime, setting)?;
+    if let Some(files) = &logs.files {
+        note_log_folder(&runtime, &files.folder)
+            .map_err(StoreError::io("note the log folder in", &runtime))?;
+    }
     let control = Control::bind(&runtime).map_err(StoreError::io("listen in", &runtime))?;
     if let Setting::Background(report) = setting {
         report.supervising(&runtime)?;

@@ -6,6 +6,7 @@
 //! The whole behaviour stands in `docs/transitions.txt`, which a test compares with this code.
 
 use kitbag_format::service::{Backoff, GiveUp, Restart};
+use serde::{Deserialize, Serialize};
 
 mod whole;
 pub use whole::{Deed, Phase, Turn, Whole};
@@ -29,7 +30,8 @@ pub const SAME_REQUEST: Ms = 100;
 pub const DRAIN_DEADLINE: Ms = 1_000;
 
 /// How a service's process came to its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum End {
     /// It exited with this status.
     Status(i32),
@@ -37,10 +39,12 @@ pub enum End {
     Signal(i32),
     /// There was no program to run: a step on the way to it failed.
     NotStarted(Fault),
+    /// Nobody knows: it ended while no supervisor was there.
+    Unseen,
 }
 
 /// A failed step between the decision to start a program and its first instruction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
     /// The step.
     pub stage: Stage,
@@ -49,7 +53,8 @@ pub struct Fault {
 }
 
 /// The steps from the decision to start a program to its first instruction, in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Stage {
     /// Its ports, or those of others that its texts name.
     Ports,
@@ -135,7 +140,7 @@ impl Rules {
             End::Status(0) => true,
             End::Status(status) => u8::try_from(status).is_ok_and(|code| self.good_codes.contains(&code)),
             End::Signal(number) => self.good_signals.contains(&number),
-            End::NotStarted(_) => false,
+            End::NotStarted(_) | End::Unseen => false,
         }
     }
 }
@@ -180,7 +185,7 @@ impl Watch {
 }
 
 /// One life of a service's process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
     /// Its process group.
     pub group: Group,
@@ -189,7 +194,8 @@ pub struct Run {
 }
 
 /// Where a service stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum State {
     /// Not started yet.
     New,
@@ -261,7 +267,8 @@ pub enum State {
 }
 
 /// What follows a stop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Then {
     /// Another start.
     Start {
@@ -272,8 +279,18 @@ pub enum Then {
     End(Outcome),
 }
 
+impl Then {
+    fn with_times(self, to: &dyn Fn(Ms) -> Ms) -> Self {
+        match self {
+            Self::Start { at } => Self::Start { at: to(at) },
+            Self::End(_) => self,
+        }
+    }
+}
+
 /// How a service came to rest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// Its last run ended well and its restart policy asks for no other.
     Succeeded,
@@ -363,7 +380,8 @@ pub enum Action {
 }
 
 /// Why a running process is ended without anybody having asked for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Trouble {
     /// It was not ready in time.
     NotReady,
@@ -458,6 +476,31 @@ impl State {
         }
     }
 
+    /// The same state with `to` of each time.
+    fn with_times(self, to: &dyn Fn(Ms) -> Ms) -> Self {
+        let of_run = |run: Run| Run { since: to(run.since), ..run };
+        match self {
+            Self::New | Self::Needing | Self::Ended(_) => self,
+            Self::Starting { since } => Self::Starting { since: to(since) },
+            Self::Executing { run } => Self::Executing { run: of_run(run) },
+            Self::Running { run, late_at, next } => {
+                Self::Running { run: of_run(run), late_at: late_at.map(to), next: next.map(to) }
+            }
+            Self::Ready { run, next, strikes, reloading } => {
+                let (next, reloading) = (next.map(to), reloading.map(to));
+                Self::Ready { run: of_run(run), next, strikes, reloading }
+            }
+            Self::Leaving { run, late_at } => Self::Leaving { run: of_run(run), late_at: to(late_at) },
+            Self::Stopping { run, kill_at, then } => {
+                Self::Stopping { run: of_run(run), kill_at: to(kill_at), then: then.with_times(to) }
+            }
+            Self::Killing { run, give_up_at, then } => {
+                Self::Killing { run: of_run(run), give_up_at: to(give_up_at), then: then.with_times(to) }
+            }
+            Self::Waiting { until } => Self::Waiting { until: to(until) },
+        }
+    }
+
     /// True if nothing runs and nothing is going to by itself.
     pub const fn is_at_rest(&self) -> bool {
         matches!(self, Self::New | Self::Ended(_))
@@ -475,7 +518,7 @@ impl State {
 }
 
 /// The last run that came to its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Last {
     /// When it was started.
     pub since: Ms,
@@ -488,7 +531,7 @@ pub struct Last {
 }
 
 /// All that a supervisor remembers about a service.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// Where it stands.
     pub state: State,
@@ -549,6 +592,37 @@ impl Service {
             Event::Tick => self.tick(with),
             Event::Stop => self.stop(with),
             Event::Kill => self.kill_now(with),
+        }
+    }
+
+    // --- Another supervisor ---
+
+    /// The same service with `to` of each time: those of another clock.
+    #[must_use]
+    pub fn with_times(self, to: &dyn Fn(Ms) -> Ms) -> Self {
+        Self {
+            state: self.state.with_times(to),
+            recent: self.recent.into_iter().map(to).collect(),
+            last: self.last.map(|last| Last { since: to(last.since), at: to(last.at), ..last }),
+            ..self
+        }
+    }
+
+    /// Goes on where an earlier supervisor stood, and returns what has to be done again: what that one had begun, and
+    /// what only it would have been told. Whether the process is still there is told by [`Event::Exited`] afterwards.
+    #[must_use]
+    pub fn resume(&mut self, now: Ms, rules: &Rules) -> Vec<Action> {
+        let asks = matches!(rules.ready, Readiness::Probe { .. });
+        let watches = matches!(rules.watch, Some(Watch::Probe { .. }));
+        match self.state {
+            State::Needing => vec![Action::Need],
+            State::Starting { .. } => vec![Action::Spawn],
+            State::Executing { .. } => self.executed(&With { now, rules, jitter: 0 }),
+            State::Running { next: None, .. } if asks => vec![Action::Probe],
+            State::Ready { next: None, .. } if watches => vec![Action::Probe],
+            // It may have died before it did. A stop signal is not repeated: to some programs two are a demand.
+            State::Killing { run, .. } => vec![Action::Kill(run.group)],
+            _ => Vec::new(),
         }
     }
 

@@ -247,10 +247,16 @@ impl Unit {
         }
     }
 
+    /// True if it stands for a service that was scaled to 0 instances.
+    pub fn has_no_instance(&self) -> bool {
+        self.kind == Kind::Service && self.state == State::Stopped && !self.awaited
+    }
+
     /// Why it stands where it stands, as a clause.
     pub fn why(&self) -> String {
         let end = || self.last_end.as_ref().map(|end| end.how.clone());
         match (&self.reason, self.state) {
+            (_, State::Stopped) if self.has_no_instance() => "it was scaled to 0 instances".to_owned(),
             (_, State::Stopped) => "it was told to stop".to_owned(),
             (Some(reason), _) => reason.clone(),
             (None, State::Waiting) if !self.waits_for.is_empty() => {
@@ -270,6 +276,13 @@ impl Unit {
 impl Status {
     /// What `GET /v1/status` answers; `docs/control.md` says what each key means.
     pub fn to_json(&self) -> Value {
+        let mut value = self.head();
+        value["units"] = self.units.iter().map(Unit::to_json).collect();
+        value
+    }
+
+    /// The same with no units.
+    fn head(&self) -> Value {
         json!({
             "bundle": self.bundle,
             "version": self.version,
@@ -280,7 +293,6 @@ impl Status {
             "ready": self.readiness("") == Readiness::Ready,
             "state_folder": self.state_folder.to_string_lossy(),
             "log_folder": self.log_folder.as_ref().map(|folder| folder.to_string_lossy()),
-            "units": self.units.iter().map(Unit::to_json).collect::<Vec<_>>(),
         })
     }
 
@@ -298,6 +310,41 @@ impl Status {
             log_folder: value["log_folder"].as_str().map(PathBuf::from),
             units: units.iter().map(Unit::from_json).collect(),
         }
+    }
+}
+
+/// The text of [`Status::to_json`] in the making. A step writes one unit.
+pub struct StatusText {
+    status: Status,
+    text: String,
+    written: usize,
+}
+
+impl StatusText {
+    /// The text of this status; nothing of it is written yet.
+    pub fn new(status: Status) -> Self {
+        let mut text = status.head().to_string();
+        // Its end comes when the units are in.
+        text.truncate(text.len() - 1);
+        text.push_str(",\"units\":[");
+        Self { status, text, written: 0 }
+    }
+
+    /// Goes on with the next unit; false if all is done.
+    pub fn step(&mut self) -> bool {
+        let Some(unit) = self.status.units.get(self.written) else { return false };
+        if self.written > 0 {
+            self.text.push(',');
+        }
+        self.text.push_str(&unit.to_json().to_string());
+        self.written += 1;
+        true
+    }
+
+    /// The text, once nothing is left to do.
+    pub fn into_text(mut self) -> String {
+        self.text.push_str("]}\n");
+        self.text
     }
 }
 
@@ -415,6 +462,10 @@ mod tests {
             units: vec![web, Unit { kind: Kind::Task, says: Some("x".into()), ..unit("b", State::Idle) }],
         };
         assert_eq!(Status::from_json(&status.to_json()), status);
+        let mut text = StatusText::new(status.clone());
+        while text.step() {}
+        let read: Value = serde_json::from_str(&text.into_text()).expect("it is JSON");
+        assert_eq!(read, status.to_json());
         assert_eq!(Status::from_json(&Value::Null), Status::default());
         assert!(State::all().all(|state| State::from_name(state.name()) == Some(state)));
     }

@@ -85,10 +85,10 @@ impl StoreError {
     /// The process's exit code.
     pub const fn exit_code(&self) -> u8 {
         match self {
-            Self::Format(Error::Io { .. }) | Self::Io { .. } | Self::NoState(_) => exit::FAILURE,
+            Self::Format(Error::Io { .. }) | Self::Io { .. } => exit::FAILURE,
             Self::Format(_) => exit::DAMAGED,
             Self::Name(_) => exit::USAGE,
-            Self::NoPlace(_) | Self::Full { .. } => exit::NO_PLACE,
+            Self::NoPlace(_) | Self::NoState(_) | Self::Full { .. } => exit::NO_PLACE,
             Self::AlreadyRunning { .. } => exit::RUNNING,
         }
     }

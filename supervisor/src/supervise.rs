@@ -12,7 +12,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use kitbag_format::exit;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -28,7 +28,7 @@ use crate::probe::Probes;
 use crate::sandbox::Kernel;
 use crate::spawn::Spawner;
 use crate::state::{Action, Deed, Event, Group, Ms, Note, Outcome, Phase, State, Trouble, Turn, Whole};
-use crate::status::{self, UnixMs};
+use crate::status::{self, UnixMs, usage};
 use crate::sys::wait::{self, Children};
 use crate::sys::{self, Errno, Pid, fd, signal};
 
@@ -38,6 +38,7 @@ mod descent;
 mod launch;
 pub mod order;
 pub mod ports;
+mod remember;
 mod requests;
 pub mod schedule;
 pub mod spec;
@@ -224,8 +225,12 @@ struct Supervisor {
     printed: bool,
     /// What starting took was given back.
     slim: bool,
-    origin: Instant,
-    began: UnixMs,
+    /// When the supervision began: on the wall clock, and on ours.
+    began: (UnixMs, Ms),
+    /// What names this process and this start of the machine: [`crate::snapshot`].
+    boot: String,
+    start: Option<u64>,
+    listener: Option<i32>,
     random: u32,
 }
 
@@ -252,6 +257,7 @@ impl Supervisor {
         for (descriptor, source) in watched.into_iter().chain(control) {
             events.add(descriptor, readable(source.token())).map_err(failed)?;
         }
+        let listener = bundle.control.as_ref().map(Control::listener);
         let nothing = fd::nothing().map_err(|errno| ("standard input", errno))?;
         let mut supervisor = Self {
             bundle: bundle.name,
@@ -295,8 +301,10 @@ impl Supervisor {
             more: false,
             printed: false,
             slim: false,
-            origin: Instant::now(),
-            began: unix_ms(),
+            began: (unix_ms(), sys::monotonic_ms()),
+            boot: remember::boot(),
+            start: usage::start_of_process(std::process::id().cast_signed()),
+            listener,
             random: std::process::id() | 1,
         };
         supervisor.adopt(bundle.services);
@@ -359,9 +367,9 @@ impl Supervisor {
         }
     }
 
-    /// Milliseconds since the supervisor began, on the monotonic clock.
+    /// Milliseconds of `CLOCK_MONOTONIC`, so that a successor's are the same.
     fn now(&self) -> Ms {
-        Ms::try_from(self.origin.elapsed().as_millis()).unwrap_or(Ms::MAX)
+        sys::monotonic_ms()
     }
 
     /// xorshift32, for the jitter of delays.

@@ -178,6 +178,7 @@ const TESTS: &[(&str, fn())] = tests![
     descent::a_daemon_that_its_service_names_is_the_services_process,
     descent::a_successor_takes_its_predecessors_place_when_that_one_ends,
     descent::a_stranger_is_nobodys_main_process,
+    whole::a_snapshot_of_units_in_many_states_says_what_status_says,
     whole::a_thousand_services_start_and_stop,
     whole::a_service_comes_back_at_once,
     whole::where_descriptors_are_short_services_wait_and_come_when_there_are_some,
@@ -297,7 +298,8 @@ impl Drop for Running {
 }
 
 fn kill(pid: i32, name: &str) {
-    let _ = Command::new("/bin/kill").args(["-s", name, &pid.to_string()]).stderr(Stdio::null()).status();
+    let _ =
+        Command::new("/bin/kill").args(["-s", name, "--", &pid.to_string()]).stderr(Stdio::null()).status();
 }
 
 fn eventually(what: &str, mut condition: impl FnMut() -> bool) {

@@ -2,6 +2,7 @@
 
 use std::ops::{Range, RangeInclusive};
 
+use kitbag_format::cron::{self, CronError, Expression};
 use kitbag_format::manifest::{Command, Restart, default_stop_signal, default_stop_timeout_ms};
 use kitbag_format::port::{Bind, Reference};
 use kitbag_format::service::fault::{
@@ -15,7 +16,7 @@ use kitbag_format::template::Piece;
 use toml::Spanned;
 use toml::de::DeTable;
 
-use super::{COMMAND, CommandSource, cron, name_fault};
+use super::{COMMAND, CommandSource, name_fault};
 use crate::diagnostic::{Diagnostic, near_miss};
 use crate::read::{Key, Reader, Section, Text, alternatives, whole};
 
@@ -409,7 +410,7 @@ impl Reader<'_> {
         let asked = self.boolean(section, "on-demand").unwrap_or_default();
         let zone = self.string(section, "time-zone");
         if let Some(expression) = &expression {
-            self.check(expression, cron::fault(expression.get_ref()), "bad schedule");
+            self.check(expression, cron_fault(expression.get_ref()), "bad schedule");
         }
         if let Some(zone) = &zone {
             let fault = (!is_zone(zone.get_ref()))
@@ -512,6 +513,16 @@ impl Reader<'_> {
             self.errors.push(error);
         }
     }
+}
+
+/// What is wrong with a crontab(5) expression, if anything.
+fn cron_fault(text: &str) -> Option<String> {
+    let error = Expression::parse(text).err()?;
+    let near = match &error {
+        CronError::Word(word) => near_miss(word, cron::words()).filter(|_| word != "@reboot"),
+        _ => None,
+    };
+    Some(near.map_or_else(|| error.to_string(), |near| format!("expected `{near}` or five fields")))
 }
 
 /// How messages call the table `key` in `section`: `` `[services.web.ready]` ``.

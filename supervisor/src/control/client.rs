@@ -1,6 +1,7 @@
 //! A client of the socket: one request a connection. It blocks, so the supervisor itself never uses it.
 
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use serde_json::Value;
 
 use super::{http, socket};
 use crate::state::Ms;
+use crate::sys::fd;
 
 /// How long a running bundle may take to answer what it can answer at once.
 pub const PATIENCE: Ms = 10_000;
@@ -46,13 +48,14 @@ pub fn ask(folder: &Path, method: &str, target: &str, patience: Ms) -> io::Resul
     Ok(Answer { code, value: serde_json::from_slice(body).unwrap_or(Value::Null) })
 }
 
-/// Asks for a stream, and passes on what comes, line by line, until its end or until `each` returns false.
+/// Asks for a stream, and passes on what comes, line by line, until its end, until `each` returns false, or until nobody
+/// reads standard output any more.
 pub fn follow(folder: &Path, target: &str, mut each: impl FnMut(&[u8]) -> bool) -> io::Result<()> {
     let mut stream = send(folder, "GET", target)?;
     let mut bytes = Vec::new();
     let mut chunk = [0; 8 * 1024];
     let mut in_body = false;
-    loop {
+    while fd::wait_to_read(stream.as_fd(), io::stdout().as_fd()) {
         match stream.read(&mut chunk) {
             Ok(0) => return Ok(()),
             Ok(length) => bytes.extend_from_slice(&chunk[..length]),
@@ -72,6 +75,7 @@ pub fn follow(folder: &Path, target: &str, mut each: impl FnMut(&[u8]) -> bool) 
             }
         }
     }
+    Ok(())
 }
 
 fn send(folder: &Path, method: &str, target: &str) -> io::Result<std::os::unix::net::UnixStream> {

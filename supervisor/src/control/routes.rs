@@ -3,23 +3,22 @@
 use serde_json::{Value, json};
 
 use super::http::Request;
+use super::making::Making;
 use super::{Accepted, App, Command, Refused, Surroundings};
 use crate::near::nearest;
 use crate::ports::registry::Published;
 use crate::state::Ms;
-use crate::status::{Readiness, State, Status, Unready, metrics, time};
+use crate::status::{Readiness, State, Status, Unready, time};
 use crate::sys::signal;
 
 /// The content type of answers.
-const JSON: &str = "application/json";
+pub(super) const JSON: &str = "application/json";
 /// The content type of events: an object a line.
 pub(super) const JSON_LINES: &str = "application/x-ndjson";
 /// How long a wait takes that does not say.
 const WAIT: Ms = 30_000;
 /// The longest wait.
 const LONGEST_WAIT: Ms = 86_400_000;
-/// Most instances of a service.
-const INSTANCES: u32 = 10_000;
 
 /// An answer.
 pub(super) enum Reply {
@@ -32,6 +31,8 @@ pub(super) enum Reply {
         /// Go on until the client goes.
         follow: bool,
     },
+    /// An answer of many parts.
+    Making(fn(&mut dyn App) -> Making),
     /// An answer later.
     Wait(Wait),
 }
@@ -42,7 +43,7 @@ impl Reply {
         match self {
             Self::Json(code, value) => (*code, JSON, format!("{value}\n")),
             Self::Text(content_type, text) => (200, content_type, text.clone()),
-            Self::Events { .. } | Self::Wait(_) => (200, JSON, String::new()),
+            Self::Events { .. } | Self::Making(_) | Self::Wait(_) => (200, JSON, String::new()),
         }
     }
 }
@@ -115,9 +116,10 @@ fn unready(units: &[Unready], never: bool) -> (u16, Value) {
 }
 
 /// Every path, with the method that it wants.
-const PATHS: [(&str, &str); 13] = [
+const PATHS: [(&str, &str); 15] = [
     ("GET", "/v1/status"),
     ("GET", "/v1/ports"),
+    ("GET", "/v1/snapshot"),
     ("GET", "/v1/events"),
     ("GET", "/v1/wait"),
     ("POST", "/v1/stop"),
@@ -127,6 +129,7 @@ const PATHS: [(&str, &str); 13] = [
     ("POST", "/v1/services/NAME/restart"),
     ("POST", "/v1/services/NAME/signal"),
     ("POST", "/v1/services/NAME/scale"),
+    ("GET", "/v1/services/NAME/environment"),
     ("POST", "/v1/tasks/NAME/run"),
     ("GET", "/metrics"),
 ];
@@ -138,11 +141,12 @@ pub(super) fn route(request: &Request, app: &mut dyn App) -> Reply {
     }
     let path: Vec<&str> = request.path.iter().map(String::as_str).collect();
     match (request.method.as_str(), &path[..]) {
-        ("GET", ["v1", "status"]) => Reply::Json(200, app.status().to_json()),
+        ("GET", ["v1", "status"]) => Reply::Making(Making::status),
+        ("GET", ["v1", "snapshot"]) => Reply::Making(Making::snapshot),
         ("GET", ["v1", "ports"]) => {
             Reply::Json(200, json!({"ports": app.ports().iter().map(Published::to_json).collect::<Vec<_>>()}))
         }
-        ("GET", ["metrics"]) => Reply::Text(metrics::CONTENT_TYPE, metrics::render(&app.status())),
+        ("GET", ["metrics"]) => Reply::Making(Making::metrics),
         ("GET", ["v1", "events"]) => {
             Reply::Events { follow: request.parameter("follow").is_none_or(|value| value != "0") }
         }
@@ -177,9 +181,9 @@ fn command(request: &Request, name: &str, verb: &str) -> Result<Command, Reply> 
         }
         "scale" => {
             let wanted = request.parameter("instances").and_then(|text| text.parse().ok());
-            match wanted.filter(|wanted| *wanted <= INSTANCES) {
+            match wanted {
                 Some(wanted) => Ok(Command::Scale(name, wanted)),
-                None => Err(error(400, "no number of instances", "say how many, 0 to 10000: `?instances=3`")),
+                None => Err(error(400, "no number of instances", "say how many, as in `?instances=3`")),
             }
         }
         _ => Err(lost(request)),
@@ -196,10 +200,8 @@ fn obey(command: &Command, name: &str, app: &mut dyn App) -> Reply {
     match app.command(command) {
         Ok(Accepted { units }) => Reply::Json(202, json!({"accepted": true, "units": units})),
         Err(Refused::Unknown) => unknown(name, app),
-        Err(Refused::Wrong(what)) => {
-            error(400, &format!("cannot {what}"), "GET /v1/status shows what is what")
-        }
-        Err(Refused::Conflict(what)) => error(409, &what, "try again later"),
+        Err(Refused::Wrong(what)) => error(400, &format!("cannot {what}"), "the status shows what is what"),
+        Err(Refused::Conflict(what)) => error(409, &what, "try again later, or see the status"),
     }
 }
 
@@ -270,11 +272,17 @@ fn surroundings_json(surroundings: &Surroundings) -> Value {
         }
     }
     let identity = surroundings.identity.as_ref();
+    let limits: serde_json::Map<String, Value> =
+        surroundings.limits.iter().map(|(name, both)| ((*name).to_owned(), json!(both))).collect();
     json!({
         "environment": env,
         "left_out": left_out,
         "cwd": surroundings.cwd.to_string_lossy(),
         "identity": identity.map(|who| json!({"uid": who.uid, "gid": who.gid, "groups": who.groups})),
         "umask": surroundings.umask,
+        "limits": limits,
+        "nice": surroundings.nice,
+        "oom_score": surroundings.oom_score,
+        "cgroup": surroundings.cgroup.as_ref().map(|folder| folder.to_string_lossy()),
     })
 }

@@ -55,6 +55,11 @@ impl Reader {
         Self { format, units: units.iter().map(unit).collect() }
     }
 
+    /// One more unit, whose log has just begun: [`Reader::more`] has it from its beginning.
+    pub fn add(&mut self, folder: &Path, name: &str) {
+        self.units.push(Unit { folder: folder.join(name), file: None, at: 0, partial: Vec::new() });
+    }
+
     /// The last `count` lines of all units together, by time; [`Reader::more`] goes on after them. A unit without a
     /// log has no lines.
     pub fn last(&mut self, count: usize) -> io::Result<Vec<Entry>> {

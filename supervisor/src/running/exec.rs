@@ -1,4 +1,5 @@
-//! `exec`: a command beside a service's processes, with their environment, folder and identity, in this terminal.
+//! `exec`: a command beside a service's processes, in this terminal: with their environment, folder and identity, and
+//! with their limits, priority and cgroup as far as the caller may give it those. What he may not is said.
 
 use std::ffi::{CString, OsString};
 use std::io;
@@ -11,11 +12,13 @@ use nix::unistd::execve;
 use serde_json::Value as Json;
 
 use super::{PATIENCE, Running, good};
-use crate::commands::Failure;
+use crate::commands::{Failure, say};
 use crate::control::http::encoded;
+use crate::limits;
 use crate::open::Own;
-use crate::sys::Errno;
+use crate::status::usage;
 use crate::sys::background::become_user;
+use crate::sys::{self, Errno};
 
 /// Where programs are looked for if the service's environment does not say (execvp(3)).
 const PATH: &str = "/usr/local/bin:/bin:/usr/bin";
@@ -46,8 +49,6 @@ fn run(surroundings: &Json, command: &[OsString]) -> io::Result<std::convert::In
     if let Some(mask) = surroundings["umask"].as_u64() {
         umask(Mode::from_bits_truncate(mask as libc::mode_t & 0o777));
     }
-    take_identity(&surroundings["identity"])?;
-    std::env::set_current_dir(surroundings["cwd"].as_str().unwrap_or("/"))?;
     let mut env = variables
         .iter()
         .map(|(name, value)| CString::new(format!("{name}={}", value.as_str().unwrap_or_default())))
@@ -58,6 +59,11 @@ fn run(surroundings: &Json, command: &[OsString]) -> io::Result<std::convert::In
     }
     let argv =
         command.iter().map(|argument| CString::new(argument.as_bytes())).collect::<Result<Vec<_>, _>>()?;
+    // While there still are the rights to do so.
+    take_limits(&surroundings["limits"]);
+    take_weight(surroundings);
+    take_identity(&surroundings["identity"])?;
+    std::env::set_current_dir(surroundings["cwd"].as_str().unwrap_or("/"))?;
     let mut why = Errno::ENOENT;
     for program in candidates(&command[0], text("PATH").unwrap_or(PATH)) {
         let Err(errno) = execve(&CString::new(program.as_os_str().as_bytes())?, &argv, &env);
@@ -76,6 +82,62 @@ fn candidates(program: &OsString, path: &str) -> Vec<PathBuf> {
     path.split(':')
         .map(|folder| Path::new(if folder.is_empty() { "." } else { folder }).join(program))
         .collect()
+}
+
+/// Takes the service's limits; where one is beyond what this process may have, as much of it as it may.
+fn take_limits(limits: &Json) {
+    let finite = |value: &Json| value.as_u64().unwrap_or(libc::RLIM_INFINITY);
+    for (name, resource) in limits::NAMES {
+        let (Some(both), Some(own)) = (limits[*name].as_array(), sys::limit(*resource)) else { continue };
+        let [soft, hard] = &both[..] else { continue };
+        let wanted = libc::rlimit { rlim_cur: finite(soft), rlim_max: finite(hard) };
+        if (wanted.rlim_cur, wanted.rlim_max) == (own.rlim_cur, own.rlim_max) {
+            continue;
+        }
+        if let Err(errno) = sys::set_limit(*resource, wanted) {
+            let most = wanted.rlim_max.min(own.rlim_max);
+            let near = libc::rlimit { rlim_cur: wanted.rlim_cur.min(most), rlim_max: most };
+            let _ = sys::set_limit(*resource, near);
+            let wanted =
+                format!("limit {name} = {} (hard {})", shown(wanted.rlim_cur), shown(wanted.rlim_max));
+            lacks(&wanted, errno.desc(), &format!("it has {} ({})", shown(near.rlim_cur), shown(most)));
+        }
+    }
+}
+
+fn shown(limit: libc::rlim_t) -> String {
+    if limit == libc::RLIM_INFINITY { "unlimited".to_owned() } else { limit.to_string() }
+}
+
+/// Takes the service's priority, its place before the out-of-memory killer, and its cgroup.
+fn take_weight(surroundings: &Json) {
+    let number = |key: &str| surroundings[key].as_i64().and_then(|value| i32::try_from(value).ok());
+    if let Some(folder) = surroundings["cgroup"].as_str()
+        && let Err(error) = std::fs::write(Path::new(folder).join("cgroup.procs"), "0")
+    {
+        lacks(
+            &format!("cgroup {folder}"),
+            &error.to_string(),
+            "limits on its memory and processes do not hold",
+        );
+    }
+    if let Some(wanted) = number("nice").filter(|wanted| *wanted != sys::priority())
+        && let Err(errno) = sys::set_priority(wanted)
+    {
+        lacks(&format!("nice {wanted}"), errno.desc(), &format!("it has {}", sys::priority()));
+    }
+    let own = usage::own_oom_score();
+    if let Some(wanted) = number("oom_score").filter(|wanted| Some(*wanted) != own)
+        && let Err(error) = std::fs::write("/proc/self/oom_score_adj", wanted.to_string())
+    {
+        let has = own.map_or_else(|| "there is no /proc".to_owned(), |own| format!("it has {own}"));
+        lacks(&format!("oom score {wanted}"), &error.to_string(), &has);
+    }
+}
+
+/// The command runs without something that the service has.
+fn lacks(what: &str, why: &str, instead: &str) {
+    say(&format!("the command runs without the service's {what}: {why}; {instead}"));
 }
 
 fn take_identity(identity: &Json) -> io::Result<()> {

@@ -1,7 +1,8 @@
 //! `logs`: what units have printed, from the files where it is kept.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,10 +11,11 @@ use kitbag_format::service::LogFormat;
 use lexopt::prelude::*;
 
 use super::{Running, log_folder};
-use crate::commands::Failure;
+use crate::commands::{Failure, pass_on};
 use crate::logs::reader::{Entry, Reader};
 use crate::near;
 use crate::open::Own;
+use crate::sys::fd;
 
 /// Lines that are shown unless told.
 const LINES: usize = 20;
@@ -35,26 +37,51 @@ pub fn logs(own: &Own, mut parser: lexopt::Parser) -> Result<(), Failure> {
     }
     let running = Running::of(own)?;
     let folder = log_folder(&running);
-    let units = chosen(&folder, &names)?;
-    if units.is_empty() {
+    check(&running, &folder, &names)?;
+    let mut units = chosen(&folder, &names);
+    if units.is_empty() && names.is_empty() {
         super::tell(&format!(
             "nothing is in {} yet; in the foreground, lines are shown alone",
             folder.display()
         ));
+    } else if units.is_empty() {
+        super::tell(&format!("{} printed nothing that is in {}", names.join(", "), folder.display()));
     }
-    let names: Vec<&str> = units.iter().map(String::as_str).collect();
-    let mut reader = Reader::new(&folder, &names, running.format);
+    let known: Vec<&str> = units.iter().map(String::as_str).collect();
+    let mut reader = Reader::new(&folder, &known, running.format);
     let failed = |error| Failure::Bundle(Error::io("read the logs")(error));
-    let mut open = show(&names, &reader.last(count).map_err(failed)?);
-    while follow && open {
+    let mut open = show(&units, &reader.last(count).map_err(failed)?)?;
+    while follow && open && fd::has_reader(io::stdout().as_fd()) {
         std::thread::sleep(POLL);
-        open = show(&names, &reader.more().map_err(failed)?);
+        // Who prints for the first time joins in.
+        for unit in chosen(&folder, &names) {
+            if !units.contains(&unit) {
+                reader.add(&folder, &unit);
+                units.push(unit);
+            }
+        }
+        open = show(&units, &reader.more().map_err(failed)?)?;
+    }
+    Ok(())
+}
+
+/// Refuses names that neither a unit with logs has, nor a service or task of the bundle.
+fn check(running: &Running, folder: &Path, names: &[String]) -> Result<(), Failure> {
+    let units = chosen(folder, &[]);
+    let known = units.iter().chain(&running.parts);
+    for name in names {
+        let is_instance = || running.parts.iter().any(|part| is_of(name, part));
+        if !units.iter().any(|unit| is_of(unit, name)) && !is_instance() {
+            let near = near::nearest(name, known.clone().map(String::as_str));
+            let near = near.map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
+            return Err(Failure::Usage(format!("nothing of `{name}` is in {}{near}", folder.display())));
+        }
     }
     Ok(())
 }
 
 /// The units with these names that have logs: all of a service's instances; without a name, all.
-fn chosen(folder: &Path, names: &[String]) -> Result<Vec<String>, Failure> {
+fn chosen(folder: &Path, names: &[String]) -> Vec<String> {
     let mut units: Vec<String> = fs::read_dir(folder)
         .into_iter()
         .flatten()
@@ -63,15 +90,8 @@ fn chosen(folder: &Path, names: &[String]) -> Result<Vec<String>, Failure> {
         .filter_map(|entry| entry.file_name().into_string().ok())
         .collect();
     units.sort();
-    for name in names {
-        if !units.iter().any(|unit| is_of(unit, name)) {
-            let near = near::nearest(name, units.iter().map(String::as_str));
-            let near = near.map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
-            return Err(Failure::Usage(format!("nothing of `{name}` is in {}{near}", folder.display())));
-        }
-    }
     units.retain(|unit| names.is_empty() || names.iter().any(|name| is_of(unit, name)));
-    Ok(units)
+    units
 }
 
 /// `web.2` is of `web`.
@@ -81,8 +101,8 @@ fn is_of(unit: &str, name: &str) -> bool {
 }
 
 /// Writes lines out, with names where there are several; false if nobody reads them any more.
-fn show(names: &[&str], entries: &[Entry]) -> bool {
-    let width = names.iter().map(|name| name.len()).max().unwrap_or(0);
+fn show(names: &[String], entries: &[Entry]) -> Result<bool, Failure> {
+    let width = names.iter().map(String::len).max().unwrap_or(0);
     let mut out = Vec::new();
     for entry in entries {
         if let (2.., Some(name)) = (names.len(), names.get(entry.unit)) {
@@ -91,8 +111,7 @@ fn show(names: &[&str], entries: &[Entry]) -> bool {
         out.extend_from_slice(&entry.raw);
         out.push(b'\n');
     }
-    let mut stdout = io::stdout();
-    stdout.write_all(&out).and_then(|()| stdout.flush()).is_ok()
+    pass_on(&out)
 }
 
 /// The last lines that a unit has printed, the oldest first, as text. None if its log cannot be read.

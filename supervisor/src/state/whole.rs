@@ -1,9 +1,12 @@
 //! What the bundle as a whole does next, beside its services.
 
+use serde::{Deserialize, Serialize};
+
 use super::{DEATH_DEADLINE, DRAIN_DEADLINE, Ms, SAME_REQUEST};
 
 /// Where the bundle stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// Services run, or wait to.
     Serving,
@@ -32,7 +35,7 @@ pub enum Phase {
 }
 
 /// All that a supervisor remembers beside its services.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Whole {
     /// Where the bundle stands.
     pub phase: Phase,

@@ -146,7 +146,11 @@ fn advice(status: &Status, file: &str) -> Vec<String> {
             Kind::Task => line(format!("{file} run-task {} --wait", unit.name), "try again"),
         }
     } else if let Some(unit) = status.units.iter().find(|unit| unit.state == State::Stopped) {
-        line(format!("{file} start {}", unit.name), "it was told to stop; this starts it");
+        if unit.has_no_instance() {
+            line(format!("{file} scale {}=1", unit.service), "it was scaled to 0 instances");
+        } else {
+            line(format!("{file} start {}", unit.name), "it was told to stop; this starts it");
+        }
     }
     let width = lines.iter().map(|(command, _)| command.len()).max().unwrap_or(0);
     let shown = lines.iter().map(|(command, about)| format!("  {command:width$}   {about}"));

@@ -18,12 +18,25 @@ pub struct Usage {
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
     session: Pid,
+    /// When it was started, in ticks since the machine was.
+    start: u64,
     usage: Usage,
 }
 
 /// What one process uses; `None` if it is no more, or if there is no /proc.
 pub fn of_process(pid: Pid) -> Option<Usage> {
     stat(pid).map(|stat| stat.usage)
+}
+
+/// When a process was started, in clock ticks since the machine was (proc_pid_stat(5), field 22): together with its id,
+/// this names it for as long as the machine runs. `None` if it is no more, or if there is no /proc.
+pub fn start_of_process(pid: Pid) -> Option<u64> {
+    stat(pid).map(|stat| stat.start)
+}
+
+/// How soon this process is chosen when memory is short (proc_pid_oom_score_adj(5)); `None` where there is no /proc.
+pub fn own_oom_score() -> Option<i32> {
+    fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok()
 }
 
 /// The memory of each session in bytes, in the order of `sessions`: of each process its proportional share (PSS)
@@ -73,6 +86,7 @@ fn parse(text: &str) -> Option<Stat> {
     let memory = number(24)?.saturating_mul(sys::page_size());
     Some(Stat {
         session: fields.get(6 - 3)?.parse().ok()?,
+        start: number(22)?,
         usage: Usage { memory, cpu_ms: ticks.saturating_mul(1000) / sys::ticks_per_second() },
     })
 }
@@ -92,7 +106,8 @@ mod tests {
     fn a_name_with_anything_in_it_does_not_shift_the_fields() {
         let text = "7 (a) b (c) S 1 7 6 0 -1 4 0 0 0 0 100 50 25 25 20 0 1 0 9 99 3 18446744073709551615 1";
         let stat = parse(text).expect("it is whole");
-        assert_eq!((stat.session, stat.usage.cpu_ms), (6, 200_000 / sys::ticks_per_second()));
+        assert_eq!((stat.session, stat.start), (6, 9));
+        assert_eq!(stat.usage.cpu_ms, 200_000 / sys::ticks_per_second());
         assert_eq!(stat.usage.memory, 3 * sys::page_size());
         assert!(parse("7 (a) S 1").is_none() && parse("").is_none());
     }

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use crate::cgroup::{self, Cgroups, Limits};
 use crate::spawn::{self, Setup};
 use crate::state::{End, Event, Fault, Ms, Stage, Watch};
+use crate::status::usage;
 use crate::sys::child::Files;
 use crate::sys::{Errno, Pid, fd};
 
@@ -24,6 +25,7 @@ impl Supervisor {
         match self.launch(id) {
             Ok(pid) => {
                 self.units[id].leader = Some(pid);
+                self.units[id].start = usage::start_of_process(pid);
                 self.pids.insert(pid, Whose::Leader(id));
                 self.note_begin(id);
                 self.feed(id, Event::Forked(pid));
@@ -140,7 +142,7 @@ impl Supervisor {
         let watched = |tail: &Tail| self.events.add(tail.fd(), readable(Source::Check(id).token())).is_ok();
         let tail = tail.filter(watched);
         let unit = &mut self.units[id];
-        unit.helper = Some(Helper { pid, late_at, tail });
+        unit.helper = Some(Helper { pid, start: usage::start_of_process(pid), late_at, tail });
         self.timers.set(id, unit);
         Ok(())
     }

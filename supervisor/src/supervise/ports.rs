@@ -352,6 +352,13 @@ impl Supervisor {
         text.fill(&self.known(id, &|it| self.find_port(id, it)))
     }
 
+    /// Those of a unit's variables that have ports in them, as far as these are there.
+    pub(super) fn late_variables(&self, id: Id) -> Vec<(OsString, OsString)> {
+        let late = self.parts[self.units[id].part].spec.late.iter();
+        let filled = |(name, text): &(OsString, Text)| Some((name.clone(), self.fill(id, text).ok()?));
+        late.flat_map(|late| &late.env).filter_map(filled).collect()
+    }
+
     fn missing(&mut self, id: Id, missing: &Missing) -> Fault {
         let why = self.why_missing(&missing.0);
         self.trouble(id, Stage::Ports, Errno::ENOENT, why)
@@ -549,7 +556,7 @@ impl Supervisor {
             pid: std::process::id().cast_signed(),
             uid: nix::unistd::geteuid().as_raw(),
             state: self.state_folder.to_string_lossy().into_owned(),
-            since: u64::try_from(self.began / 1000).unwrap_or(0),
+            since: u64::try_from(self.began.0 / 1000).unwrap_or(0),
             ports: self.published(),
         }
     }

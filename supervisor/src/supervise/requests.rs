@@ -1,10 +1,13 @@
 //! What may be asked of the running bundle, and what it tells of itself.
 
 use crate::control::{Accepted, App, Command, Identity, Refused, Surroundings};
+use crate::limits;
 use crate::ports::registry::Published;
+use crate::snapshot::Snapshot;
+use crate::spawn::Setup;
 use crate::state::{End, Event, Ms, Outcome, Phase, State, Turn};
-use crate::status::{self, Ended, Kind, Status, UnixMs};
-use crate::sys::signal;
+use crate::status::{self, Ended, Kind, Status, UnixMs, usage};
+use crate::sys::{self, signal};
 
 use super::order::Part;
 use super::spec::When;
@@ -16,17 +19,15 @@ const MOST_INSTANCES: u32 = 1_000;
 
 impl App for Supervisor {
     fn status(&mut self) -> Status {
-        let mut units: Vec<status::Unit> = (0..self.units.len())
-            .filter(|id| !self.units[*id].retired || !self.units[*id].service.state.is_at_rest())
-            .map(|id| self.unit_status(id))
-            .collect();
+        let mut units: Vec<status::Unit> =
+            (0..self.units.len()).filter(|id| self.is_shown(*id)).map(|id| self.unit_status(id)).collect();
         units.sort_by(|one, other| (&one.service, one.instance).cmp(&(&other.service, other.instance)));
         Status {
             bundle: self.bundle.clone(),
             version: self.version.clone(),
             pid: std::process::id().cast_signed(),
-            since: self.began,
-            for_ms: self.now(),
+            since: self.began.0,
+            for_ms: self.now().saturating_sub(self.began.1),
             stopping: self.whole.phase != Phase::Serving,
             state_folder: self.state_folder.clone(),
             log_folder: self.log_folder.clone(),
@@ -42,7 +43,7 @@ impl App for Supervisor {
             Command::Start(name) => self.start_named(name)?,
             Command::Stop(name) => self.stop_named(name)?,
             Command::Restart(None) => self.restart_all(),
-            Command::Restart(Some(name)) => self.restart_ids(self.named(name)?),
+            Command::Restart(Some(name)) => self.restart_ids(self.some_named(name)?),
             Command::Signal(name, number) => self.signal_named(name, *number)?,
             Command::Scale(name, count) => self.scale(name, *count)?,
             Command::RunTask(name) => self.run_task(name)?,
@@ -62,6 +63,10 @@ impl App for Supervisor {
         self.published()
     }
 
+    fn snapshot(&mut self) -> Snapshot {
+        self.remember()
+    }
+
     fn surroundings(&mut self, name: &str) -> Option<Surroundings> {
         let id = *self.named(name).ok()?.first()?;
         let unit = &self.units[id];
@@ -71,22 +76,54 @@ impl App for Supervisor {
             env.retain(|(known, _)| known != "KITBAG_INSTANCE");
             env.push(("KITBAG_INSTANCE".into(), unit.instance.to_string().into()));
         }
+        env.extend(self.late_variables(id));
         let identity = spec.setup.ids.as_ref().map(|ids| Identity {
             uid: ids.uid,
             gid: ids.gid,
             groups: ids.groups.clone(),
         });
-        Some(Surroundings { env, cwd: spec.program.cwd.to_path_buf(), identity, umask: spec.setup.umask })
+        Some(Surroundings {
+            env,
+            cwd: spec.program.cwd.to_path_buf(),
+            identity,
+            umask: spec.setup.umask,
+            limits: self.limits_of(&spec.setup),
+            nice: spec.setup.nice.map_or_else(sys::priority, i32::from),
+            oom_score: spec.setup.oom_score.map(i32::from).or_else(usage::own_oom_score),
+            cgroup: unit.cgroup.as_ref().map(|cgroup| cgroup.path().to_owned()),
+        })
     }
 }
 
 impl Supervisor {
+    /// True but for what `scale` has ended. The first instance stands for a service that has none.
+    fn is_shown(&self, id: Id) -> bool {
+        let unit = &self.units[id];
+        let stands_in = unit.instance == 0 && self.parts[unit.part].wanted == 0;
+        !unit.retired || !unit.service.state.is_at_rest() || stands_in
+    }
+
     pub(super) fn serve_control(&mut self) {
         if let Some(mut control) = self.control.take() {
             control.serve(self.now(), self);
             self.control = Some(control);
             self.publish_rest();
         }
+    }
+
+    /// Every limit that a process with this setup has: what the manifest says, else the supervisor's, which was another
+    /// one on open files when it began.
+    fn limits_of(&self, setup: &Setup) -> Vec<(&'static str, [Option<u64>; 2])> {
+        let finite = |value: libc::rlim_t| (value != libc::RLIM_INFINITY).then_some(value);
+        let of = |resource| {
+            let own =
+                || self.limit.filter(|_| resource == libc::RLIMIT_NOFILE).or_else(|| sys::limit(resource));
+            setup.limits.iter().find(|(known, _)| *known == resource).map(|(_, limit)| *limit).or_else(own)
+        };
+        let named = |&(name, resource)| {
+            of(resource).map(|limit| (name, [finite(limit.rlim_cur), finite(limit.rlim_max)]))
+        };
+        limits::NAMES.iter().filter_map(named).collect()
     }
 
     /// The units of this name: a service's instances, a task, or one instance.
@@ -102,6 +139,15 @@ impl Supervisor {
             members.units.get(instance).copied()
         };
         instance().map(|id| vec![id]).ok_or(Refused::Unknown)
+    }
+
+    /// The same, refused where that is none: of a service that was scaled to 0.
+    fn some_named(&self, name: &str) -> Result<Vec<Id>, Refused> {
+        let ids = self.named(name)?;
+        if ids.is_empty() {
+            return Err(Refused::Conflict(format!("{name} was scaled to 0 instances; scale it to more")));
+        }
+        Ok(ids)
     }
 
     fn part(&self, name: &str) -> Option<Part> {
@@ -158,7 +204,7 @@ impl Supervisor {
 
     /// Starts units, and what they need.
     fn start_named(&mut self, name: &str) -> Result<Vec<Id>, Refused> {
-        let ids = self.named(name)?;
+        let ids = self.some_named(name)?;
         let Some(part) = ids.first().map(|id| self.units[*id].part) else { return Ok(ids) };
         for need in self.order.with_needs(part).into_iter().skip(1) {
             for id in self.parts[need].units.clone() {

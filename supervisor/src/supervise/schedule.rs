@@ -4,6 +4,9 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
+use crate::cron::next_after;
 use crate::state::Ms;
 
 use super::spec::{Schedule, When};
@@ -55,7 +58,7 @@ impl Record {
 }
 
 /// When a task is due next.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// By the wall clock, in seconds of the epoch.
     pub at_time: Option<Seconds>,
@@ -82,8 +85,8 @@ impl Plan {
             }
             When::Cron(cron) => {
                 let missed =
-                    last.and_then(|last| cron.0.next_after(last, &cron.1)).is_some_and(|at| at <= time);
-                (Self { at_time: cron.0.next_after(time, &cron.1), ..Self::default() }, missed)
+                    last.and_then(|last| next_after(&cron.0, last, &cron.1)).is_some_and(|at| at <= time);
+                (Self { at_time: next_after(&cron.0, time, &cron.1), ..Self::default() }, missed)
             }
         }
     }
@@ -106,7 +109,7 @@ impl Plan {
                     self.done = Some(time);
                 }
                 let from = self.done.filter(|done| *done > time && *done - time < REPEATED).unwrap_or(time);
-                self.at_time = cron.0.next_after(from, &cron.1);
+                self.at_time = next_after(&cron.0, from, &cron.1);
                 due
             }
         }
@@ -118,6 +121,12 @@ impl Plan {
         if let When::Every(span) = schedule.when {
             self.at = Some(now.saturating_add(span));
         }
+    }
+
+    /// The same plan with `to` of each time on our clock.
+    #[must_use]
+    pub fn with_times(self, to: &dyn Fn(Ms) -> Ms) -> Self {
+        Self { at: self.at.map(to), ..self }
     }
 
     /// Milliseconds until it is due.

@@ -39,6 +39,8 @@ pub struct Members {
 pub struct Helper {
     /// Its process, which leads a group.
     pub pid: Pid,
+    /// When it was started, as in [`crate::snapshot::Process`].
+    pub start: Option<u64>,
     /// When it has taken too long.
     pub late_at: Ms,
     /// What it prints.
@@ -60,6 +62,8 @@ pub struct Unit {
     pub leader: Option<Pid>,
     /// The process that counts when its leader has ended, as it says (`MAINPID=`).
     pub main: Option<Pid>,
+    /// When the leader of its last run was started, as in [`crate::snapshot::Process`].
+    pub start: Option<u64>,
     /// It stops as soon as nothing that needs it is active.
     pub doomed: bool,
     /// It is started again when it has stopped, and with it what it needs, as far as that is to.
@@ -102,6 +106,7 @@ impl Unit {
             service: Service::default(),
             leader: None,
             main: None,
+            start: None,
             doomed: false,
             returns: false,
             retired: false,

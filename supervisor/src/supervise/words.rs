@@ -118,6 +118,7 @@ fn follows(spec: &ServiceSpec, next: Next) -> String {
 /// How a process ended.
 pub fn how(end: End) -> String {
     match end {
+        End::Unseen => "ended while nobody saw it".to_owned(),
         End::Status(status) => format!("exited with status {status}"),
         End::Signal(number) => format!("was ended by {}", signal(number)),
         End::NotStarted(Fault { stage, errno }) => {

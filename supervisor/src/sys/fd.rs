@@ -185,6 +185,20 @@ pub fn raise_open_files() -> Option<libc::rlimit> {
     Some(before)
 }
 
+/// False for a pipe that nobody reads any more (poll(2), `POLLERR`).
+pub fn has_reader(descriptor: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::new(descriptor, PollFlags::empty())];
+    let _ = poll(&mut polled, PollTimeout::ZERO);
+    !polled[0].revents().is_some_and(|found| found.contains(PollFlags::POLLERR))
+}
+
+/// Waits until there is something to read, or its end; false if `output` is a pipe that nobody reads any more.
+pub fn wait_to_read(input: BorrowedFd<'_>, output: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::new(input, PollFlags::POLLIN), PollFd::new(output, PollFlags::empty())];
+    while poll(&mut polled, PollTimeout::NONE) == Err(Errno::EINTR) {}
+    !polled[1].revents().is_some_and(|found| found.contains(PollFlags::POLLERR))
+}
+
 /// True if both are the same file, pipe or terminal.
 pub fn same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
     match (nix::sys::stat::fstat(one), nix::sys::stat::fstat(other)) {

@@ -59,6 +59,24 @@ pub fn limit_of(pid: Pid, resource: Resource) -> Result<(u64, u64), Errno> {
     }
 }
 
+/// Sets this process's limit on a resource (setrlimit(2)).
+pub fn set_limit(resource: Resource, limit: libc::rlimit) -> Result<(), Errno> {
+    // SAFETY: reads the `rlimit` it is given.
+    check(unsafe { libc::setrlimit(resource, &raw const limit) }).map(drop)
+}
+
+/// This process's priority, -20 to 19 (getpriority(2)).
+pub fn priority() -> i32 {
+    // SAFETY: takes numbers; 0 is this process, which exists, so that -1 is a priority and no error.
+    unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
+}
+
+/// Sets this process's priority (setpriority(2)).
+pub fn set_priority(value: i32) -> Result<(), Errno> {
+    // SAFETY: takes numbers; 0 is this process.
+    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, value) }).map(drop)
+}
+
 /// Makes this process the one that orphaned descendants come to (prctl(2) `PR_SET_CHILD_SUBREAPER`).
 pub fn become_subreaper() -> Result<(), Errno> {
     nix::sys::prctl::set_child_subreaper(true)
@@ -87,4 +105,12 @@ pub fn page_size() -> u64 {
 pub fn ticks_per_second() -> u64 {
     // SAFETY: takes a number.
     u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).unwrap_or(100).max(1)
+}
+
+/// Milliseconds of `CLOCK_MONOTONIC` (clock_gettime(2)): since the machine was started, for all its processes, without the
+/// time that it slept. Nobody sets it.
+pub fn monotonic_ms() -> u64 {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    // Linux has it since 2.0.
+    time.map_or(0, |time| (time.tv_sec() as u64).saturating_mul(1000) + time.tv_nsec() as u64 / 1_000_000)
 }

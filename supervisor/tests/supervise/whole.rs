@@ -12,9 +12,12 @@ use std::time::{Duration, Instant};
 
 use kitbag_format::exit;
 use kitbag_format::manifest::Manifest;
-use kitbag_supervisor::control::{Control, client};
+use kitbag_supervisor::control::{Control, client, socket};
 use kitbag_supervisor::expand::Values;
 use kitbag_supervisor::service::specs;
+use kitbag_supervisor::snapshot::{self, Remains, Snapshot};
+use kitbag_supervisor::state;
+use kitbag_supervisor::status::usage::start_of_process;
 use kitbag_supervisor::supervise::{Bundle, supervise};
 use serde_json::{Value, json};
 
@@ -40,6 +43,7 @@ pub fn run(manifest: &str) -> u8 {
     let values = Values { tree: Path::new("/"), state: Some(&state), temporary: None, manifest: &manifest };
     supervise(Bundle {
         name: manifest.name.clone(),
+        version: manifest.version.clone(),
         services: specs(&manifest, &values).unwrap_or_else(|failure| panic!("{failure}")),
         tasks: Some(state.join("tasks")),
         control: Some(Control::bind(&state).expect("a socket")),
@@ -198,6 +202,16 @@ impl App {
 
     pub fn says(&mut self, text: &str) -> String {
         self.running.says(text)
+    }
+
+    /// The body of an answer as it comes.
+    fn text(&self, target: &str) -> String {
+        let mut stream = socket::connect(self.state.path()).expect("somebody listens");
+        let request = format!("GET {target} HTTP/1.1\r\nHost: kitbag\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).expect("it is taken");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it is answered");
+        answer.split_once("\r\n\r\n").expect("a head and a body").1.to_owned()
     }
 
     pub fn stops(mut self) {
@@ -585,6 +599,147 @@ pub fn a_signal_reaches_the_service() {
     app.post("/v1/services/web/signal?signal=USR1");
     app.prints("got USR1");
     app.stops();
+}
+
+// --- What a successor has to know ---
+
+/// What `status` calls a state of the machine, of services and of tasks that do not come again.
+fn word(state: state::State, is_task: bool) -> &'static str {
+    use state::{Outcome, State};
+    match state {
+        State::New if is_task => "idle",
+        State::New | State::Ended(Outcome::Stopped) => "stopped",
+        State::Needing => "waiting",
+        State::Starting { .. } | State::Executing { .. } => "starting",
+        State::Running { .. } => {
+            if is_task {
+                "running"
+            } else {
+                "starting"
+            }
+        }
+        State::Ready { reloading: Some(_), .. } => "reloading",
+        State::Ready { .. } => "ready",
+        State::Leaving { .. } | State::Stopping { .. } | State::Killing { .. } => "stopping",
+        State::Waiting { .. } => "retrying",
+        State::Ended(Outcome::Succeeded) => "done",
+        State::Ended(_) => "failed",
+    }
+}
+
+pub fn a_snapshot_of_units_in_many_states_says_what_status_says() {
+    let stubborn =
+        sh("trap '' TERM; echo deaf; while :; do sleep 0.05; done", json!({"stop_timeout_ms": 60_000}));
+    let backoff = json!({"backoff": {"first_ms": 600_000, "longest_ms": 600_000, "stable_ms": 600_000}});
+    let speaks = "notify=READY=1|STATUS=all \"well\";wait=100;notify=RELOADING=1";
+    let services = json!({
+        "web": sh("exec sleep 1000", json!({"instances": 3})),
+        "late": actor("print=up", ready(json!("notify"))),
+        "line": sh("exec sleep 1000", ready(json!({"newline": 3}))),
+        "speaks": actor(speaks, ready(json!("notify"))),
+        "waits": sh("echo never", json!({"needs": ["late"]})),
+        "crashes": sh("exit 3", backoff),
+        "fails": sh("exit 4", json!({"restart": "never"})),
+        "ends": sh("exit 0", json!({"restart": "never"})),
+        "halts": sh("exec sleep 1000", json!({})),
+        "leaves": sh("(trap '' TERM; exec sleep 1000) & sleep 0.1; exit 0", json!({"restart": "never", "stop_timeout_ms": 60_000})),
+        "deaf": stubborn,
+    });
+    let tasks = json!({
+        "often": task("echo never", json!({"schedule": {"every": 3_600_000}})),
+        "works": task("exec sleep 1000", json!({})),
+    });
+    let mut app = app(services, tasks);
+    app.prints("deaf");
+    app.post("/v1/services/halts/stop");
+    app.post("/v1/services/deaf/stop");
+    app.post("/v1/services/web/scale?instances=2");
+    for (name, state) in [
+        ("web.0", "ready"),
+        ("web.2", "not there"),
+        ("late", "starting"),
+        ("line", "starting"),
+        ("speaks", "reloading"),
+        ("waits", "waiting"),
+        ("crashes", "retrying"),
+        ("fails", "failed"),
+        ("ends", "done"),
+        ("halts", "stopped"),
+        ("deaf", "stopping"),
+        ("leaves", "stopping"),
+        ("often", "idle"),
+        ("works", "running"),
+    ] {
+        app.comes_to(name, state);
+    }
+    let text = app.text("/v1/snapshot");
+    let snapshot = Snapshot::from_text(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    assert_eq!(snapshot.to_text(), text);
+    let status = app.ask("GET", "/v1/status").value;
+    assert_eq!((&snapshot.bundle[..], &snapshot.version[..]), ("app", "1"));
+    assert_eq!(i64::from(snapshot.supervisor.pid), status["pid"]);
+    assert_eq!(snapshot.supervisor.start, start_of_process(app.running.pid()));
+    assert_eq!(snapshot.parts.iter().map(|part| part.units.len()).sum::<usize>(), 15, "with the retired one");
+    for shown in status["units"].as_array().expect("units") {
+        let part = snapshot.parts.iter().find(|part| shown["service"] == part.name[..]).expect("its part");
+        let is_task = shown["kind"] == "task";
+        let unit = &part.units[usize::try_from(shown["instance"].as_u64().unwrap_or(0)).expect("a number")];
+        let what = format!("{shown}\n{unit:?}");
+        assert_eq!(word(unit.service.state, is_task), shown["state"], "{what}");
+        let pid = unit.leader.filter(|_| !unit.reaped).map(|leader| leader.pid);
+        assert_eq!(json!(pid), shown["pid"], "{what}");
+        let (_, since) = unit.since;
+        let shown_for = shown["for_ms"].as_u64().expect("a time");
+        assert!(
+            snapshot.taken.now - since <= shown_for && shown_for < snapshot.taken.now - since + 10_000,
+            "{what}"
+        );
+        assert_eq!((json!(unit.says), json!(unit.reason)), (shown["says"].clone(), shown["reason"].clone()));
+        let runs = if is_task { part.plan.runs } else { unit.service.restarts };
+        assert_eq!(json!(runs), shown["restarts"], "{what}");
+        let last = unit.service.last.and_then(|last| last.end).is_some();
+        assert_eq!(last, shown["last_end"].is_object(), "{what}");
+        check_run(unit, pid);
+    }
+    let named = |name: &str| snapshot.parts.iter().find(|part| part.name == name).expect("a part");
+    assert_eq!((named("web").wanted, named("web").units.len()), (2, 3));
+    assert!(named("often").plan.at.is_some_and(|at| at > snapshot.taken.now + 3_500_000));
+    assert!(named("line").units[0].descriptors.newline.is_some());
+    let [speaks] = &named("speaks").units[..] else { panic!("one") };
+    assert_eq!(speaks.says.as_deref(), Some("all \"well\""));
+    assert!(speaks.notify_socket.as_ref().is_some_and(|name| name.starts_with("@kitbag/")));
+    assert!(speaks.descriptors.notify.is_some());
+    // Its leader has ended; one of its group does not.
+    let [leaves] = &named("leaves").units[..] else { panic!("one") };
+    assert!(leaves.reaped && leaves.remains(&start_of_process) == Remains::Group, "{leaves:?}");
+    // To the same supervisor, or one after it, the same is true; to another start of the machine nothing lives.
+    assert_eq!(snapshot.clone().at(&snapshot.taken), snapshot);
+    let other = snapshot::Moment { boot: "another".into(), ..snapshot.taken.clone() };
+    let units = snapshot.clone().at(&other).parts.into_iter().flat_map(|part| part.units);
+    assert!(units.into_iter().all(|unit| unit.leader.is_none()));
+    app.running.signal("KILL");
+    let units = || snapshot.parts.iter().flat_map(|part| &part.units);
+    eventually("no leader is left", || {
+        // `deaf` has no ear for the signal that comes with the supervisor's death.
+        let deaf = named("deaf").units[0].leader.expect("it runs").pid;
+        kill(deaf, "KILL");
+        units().all(|unit| unit.remains(&start_of_process) != Remains::Leader)
+    });
+    for group in units().filter_map(|unit| unit.service.state.run()) {
+        kill(-group.group, "KILL");
+    }
+}
+
+/// A unit's run as a successor would find it: the very process, with a start time by which a later one of the same
+/// number would not be taken for it, and descriptors that are the supervisor's.
+fn check_run(unit: &snapshot::Unit, pid: Option<i32>) {
+    let Some(pid) = pid else { return };
+    let start = unit.leader.and_then(|leader| leader.start);
+    assert!(start.is_some() && start == start_of_process(pid), "{unit:?}");
+    assert_eq!(unit.remains(&start_of_process), Remains::Leader);
+    assert_eq!(unit.remains(&|_| start.map(|start| start + 1)), Remains::Nothing);
+    let ends = unit.descriptors.stdout.expect("it has printed or can");
+    assert!(ends.iter().all(|number| *number > 2), "{unit:?}");
 }
 
 // --- Many, and too few ---
