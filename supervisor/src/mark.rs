@@ -13,6 +13,8 @@
 //!
 //! The inner one leaves the hard limit to the outer one, whose orphans its units may be one day, and takes the soft one.
 
+use serde::{Deserialize, Serialize};
+
 /// A bundle has fewer units.
 const UNITS: u64 = 1 << 24;
 const OUTER: u64 = 1 << 62;
@@ -22,7 +24,7 @@ const INNER: u64 = 1 << 61;
 pub type Limit = (u64, u64);
 
 /// The marks of one supervisor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marks {
     base: u64,
     /// The hard limit, if another supervisor's mark is there.

@@ -10,6 +10,7 @@ use std::fmt;
 use kitbag_format::digest::Digest;
 use serde::{Deserialize, Serialize};
 
+use crate::mark::Marks;
 use crate::state::{End, Event, Ms, Service, Whole};
 use crate::status::UnixMs;
 use crate::supervise::schedule::Plan;
@@ -44,6 +45,8 @@ pub struct Snapshot {
     pub strangers: Vec<Pid>,
     /// The number of the control socket that is listened at.
     pub control: Option<i32>,
+    /// By which limits the units' processes are known.
+    pub marks: Option<Marks>,
     /// Services and tasks; last, as [`SnapshotText`] adds them to the rest.
     pub parts: Vec<Part>,
 }
@@ -78,6 +81,8 @@ pub struct Part {
     pub wanted: u32,
     /// When a task is due, and how often it has run.
     pub plan: Plan,
+    /// The sockets that all its units inherit, in the order of its ports.
+    pub sockets: Vec<Option<Port>>,
     /// Its units, by index; beyond `wanted` those that are to end, or have. Last, as above.
     pub units: Vec<Unit>,
 }
@@ -87,14 +92,20 @@ pub struct Part {
 pub struct Unit {
     /// Its index.
     pub instance: u32,
+    /// Its number among all units, which stands in its processes' mark.
+    pub number: usize,
     /// What [`crate::state`] knows of it.
     pub service: Service,
     /// The first process of its run, while the state has one.
     pub leader: Option<Process>,
+    /// The process that counts when that one has ended, as it says (`MAINPID=`).
+    pub main: Option<Pid>,
     /// That process has ended and was reaped; its group may go on.
     pub reaped: bool,
     /// It stops as soon as nothing that needs it is active.
     pub doomed: bool,
+    /// It is started again when it has stopped, and what it needs has.
+    pub returns: bool,
     /// A task that runs again when it has ended.
     pub queued: bool,
     /// When its state came to be: on the wall clock, and on ours.
@@ -115,6 +126,21 @@ pub struct Unit {
     pub notify_socket: Option<String>,
     /// What it is connected by.
     pub descriptors: Descriptors,
+    /// Its own ports, in the order of its service's.
+    pub ports: Vec<Option<Port>>,
+}
+
+/// A port that is leased.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    /// Its number; `None`: it is a unix socket, whose path follows from names.
+    pub number: Option<u16>,
+    /// The number of the descriptor that has its name in the abstract namespace.
+    pub name: Option<i32>,
+    /// That of its socket: bound, listening for those who inherit it.
+    pub socket: Option<i32>,
+    /// Its unit may bind it now.
+    pub is_lent: bool,
 }
 
 /// Numbers of descriptors in the process that took the snapshot.
@@ -225,6 +251,7 @@ impl Snapshot {
             whole: Whole::default(),
             strangers: Vec::new(),
             control: None,
+            marks: None,
             parts: self.parts.into_iter().map(|part| part.of_another_boot(&to)).collect(),
             ..self
         }
@@ -295,7 +322,7 @@ fn without_end(value: &impl Serialize) -> String {
 impl Part {
     fn of_another_boot(self, to: &dyn Fn(Ms) -> Ms) -> Self {
         let units = self.units.into_iter().map(|unit| unit.of_another_boot(to)).collect();
-        Self { plan: self.plan.with_times(to), units, ..self }
+        Self { plan: self.plan.with_times(to), sockets: Vec::new(), units, ..self }
     }
 }
 
@@ -304,6 +331,8 @@ impl Unit {
         Self {
             service: self.service.with_times(to),
             leader: None,
+            main: None,
+            ports: Vec::new(),
             since: (self.since.0, to(self.since.1)),
             helper: None,
             cgroup: None,

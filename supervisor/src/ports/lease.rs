@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use kitbag_format::port::Protocol;
 use nix::sys::socket::{Backlog, Shutdown, listen, shutdown};
@@ -222,6 +222,16 @@ impl Lease {
     /// The number.
     pub const fn number(&self) -> u16 {
         self.number
+    }
+
+    /// The numbers of its descriptors: its name, its socket.
+    pub fn descriptors(&self) -> [Option<RawFd>; 2] {
+        [Some(self.name.as_raw_fd()), self.socket.as_ref().map(AsRawFd::as_raw_fd)]
+    }
+
+    /// True while its service may bind it.
+    pub const fn is_lent(&self) -> bool {
+        self.is_lent
     }
 
     /// Its protocol.

@@ -128,6 +128,10 @@ fn lasts() -> Vec<Option<Last>> {
 fn unit(service: Service) -> Unit {
     Unit {
         instance: 3,
+        number: 17,
+        main: Some(9),
+        returns: true,
+        ports: vec![None, Some(Port { number: Some(8080), name: Some(11), socket: None, is_lent: true })],
         leader: service.state.run().map(|run| Process { pid: run.group, start: Some(u64::MAX) }),
         service,
         reaped: false,
@@ -146,7 +150,9 @@ fn unit(service: Service) -> Unit {
 }
 
 fn snapshot(units: Vec<Unit>, whole: Whole) -> Snapshot {
-    let part = Part { name: "web".into(), wanted: 1, plan: Plan::default(), units };
+    let socket = Port { number: None, name: None, socket: Some(12), is_lent: false };
+    let sockets = vec![Some(socket)];
+    let part = Part { name: "web".into(), wanted: 1, plan: Plan::default(), sockets, units };
     Snapshot {
         bundle: "shop".into(),
         version: "1.2".into(),
@@ -158,6 +164,7 @@ fn snapshot(units: Vec<Unit>, whole: Whole) -> Snapshot {
         open_files: Some([1_024, u64::MAX]),
         strangers: vec![6],
         control: Some(8),
+        marks: Marks::new(5, u64::MAX),
         parts: vec![part],
     }
 }

@@ -67,6 +67,11 @@ impl Descent {
         Self { marks, ..Self::default() }
     }
 
+    /// The marks, for a successor.
+    pub const fn marks(&self) -> Option<Marks> {
+        self.marks
+    }
+
     /// What marks a process as this unit's.
     pub fn mark(&self, unit: Id) -> Option<libc::rlimit> {
         let (rlim_cur, rlim_max) = self.marks?.of(unit);

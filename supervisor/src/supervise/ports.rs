@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -23,6 +23,7 @@ use crate::ports::unix::{self, UnixLease};
 use crate::ports::watch::Watch;
 use crate::probe::{self, Ask};
 use crate::sandbox::Sandbox;
+use crate::snapshot;
 use crate::spawn;
 use crate::state::{Fault, Stage, State};
 use crate::status::usage;
@@ -92,6 +93,22 @@ impl Held {
             }
             (Self::Net(lease), Where::Unix) => Endpoint::Network(SocketAddr::from(([0; 4], lease.number()))),
             (Self::Unix(lease), _) => Endpoint::Unix(lease.path().to_owned()),
+        }
+    }
+
+    /// What a successor has to know of it.
+    pub(super) fn remember(&self) -> snapshot::Port {
+        match self {
+            Self::Net(lease) => {
+                let [name, socket] = lease.descriptors();
+                snapshot::Port { number: Some(lease.number()), name, socket, is_lent: lease.is_lent() }
+            }
+            Self::Unix(lease) => snapshot::Port {
+                number: None,
+                name: None,
+                socket: lease.listener().map(|socket| socket.as_raw_fd()),
+                is_lent: false,
+            },
         }
     }
 

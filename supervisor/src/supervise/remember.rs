@@ -2,8 +2,9 @@
 
 use std::os::fd::AsRawFd;
 
-use crate::snapshot::{Descriptors, Moment, Part, Process, Snapshot, Unit};
+use crate::snapshot::{Descriptors, Moment, Part, Port, Process, Snapshot, Unit};
 
+use super::ports::Held;
 use super::units::Id;
 use super::{Supervisor, unix_ms};
 
@@ -30,6 +31,7 @@ impl Supervisor {
             open_files: self.limit.map(|limit| [limit.rlim_cur, limit.rlim_max]),
             strangers: self.strangers.clone(),
             control: self.listener,
+            marks: self.descent.marks(),
             parts: (0..self.parts.len()).map(|part| self.remember_part(part)).collect(),
         }
     }
@@ -40,6 +42,7 @@ impl Supervisor {
             name: members.spec.name.clone(),
             wanted: members.wanted,
             plan: members.plan,
+            sockets: leased(&members.sockets),
             units: members.units.iter().map(|id| self.remember_unit(*id)).collect(),
         }
     }
@@ -50,6 +53,10 @@ impl Supervisor {
         let [stdout, stderr] = self.logs.descriptors(id);
         Unit {
             instance: unit.instance,
+            number: id,
+            main: unit.main,
+            returns: unit.returns,
+            ports: leased(&unit.ports),
             service: unit.service.clone(),
             leader: run.map(|run| Process { pid: run.group, start: unit.start }),
             reaped: run.is_some() && unit.leader.is_none(),
@@ -74,4 +81,8 @@ impl Supervisor {
             },
         }
     }
+}
+
+fn leased(ports: &[Option<Held>]) -> Vec<Option<Port>> {
+    ports.iter().map(|held| held.as_ref().map(Held::remember)).collect()
 }
