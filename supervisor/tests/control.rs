@@ -12,11 +12,13 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use kitbag_format::port::Protocol;
 use kitbag_supervisor::control::client::{self, Answer};
 use kitbag_supervisor::control::{
     Accepted, App, CLIENTS, Command, Control, KEPT, REQUEST_TIME, Refused, Surroundings, UNREAD_EVENTS,
     socket,
 };
+use kitbag_supervisor::ports::registry::Published;
 use kitbag_supervisor::snapshot::{Moment, Process, Snapshot};
 use kitbag_supervisor::state::Whole;
 use kitbag_supervisor::status::{Ended, Event, Kind, State, Status, Unit};
@@ -34,6 +36,19 @@ struct Fake {
 impl App for Fake {
     fn status(&mut self) -> Status {
         self.status.clone()
+    }
+
+    fn ports(&mut self) -> Vec<Published> {
+        vec![Published {
+            unit: "web.0".to_owned(),
+            service: "web".to_owned(),
+            port: "http".to_owned(),
+            protocol: Protocol::Tcp,
+            address: Some([127, 0, 0, 1].into()),
+            number: 8080,
+            path: String::new(),
+            socket: false,
+        }]
     }
 
     fn command(&mut self, command: &Command) -> Result<Accepted, Refused> {
@@ -69,6 +84,7 @@ impl App for Fake {
             open_files: None,
             strangers: Vec::new(),
             control: None,
+            marks: None,
             parts: Vec::new(),
         }
     }
@@ -347,6 +363,8 @@ fn answers_about_many_units_take_turns_with_everything_else() {
 #[test]
 fn status_metrics_and_environment_are_told() {
     let served = Served::new();
+    let ports = served.ask("GET", "/v1/ports").value;
+    assert_eq!((&ports["ports"][0]["unit"], &ports["ports"][0]["number"]), (&"web.0".into(), &8080.into()));
     let status = Status::from_json(&served.ask("GET", "/v1/status").value);
     assert_eq!(status, served.app.lock().unwrap().status);
     let environment = served.ask("GET", "/v1/services/web/environment").value;

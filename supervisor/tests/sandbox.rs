@@ -87,6 +87,7 @@ impl Start<'_> {
             limit: None,
             own_pid: &[],
             ruleset: ruleset.map(AsFd::as_fd),
+            mark: None,
         };
         let env = [("PATH".into(), "/usr/bin:/bin".into())];
         let Self { program: path, argv, setup, .. } = self;

@@ -17,7 +17,10 @@ const TROUBLES: [Trouble; 6] = [
     Trouble::Stuck,
     Trouble::Lingering,
 ];
-const STAGES: [Stage; 15] = [
+const STAGES: [Stage; 18] = [
+    Stage::Ports,
+    Stage::Files,
+    Stage::Sandbox,
     Stage::Arguments,
     Stage::Pipes,
     Stage::Fork,
@@ -49,7 +52,14 @@ const fn is_listed(outcome: Outcome, trouble: Trouble, stage: Stage, end: End, p
         | Trouble::Lingering => {}
     }
     match stage {
-        Stage::Arguments | Stage::Pipes | Stage::Fork | Stage::Session | Stage::StandardFiles => {}
+        Stage::Ports
+        | Stage::Files
+        | Stage::Sandbox
+        | Stage::Arguments
+        | Stage::Pipes
+        | Stage::Fork
+        | Stage::Session
+        | Stage::StandardFiles => {}
         Stage::Limits | Stage::Cgroup | Stage::Nice | Stage::OomScore | Stage::Groups | Stage::Group => {}
         Stage::User | Stage::ParentDeath | Stage::WorkingDirectory | Stage::Exec => {}
     }
