@@ -269,6 +269,8 @@ fn number_fault(text: &str) -> Option<String> {
     };
     let fault = match digits(&value) {
         Some(1..) => return None,
+        // As with bind(2): any, unless the environment says which.
+        Some(0) if text.contains("${") => return None,
         Some(0) => "write `\"any\"` for one that is free",
         None if value.is_empty() && !text.is_empty() => {
             "expected a number where the variable is not set: `${env.PORT:-8080}`"
