@@ -115,7 +115,13 @@ fn notes(unit: &Unit, extra: Option<&Extra>) -> Vec<String> {
         && (unit.restarts > 0 || !well || unit.state == State::Idle)
         && unit.state != State::Done
     {
-        notes.push(format!("last end   {} after {}, {} ago", end.how, span(end.ran_ms), span(end.ago_ms)));
+        // What did not come to run has not run for any time.
+        let ran = if end.how.starts_with("could not be started") {
+            String::new()
+        } else {
+            format!(" after {}", span(end.ran_ms))
+        };
+        notes.push(format!("last end   {}{ran}, {} ago", end.how, span(end.ago_ms)));
     }
     if let Some(says) = &unit.says {
         notes.push(format!("says       {says}"));
