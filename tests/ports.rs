@@ -273,11 +273,9 @@ fn arguments_have_placeholders() {
     if !tools(&["python3.11"]) {
         return;
     }
-    let manifest = format!(
-        "[services.web]\nargv = [\"bin/python3\", \"-m\", \"http.server\", \"--bind\", \"${{port.http:host}}\", \"${{port.http}}\"]\n\
-         ports.http = {{ range = \"8000-8999\" }}\nready = {{ http = \"http://${{port.http:address}}/\" }}\n"
-    );
-    let bundle = with_python(App::new(&manifest)).pack();
+    let manifest = "[services.web]\nargv = [\"bin/python3\", \"-m\", \"http.server\", \"--bind\", \"${port.http:host}\", \"${port.http}\"]\n\
+         ports.http = { range = \"8000-8999\" }\nready = { http = \"http://${port.http:address}/\" }\n";
+    let bundle = with_python(App::new(manifest)).pack();
     bundle.run(["start"]).exits(0);
     assert!((8000..=8999).contains(&number(&bundle, "web.http")));
     bundle.run(["stop"]).exits(0);

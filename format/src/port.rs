@@ -110,6 +110,9 @@ impl Default for Socket {
     }
 }
 
+/// The first descriptor of the sockets that a service inherits: sd_listen_fds(3), SD_LISTEN_FDS_START.
+pub const FIRST_SOCKET: usize = 3;
+
 /// What a service may do beside running: Landlock (landlock(7)) sees to it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]

@@ -13,6 +13,7 @@ mod faults;
 mod inputs;
 mod measure;
 mod peers;
+mod ports;
 mod python;
 mod report;
 mod services;
@@ -48,12 +49,13 @@ const BUNDLES: [(&str, Section); 11] = [
 ];
 
 /// What supervises.
-const SERVICES: [(&str, Section); 5] = [
+const SERVICES: [(&str, Section); 6] = [
     ("scale", services::scale),
     ("restart", services::restart),
     ("idle", services::idle),
     ("logs", services::logs),
     ("orphans", services::orphans),
+    ("ports", ports::ports),
 ];
 
 type Section = fn(&mut Bench) -> Result<(), String>;

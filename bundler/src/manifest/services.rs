@@ -271,6 +271,7 @@ impl Reader<'_> {
         let late = std::mem::take(&mut self.late);
         let instances = self.integer(&section, "instances", 1..=MOST_INSTANCES).unwrap_or(1);
         let ports = self.ports(&section, instances);
+        self.meets_no_socket(&section, &ready.when, &ports.all);
         let bind = if ports.all.is_empty() { Bind::Any } else { Bind::Declared };
         let (sandbox, connect) = self.sandbox(&section, bind);
         let renders = self.render(&section, instances);

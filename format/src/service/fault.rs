@@ -131,7 +131,10 @@ fn is_service(service: &Service) -> bool {
     let backoff = &more.backoff;
     let ready = match &more.ready.when {
         ReadyWhen::UpFor(time) => *time <= LONGEST_MS,
-        ReadyWhen::Newline(descriptor) => *descriptor >= 3,
+        ReadyWhen::Newline(descriptor) => {
+            let sockets = more.ports.values().filter(|port| port.socket.is_some()).count();
+            usize::from(*descriptor) >= port::FIRST_SOCKET + sockets
+        }
         ReadyWhen::Notify => true,
         ReadyWhen::Probe(probe) => is_probe(probe) && INTERVAL.contains(&more.ready.interval_ms),
     };

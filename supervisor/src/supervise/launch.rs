@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 
+use kitbag_format::port::FIRST_SOCKET;
+
 use crate::cgroup::{self, Cgroups, Limits};
 use crate::spawn::{self, Setup};
 use crate::state::{End, Event, Fault, Ms, Stage, Watch};
@@ -16,9 +18,6 @@ use super::spec::{ProgramSpec, ServiceSpec};
 use super::tail::Tail;
 use super::units::{Helper, Id, Whose};
 use super::{Source, Supervisor, readable};
-
-/// The first descriptor that a service inherits beside the standard ones: sd_listen_fds(3), SD_LISTEN_FDS_START.
-pub(super) const FIRST_SOCKET: i32 = 3;
 
 impl Supervisor {
     pub(super) fn spawn(&mut self, id: Id) {
@@ -54,7 +53,7 @@ impl Supervisor {
         let spec = &self.parts[unit.part].spec;
         let newline = newline.iter().zip(spec.newline).map(|(fd, number)| (number, fd.as_fd()));
         let sockets = self.parts[unit.part].sockets.iter().flatten().filter_map(Held::listener);
-        let sockets = (FIRST_SOCKET..).zip(sockets);
+        let sockets = (FIRST_SOCKET as i32..).zip(sockets);
         let inherited: Vec<_> = sockets.chain(newline).collect();
         // Without them, what a service starts would take its watchdog, and its sockets, for its own: sd_listen_fds(3).
         let watched = matches!(spec.rules.watch, Some(Watch::Silence(_))).then_some("WATCHDOG_PID");

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use kitbag_format::port::{BACKLOG, Number, Port, Protocol, Socket, is_listen_address, is_port_name};
+use kitbag_format::port::{
+    BACKLOG, FIRST_SOCKET, Number, Port, Protocol, Socket, is_listen_address, is_port_name,
+};
+use kitbag_format::service::ReadyWhen;
 use kitbag_format::service::fault::{MOST_PORTS, MOST_WAITING};
 use kitbag_format::template::{Piece, Template};
 use toml::Spanned;
@@ -59,6 +62,28 @@ impl Reader<'_> {
             ports.all.insert(name.into_inner(), port);
         }
         ports
+    }
+
+    /// Reports a readiness descriptor whose number an inherited socket has.
+    pub(super) fn meets_no_socket(
+        &mut self,
+        service: &Section<'_>,
+        ready: &ReadyWhen,
+        ports: &BTreeMap<String, Port>,
+    ) {
+        let free = FIRST_SOCKET + ports.values().filter(|port| port.socket.is_some()).count();
+        if let ReadyWhen::Newline(number) = ready
+            && usize::from(*number) < free
+            && free > FIRST_SOCKET
+        {
+            let error =
+                Diagnostic::new(format!("`newline = {number}` is the number of a socket that it inherits"))
+                    .at(
+                        service.key_span("ready"),
+                        format!("sockets are 3 and following: expected {free} or more"),
+                    );
+            self.errors.push(error);
+        }
     }
 
     fn port(&mut self, ports: &Section<'_>, name: &Text, value: &Spanned<DeValue<'_>>) -> Port {

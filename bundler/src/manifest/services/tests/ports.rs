@@ -21,6 +21,19 @@ fn fixed(text: &str) -> Number {
 }
 
 #[test]
+fn a_readiness_descriptor_stands_behind_the_sockets() {
+    let with = |number: u8| {
+        format!("ready = {{ newline = {number} }}\n[services.web.ports]\na = {{ socket = true }}\nb = 80")
+    };
+    let text = web_errors(&with(3));
+    assert!(
+        text.contains("is the number of a socket that it inherits") && text.contains("expected 4 or more"),
+        "{text}"
+    );
+    assert_eq!(web(&with(4)).service.more.ready.when, ReadyWhen::Newline(4));
+}
+
+#[test]
 fn a_port_is_a_number_any_or_a_table() {
     let of = |number| Port { number, ..Port::default() };
     for (written, number) in [
