@@ -17,6 +17,7 @@ pub mod reader;
 pub mod report;
 pub mod service;
 pub mod slots;
+pub mod sort;
 pub mod template;
 pub mod writer;
 

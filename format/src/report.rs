@@ -11,6 +11,7 @@ use crate::manifest::{Manifest, Run};
 use crate::port::{Number, Port, Protocol};
 use crate::reader::Bundle;
 use crate::service::Schedule;
+use crate::sort;
 
 /// A bundle's vital facts.
 pub struct Summary {
@@ -155,7 +156,7 @@ pub fn json_text(value: &impl Serialize) -> String {
 /// with slots. Bytes, as names are.
 pub fn list(index: &Index, long: bool) -> Vec<u8> {
     let mut order: Vec<usize> = (0..index.entries.len()).collect();
-    order.sort_by(|a, b| index.entries[*a].path.cmp(&index.entries[*b].path));
+    sort::by(&mut order, &|a, b| index.entries[*a].path.cmp(&index.entries[*b].path));
     let mut out = Vec::new();
     for number in order {
         let entry = &index.entries[number];

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use kitbag_format::index::{Entry, Kind, stays_inside};
 use kitbag_format::slots::{Pad, Paths, is_in_closure};
+use kitbag_format::sort;
 use kitbag_format::{Digest, Index, extract};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, fstat};
@@ -43,7 +44,7 @@ const WALK: Duration = Duration::from_millis(10);
 pub fn digest(index: &Index) -> Option<Digest> {
     index.entries.iter().flat_map(Entry::slots).find(|slot| slot.pad == Pad::Nul)?;
     let mut members = members(index);
-    members.sort_unstable_by_key(|number| &index.entries[*number].path);
+    sort::by(&mut members, &|one, other| index.entries[*one].path.cmp(&index.entries[*other].path));
     let mut hasher = blake3::Hasher::new();
     hasher.update(DOMAIN);
     members.first()?;

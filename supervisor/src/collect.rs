@@ -16,6 +16,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use kitbag_format::sort;
 use kitbag_format::{Digest, extract};
 use nix::fcntl::{Flock, FlockArg};
 
@@ -140,7 +141,7 @@ pub fn collect(store: &Store, policy: &Policy) -> Result<Report, StoreError> {
 /// All trees, the last used first, with the policy's verdict.
 fn items(store: &Store, policy: &Policy) -> Vec<Item> {
     let mut items: Vec<Item> = store.digests().into_iter().map(|digest| item(store, digest)).collect();
-    items.sort_unstable_by_key(|item| item.idle);
+    sort::by(&mut items, &|one, other| one.idle.cmp(&other.idle));
     for number in 0..items.len() {
         let (newer, rest) = items.split_at_mut(number);
         let Some(item) = rest.first_mut() else { break };
@@ -262,7 +263,7 @@ fn would_free(path: &Path) -> u64 {
             todo.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
         }
     }
-    several.sort_unstable();
+    sort::sort(&mut several);
     for names in several.chunk_by(|a, b| a.0 == b.0) {
         if names.len() as u64 >= names[0].1 {
             freed += names[0].2;

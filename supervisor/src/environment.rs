@@ -1,6 +1,5 @@
 //! The environment of a service's program: what it inherits, what goes with its user, its env files, its manifest.
 
-use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -8,6 +7,7 @@ use std::{fmt, fs, io};
 
 use kitbag_format::manifest::Command;
 use kitbag_format::service::Process;
+use kitbag_format::sort;
 
 use crate::expand::{self, ExpandError, Values};
 use crate::identity::Identity;
@@ -89,8 +89,7 @@ pub fn environment(
                 .as_ref()
                 .is_none_or(|names| names.iter().any(|passed| name == passed.as_str()))
     };
-    let mut env: BTreeMap<OsString, OsString> =
-        expand::inherited(command).filter(|(name, _)| passes(name)).collect();
+    let mut env = sort::map(expand::inherited(command).filter(|(name, _)| passes(name)));
     // The state folder is another user's where the service has its own.
     let temporary = values.temporary.filter(|_| identity.is_none());
     env.extend(temporary.map(|folder| (TMPDIR.into(), folder.into())));

@@ -1,6 +1,7 @@
 //! Users and groups -> numbers, by the host's passwd(5) and group(5). Read by hand: libc's getpwnam(3) would load
 //! the host's modules, and has nothing to ask in a chroot.
 
+use kitbag_format::sort;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::{fmt, fs};
@@ -159,7 +160,7 @@ impl Accounts {
             user.is_some_and(|user| members.split(|byte| *byte == b',').any(|member| member == user))
         });
         let mut groups: Vec<u32> = listed.map(|(_, gid, _)| gid).chain([gid]).collect();
-        groups.sort_unstable();
+        sort::sort(&mut groups);
         groups.dedup();
         groups
     }

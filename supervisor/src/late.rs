@@ -1,10 +1,10 @@
 //! Texts that are filled in when a unit starts: its ports, those of others and its index are known no earlier.
 
-use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::rc::Rc;
 
 use kitbag_format::port::Reference;
+use kitbag_format::sort;
 
 /// A text of which everything else is known.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -109,10 +109,14 @@ impl Late {
         self.argv.is_empty() && self.env.is_empty()
     }
 
-    /// The ports that it names.
-    pub fn references(&self) -> impl Iterator<Item = &Reference> {
-        let env = self.env.iter().map(|(_, text)| text);
-        self.argv.iter().map(|(_, text)| text).chain(env).flat_map(Text::references)
+    /// Adds the ports that it names.
+    pub fn references<'a>(&'a self, all: &mut Vec<&'a Reference>) {
+        for (_, text) in &self.argv {
+            all.extend(text.references());
+        }
+        for (_, text) in &self.env {
+            all.extend(text.references());
+        }
     }
 
     /// Puts the arguments and variables in their places.
@@ -140,9 +144,9 @@ impl Late {
 }
 
 /// Ports of other bundles without which these texts cannot be filled in, each once.
-pub fn outer<'a>(references: impl Iterator<Item = &'a Reference>) -> Vec<Reference> {
-    let needed = references.filter(|it| it.bundle.is_some() && it.default.is_none());
-    needed.cloned().collect::<BTreeSet<_>>().into_iter().collect()
+pub fn outer(references: &[&Reference]) -> Vec<Reference> {
+    let needed = references.iter().filter(|it| it.bundle.is_some() && it.default.is_none());
+    sort::set(needed.map(|it| (*it).clone())).into_iter().collect()
 }
 
 #[cfg(test)]
@@ -189,7 +193,8 @@ mod tests {
     fn only_what_has_no_default_is_waited_for() {
         let texts =
             [Text(vec![port("ports.a/b.c"), port("ports.b.c"), port("ports.a/b.c"), port("ports.z/b.c:-1")])];
-        let outer = outer(texts.iter().flat_map(Text::references));
+        let references: Vec<&Reference> = texts.iter().flat_map(Text::references).collect();
+        let outer = outer(&references);
         assert_eq!(outer.iter().map(ToString::to_string).collect::<Vec<_>>(), ["ports.a/b.c"]);
     }
 }

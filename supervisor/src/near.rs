@@ -1,5 +1,7 @@
 //! What a person may have meant by a name that does not exist.
 
+use kitbag_format::sort;
+
 /// The first of `known` that begins so, or else is near to what was typed.
 pub fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let known: Vec<&str> = known.into_iter().collect();
@@ -14,7 +16,7 @@ fn is_near(typed: &str, known: &str) -> bool {
     let longest = typed.len().max(known.len());
     let letters = |word: &str| {
         let mut letters: Vec<u8> = word.bytes().collect();
-        letters.sort_unstable();
+        sort::sort(&mut letters);
         letters
     };
     (shared + tail + 1 >= longest && longest > 2) || letters(typed) == letters(known)

@@ -123,7 +123,7 @@ fn prepare(own: &Own, setting: &Setting<'_>) -> Result<(Bundle, (StateLock, InUs
 
 /// What is known of ports before any is taken. Without a registry the services run all the same.
 fn ports(facts: &Facts, services: &[ServiceSpec], runtime: &Path) -> Ports {
-    let concerned = |spec: &ServiceSpec| !spec.ports.is_empty() || spec.references().next().is_some();
+    let concerned = |spec: &ServiceSpec| !spec.ports.is_empty() || !spec.references().is_empty();
     if !services.iter().any(concerned) {
         return Ports::default();
     }
@@ -224,7 +224,7 @@ impl Maker<'_> {
                 }
             });
         }
-        spec.outer = late::outer(spec.references());
+        spec.outer = late::outer(&spec.references());
         Ok(spec)
     }
 
@@ -280,7 +280,7 @@ impl Maker<'_> {
             }
         };
         spec.schedule = Some(Schedule { when, overlap: task.overlap, catch_up: task.catch_up });
-        spec.outer = late::outer(spec.references());
+        spec.outer = late::outer(&spec.references());
         Ok(spec)
     }
 

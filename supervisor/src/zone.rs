@@ -4,6 +4,7 @@
 //! holds, so that the year 2400 has its summer time too. A file is not trusted: every length is bounded by the bytes
 //! that are there.
 
+use kitbag_format::sort;
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
@@ -420,7 +421,7 @@ impl Rule {
             changes.push((summer.ends.in_year(year) - i64::from(summer.offset), false));
         }
         // One that ends as the next begins never ends: summer time all year (RFC 9636, section 3.3.1).
-        changes.sort_unstable();
+        sort::sort(&mut changes);
         let next = changes.partition_point(|(change, _)| *change <= at);
         let last = next.checked_sub(1).and_then(|last| changes.get(last)).copied();
         let (start, is_summer) = last.unwrap_or((-FAR, false));

@@ -639,14 +639,14 @@ fn what_processes_listen_at_is_found() {
     let program = program("listens", number);
     let udp = UdpSocket::bind(at(0)).unwrap();
     let own = i32::try_from(std::process::id()).unwrap();
-    let found: Vec<String> = holder::listening([program.pid()]).iter().map(ToString::to_string).collect();
+    let found: Vec<String> = holder::listening(&[program.pid()]).iter().map(ToString::to_string).collect();
     assert_eq!(found, [format!("127.0.0.1:{number}/tcp")]);
-    let all = holder::listening([program.pid(), own]);
+    let all = holder::listening(&[program.pid(), own]);
     let has = |pid, net, address| all.iter().any(|it| (it.pid, it.net, it.address) == (pid, net, address));
     assert!(has(program.pid(), Net::Tcp, at(number)));
     assert!(has(own, Net::Udp, udp.local_addr().unwrap()));
-    assert_eq!(holder::listening([]), []);
-    assert_eq!(holder::listening([i32::MAX]), []);
+    assert_eq!(holder::listening(&[]), []);
+    assert_eq!(holder::listening(&[i32::MAX]), []);
 }
 
 #[test]

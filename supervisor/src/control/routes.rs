@@ -272,8 +272,10 @@ fn surroundings_json(surroundings: &Surroundings) -> Value {
         }
     }
     let identity = surroundings.identity.as_ref();
-    let limits: serde_json::Map<String, Value> =
-        surroundings.limits.iter().map(|(name, both)| ((*name).to_owned(), json!(both))).collect();
+    let mut limits = serde_json::Map::new();
+    for (name, both) in &surroundings.limits {
+        limits.insert((*name).to_owned(), json!(both));
+    }
     json!({
         "environment": env,
         "left_out": left_out,

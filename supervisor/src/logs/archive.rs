@@ -3,6 +3,7 @@
 //! `2026-11-21T10-32-15.123456Z.log` is complete; with `.zst` behind it, it is compressed. `….zst.part` is being
 //! compressed, or was when the machine went down.
 
+use kitbag_format::sort;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -58,7 +59,7 @@ pub fn rotated(folder: &Path) -> io::Result<Vec<Rotated>> {
         })
         .collect();
     // Of the same time, the compressed one first.
-    files.sort_unstable_by_key(|file| (file.time, !file.packed));
+    sort::by(&mut files, &|one, other| (one.time, !one.packed).cmp(&(other.time, !other.packed)));
     files.dedup_by_key(|file| file.time);
     Ok(files)
 }

@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use kitbag_format::service::LogFormat;
+use kitbag_format::sort;
 
 use super::archive;
 use super::files::CURRENT;
@@ -109,7 +110,7 @@ fn sort(entries: &mut Vec<Entry>) {
         last = entry.time.or(last);
         timed.push((last, entry));
     }
-    timed.sort_by_key(|(time, _)| *time);
+    sort::by(&mut timed, &|(one, _), (other, _)| one.cmp(other));
     entries.extend(timed.into_iter().map(|(_, entry)| entry));
 }
 

@@ -10,6 +10,7 @@
 //!
 //! What is no such line is skipped when it is read, whatever it is, and gone when it is written.
 
+use kitbag_format::sort;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -57,7 +58,7 @@ impl Assignments {
         let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(&[][..], |end| &bytes[..end]);
         let lines = whole.split(|byte| *byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok());
         let numbers = lines.filter_map(line).take(MOST);
-        Self { numbers: numbers.collect(), paths: BTreeMap::new() }
+        Self { numbers: sort::map(numbers), paths: BTreeMap::new() }
     }
 
     /// What this port has, or had the last time.

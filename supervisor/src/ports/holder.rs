@@ -1,5 +1,6 @@
 //! Who has a number, and what processes listen at, as far as /proc shows it to this user (proc(5)).
 
+use kitbag_format::sort;
 use std::cmp::Reverse;
 use std::fmt;
 use std::fs::{self, File};
@@ -325,7 +326,7 @@ fn processes(uid: u32) -> Vec<Pid> {
         Some((entry.metadata().ok()?.uid() != uid, Reverse(pid)))
     });
     let mut processes: Vec<_> = processes.take(MOST_PROCESSES).collect();
-    processes.sort_unstable();
+    sort::sort(&mut processes);
     processes.into_iter().map(|(_, Reverse(pid))| pid).collect()
 }
 
@@ -361,12 +362,12 @@ impl fmt::Display for Listening {
 }
 
 /// What these processes listen at, sorted, each once. Connected sockets of UDP are none.
-pub fn listening(pids: impl IntoIterator<Item = Pid>) -> Vec<Listening> {
+pub fn listening(pids: &[Pid]) -> Vec<Listening> {
     let mut owners: Vec<(u64, Pid)> = Vec::new();
-    for pid in pids {
+    for &pid in pids {
         inodes(pid, MOST_LINKS, |inode| owners.push((inode, pid)));
     }
-    owners.sort_by_key(|(inode, _)| *inode);
+    sort::by(&mut owners, &|(one, _), (other, _)| one.cmp(other));
     let mut found = Vec::new();
     for (net, table) in if owners.is_empty() { &TABLES[..0] } else { &TABLES[..] } {
         bound(*net, table, |row| {
@@ -376,7 +377,9 @@ pub fn listening(pids: impl IntoIterator<Item = Pid>) -> Vec<Listening> {
             }
         });
     }
-    found.sort_unstable_by_key(|it| (it.net, it.address, it.pid));
+    sort::by(&mut found, &|one, other| {
+        (one.net, one.address, one.pid).cmp(&(other.net, other.address, other.pid))
+    });
     found.dedup();
     found
 }

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use kitbag_format::manifest::is_name;
 use kitbag_format::port::{Protocol, is_port_name};
+use kitbag_format::sort;
 use nix::fcntl::{FcntlArg, fcntl};
 use serde_json::{Value, json};
 
@@ -471,7 +472,7 @@ impl Registry {
                 Some((entry.path(), uid)).filter(|(path, _)| self.own.as_ref() != Some(path))
             }));
         }
-        found.sort();
+        sort::sort(&mut found);
         found
     }
 }
@@ -486,7 +487,7 @@ impl Drop for Registry {
 fn names(seen: &[Seen]) -> Vec<String> {
     let ports = seen.iter().flat_map(|seen| &seen.entry.ports);
     let mut names: Vec<String> = ports.map(|port| format!("{}.{}", port.unit, port.port)).collect();
-    names.sort();
+    sort::sort(&mut names);
     names.dedup();
     names
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use kitbag_format::Error;
 use kitbag_format::service::LogFormat;
+use kitbag_format::sort;
 use lexopt::prelude::*;
 
 use super::{Running, log_folder};
@@ -89,7 +90,7 @@ fn chosen(folder: &Path, names: &[String]) -> Vec<String> {
         .filter(|entry| entry.path().is_dir())
         .filter_map(|entry| entry.file_name().into_string().ok())
         .collect();
-    units.sort();
+    sort::sort(&mut units);
     units.retain(|unit| names.is_empty() || names.iter().any(|name| is_of(unit, name)));
     units
 }

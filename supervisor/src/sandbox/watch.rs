@@ -4,6 +4,7 @@
 //! A look asks for the sockets that listen, and reads the descriptors of the processes that it is about. Nothing is kept open
 //! between looks.
 
+use kitbag_format::sort;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
@@ -58,11 +59,11 @@ impl Watch {
     pub fn look(&mut self, units: &[Watched<'_>], chosen: &RangeInclusive<u16>) -> Vec<Stray> {
         let mut new = Vec::new();
         for Watched { unit, pids, declared } in units {
-            let mut found = holder::listening(pids.iter().copied());
+            let mut found = holder::listening(pids);
             let is_stray = |number: u16| !declared.contains(&number) && !chosen.contains(&number);
             found.retain(|at| at.net == Net::Tcp && is_stray(at.address.port()));
             let key = |at: &Listening| ((*unit).to_owned(), at.address);
-            let now: BTreeSet<_> = found.iter().map(key).collect();
+            let now = sort::set(found.iter().map(key));
             self.said.retain(|said| said.0 != *unit || now.contains(said));
             let unsaid = found.into_iter().filter(|at| self.said.insert(key(at)));
             new.extend(unsaid.map(|at| Stray { unit: (*unit).to_owned(), at }));

@@ -8,6 +8,7 @@
 //! What a unit has left behind is asked to end when the unit is, or when it comes to us after that, and is killed
 //! when the unit is. As it may fork faster than it is killed, it is stopped first.
 
+use kitbag_format::sort;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
@@ -217,7 +218,7 @@ impl Supervisor {
         if !doomed.is_empty() {
             self.kill_orphans(&doomed);
             let units = doomed.iter().filter_map(|pid| self.descent.orphans.get(pid)?.unit);
-            for id in units.collect::<BTreeSet<Id>>() {
+            for id in sort::set(units) {
                 self.feed(id, Event::KilledMore);
             }
         }
@@ -306,7 +307,7 @@ impl Supervisor {
 /// stopped does not fork, so that fewer are found each time, however fast they were. A process that is being forked gets the
 /// next number, or one further on, so that one pass, in rising order, finds most of what is born meanwhile.
 fn kill_all(children: &[Pid], is_wanted: impl Fn(Pid) -> bool) {
-    let (mut known, mut others) = (BTreeSet::from_iter(children.iter().copied()), Vec::new());
+    let (mut known, mut others) = (sort::set(children.iter().copied()), Vec::new());
     for child in children {
         let _ = signal::send(*child, libc::SIGSTOP);
     }

@@ -10,6 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use kitbag_format::port::{Part as PartOf, Protocol, Reference};
+use kitbag_format::sort;
 
 use crate::endpoint::Endpoint;
 use crate::late::{self, Known, Late, Missing, Text};
@@ -468,7 +469,7 @@ impl Supervisor {
     /// Begins to look for ports of other bundles, if any are named.
     fn look_outside(&mut self) {
         let references = self.parts.iter().flat_map(|members| members.spec.references());
-        self.ports.outer = references.filter_map(outer_of).map(|key| (key, Err(String::new()))).collect();
+        self.ports.outer = sort::map(references.filter_map(outer_of).map(|key| (key, Err(String::new()))));
         if self.ports.outer.is_empty() {
             return;
         }
@@ -661,7 +662,7 @@ impl Supervisor {
         let Some(leader) = unit.leader.filter(|_| !self.parts[unit.part].spec.ports.is_empty()) else {
             return;
         };
-        let found = holder::listening(usage::descent(leader));
+        let found = holder::listening(&usage::descent(leader));
         let all: Vec<String> = found.iter().take(5).map(ToString::to_string).collect();
         let listens = if all.is_empty() {
             "it listens nowhere".to_owned()

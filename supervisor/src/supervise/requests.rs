@@ -8,6 +8,7 @@ use crate::spawn::Setup;
 use crate::state::{End, Event, Ms, Outcome, Phase, State, Turn};
 use crate::status::{self, Ended, Kind, Status, UnixMs, usage};
 use crate::sys::{self, signal};
+use kitbag_format::sort;
 
 use super::order::Part;
 use super::spec::When;
@@ -21,7 +22,9 @@ impl App for Supervisor {
     fn status(&mut self) -> Status {
         let mut units: Vec<status::Unit> =
             (0..self.units.len()).filter(|id| self.is_shown(*id)).map(|id| self.unit_status(id)).collect();
-        units.sort_by(|one, other| (&one.service, one.instance).cmp(&(&other.service, other.instance)));
+        sort::by(&mut units, &|one, other| {
+            (&one.service, one.instance).cmp(&(&other.service, other.instance))
+        });
         Status {
             bundle: self.bundle.clone(),
             version: self.version.clone(),

@@ -98,15 +98,24 @@ impl ServiceSpec {
         self.ports.iter().any(|port| port.socket.is_some())
     }
 
-    /// All texts that are filled in when a unit starts name these ports.
-    pub fn references(&self) -> impl Iterator<Item = &Reference> {
-        let own = self.late.iter().flat_map(|late| late.references());
-        let of_files =
-            self.files.iter().flat_map(|file| file.to.references().chain(file.content.references()));
-        let of_probes = self.ready.iter().chain(&self.health).flat_map(|question| question.what.references());
-        own.chain(of_files)
-            .chain(of_probes)
-            .chain(self.connect.iter().flatten().filter_map(Connect::reference))
+    /// The ports that its texts name, those that are filled in when a unit starts.
+    pub fn references(&self) -> Vec<&Reference> {
+        let mut all = Vec::new();
+        if let Some(late) = &self.late {
+            late.references(&mut all);
+        }
+        for file in &self.files {
+            all.extend(file.to.references().chain(file.content.references()));
+        }
+        for question in self.ready.iter().chain(&self.health) {
+            match &question.what {
+                What::Late(_, text) => all.extend(text.references()),
+                What::LateProgram(_, late) => late.references(&mut all),
+                What::Network(_) | What::Program(_) => {}
+            }
+        }
+        all.extend(self.connect.iter().flatten().filter_map(Connect::reference));
+        all
     }
 
     /// `service` or `task`.
@@ -205,17 +214,6 @@ pub enum What {
     Program(ProgramSpec),
     /// The same, of which this is filled in.
     LateProgram(ProgramSpec, Rc<Late>),
-}
-
-impl What {
-    /// The ports that it names.
-    fn references(&self) -> Vec<&Reference> {
-        match self {
-            Self::Late(_, text) => text.references().collect(),
-            Self::LateProgram(_, late) => late.references().collect(),
-            Self::Network(_) | Self::Program(_) => Vec::new(),
-        }
-    }
 }
 
 /// A TCP port that a sandboxed unit may connect to.
