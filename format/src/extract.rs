@@ -1,6 +1,5 @@
 //! Unpacks the payload into a folder: frames in parallel, each verified before it is decompressed.
 
-use std::cmp::Reverse;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,6 +17,7 @@ use crate::index::{Entry, Frame, Index, Kind, Span};
 use crate::parallel;
 use crate::reader::Bundle;
 use crate::slots::{self, FillError, Paths};
+use crate::sort;
 
 /// Below this many bytes of tar one thread is faster than several.
 const ALONE: u64 = 1 << 20;
@@ -211,12 +211,15 @@ impl Extraction<'_> {
 fn spread(jobs: Vec<Job>, threads: usize, size: impl Fn(&Job) -> u32) -> Vec<Job> {
     let stretch = jobs.len().div_ceil(threads.max(1)).max(1);
     let mut order: Vec<(usize, Job)> = jobs.into_iter().enumerate().collect();
-    order.sort_by_key(|(number, _)| (number % stretch, number / stretch));
+    sort::by(&mut order, &|(one, _), (other, _)| {
+        (one % stretch, one / stretch).cmp(&(other % stretch, other / stretch))
+    });
     let mut order: Vec<Job> = order.into_iter().map(|(_, job)| job).collect();
     let mut sizes: Vec<u32> = order.iter().map(&size).collect();
-    sizes.sort_unstable();
+    sort::sort(&mut sizes);
     let small = sizes.get(SMALL_ONES * threads).copied().unwrap_or(u32::MAX);
-    order.sort_by_key(|job| if size(job) < small { Reverse(size(job)) } else { Reverse(u32::MAX) });
+    let key = |job: &Job| if size(job) < small { size(job) } else { u32::MAX };
+    sort::by(&mut order, &|one, other| key(other).cmp(&key(one)));
     order
 }
 

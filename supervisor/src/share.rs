@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 
 use kitbag_format::index::{Entry, Kind};
+use kitbag_format::sort;
 use kitbag_format::{Bundle, Digest, Index, extract};
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
@@ -147,7 +148,7 @@ impl Sharing<'_> {
     ) -> Filling<'a> {
         let slotted = wanted.iter().filter(|(key, _)| key.2 && donors.of(*key).next().is_some());
         let mut slotted: Vec<usize> = slotted.map(|(_, number)| *number).collect();
-        slotted.sort_unstable();
+        sort::sort(&mut slotted);
         // What is wrong with the bundle is said when it is unpacked.
         let filling = Filling::of(self.bundle, self.index, home.paths(), &slotted);
         let filling = filling.unwrap_or_else(|_| Filling::none());
@@ -173,7 +174,7 @@ impl Sharing<'_> {
                 }
             }
         }
-        donors.keys.sort_unstable();
+        sort::sort(&mut donors.keys);
         donors
     }
 }
@@ -184,7 +185,7 @@ fn wanted(index: &Index) -> Vec<(Key, usize)> {
     let files = index.entries.iter().enumerate().filter(|(_, entry)| entry.size() > 0);
     let mut wanted: Vec<(Key, usize)> =
         files.filter_map(|(number, entry)| Some((key(entry)?, number))).collect();
-    wanted.sort_unstable();
+    sort::sort(&mut wanted);
     wanted.dedup_by(|next, before| next.0.2 && next.0 == before.0);
     wanted
 }
@@ -248,7 +249,7 @@ impl Shared {
             _ => None,
         });
         let mut linked: Vec<usize> = linked.collect();
-        linked.sort_unstable();
+        sort::sort(&mut linked);
         for moved in self.moved.iter_mut().filter(|moved| linked.binary_search(&moved.entry).is_ok()) {
             // Its second names moved the ctime once more.
             let found = record::stat(root, record::path_of(index, moved.entry));

@@ -4,8 +4,6 @@
 //! A look asks for the sockets that listen, and reads the descriptors of the processes that it is about. Nothing is kept open
 //! between looks.
 
-use kitbag_format::sort;
-use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -50,7 +48,7 @@ impl fmt::Display for Stray {
 /// What listens on undeclared ports, each said once for as long as it does.
 #[derive(Debug, Default)]
 pub struct Watch {
-    said: BTreeSet<(String, SocketAddr)>,
+    said: Vec<(String, SocketAddr)>,
 }
 
 impl Watch {
@@ -63,10 +61,14 @@ impl Watch {
             let is_stray = |number: u16| !declared.contains(&number) && !chosen.contains(&number);
             found.retain(|at| at.net == Net::Tcp && is_stray(at.address.port()));
             let key = |at: &Listening| ((*unit).to_owned(), at.address);
-            let now = sort::set(found.iter().map(key));
+            let now: Vec<_> = found.iter().map(key).collect();
             self.said.retain(|said| said.0 != *unit || now.contains(said));
-            let unsaid = found.into_iter().filter(|at| self.said.insert(key(at)));
-            new.extend(unsaid.map(|at| Stray { unit: (*unit).to_owned(), at }));
+            for at in found {
+                if !self.said.contains(&key(&at)) {
+                    self.said.push(key(&at));
+                    new.push(Stray { unit: (*unit).to_owned(), at });
+                }
+            }
         }
         new
     }

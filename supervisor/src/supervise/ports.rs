@@ -1,6 +1,5 @@
 //! Ports of units: taken before they start, lent to their processes, kept in between, told to whoever asks.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
@@ -54,7 +53,7 @@ pub struct Ports {
     /// The supervisor's own folder, where that is written down, and where unix sockets are; `None`: nowhere.
     pub folder: Option<PathBuf>,
     /// Ports of other bundles that texts name: where they are, or why that is not known.
-    outer: BTreeMap<Outer, Result<Endpoint, String>>,
+    outer: Vec<(Outer, Result<Endpoint, String>)>,
     /// Tells that the registry has changed; there is one where ports of other bundles are named.
     watch: Option<Watch>,
     /// There is something to tell.
@@ -66,6 +65,11 @@ impl Ports {
     pub fn new(registry: Registry, folder: PathBuf) -> Self {
         let assignments = Assignments::read(&folder);
         Self { registry: Some(registry), assignments, folder: Some(folder), ..Self::default() }
+    }
+
+    /// Where a port of another bundle is, or why that is not known.
+    fn outer(&self, key: &Outer) -> Option<&Result<Endpoint, String>> {
+        self.outer.iter().find(|(known, _)| known == key).map(|(_, found)| found)
     }
 
     /// The folder of unix sockets, made if need be.
@@ -383,7 +387,7 @@ impl Supervisor {
     }
 
     fn why_missing(&self, reference: &Reference) -> String {
-        match outer_of(reference).and_then(|key| self.ports.outer.get(&key)) {
+        match outer_of(reference).and_then(|key| self.ports.outer(&key)) {
             Some(Err(why)) => why.clone(),
             _ => format!("`${{{reference}}}` has no port now; `status` shows why"),
         }
@@ -402,7 +406,7 @@ impl Supervisor {
     /// What a reference in a text of this unit stands for now.
     fn find_port(&self, id: Id, reference: &Reference) -> Option<String> {
         let endpoint = match (outer_of(reference), &reference.unit) {
-            (Some(key), _) => self.ports.outer.get(&key)?.as_ref().ok()?.clone(),
+            (Some(key), _) => self.ports.outer(&key)?.as_ref().ok()?.clone(),
             (None, Some(unit)) => self.endpoint(*self.named(unit).ok()?.first()?, &reference.port)?,
             (None, None) => self.endpoint(id, &reference.port)?,
         };
@@ -460,7 +464,7 @@ impl Supervisor {
     pub(super) fn missing_outside(&self, part: Part) -> Vec<(String, String)> {
         let missing = |reference: &Reference| {
             let key = outer_of(reference)?;
-            let why = self.ports.outer.get(&key)?.as_ref().err()?.clone();
+            let why = self.ports.outer(&key)?.as_ref().err()?.clone();
             Some((format!("{}/{}.{}", key.0, key.1, key.2), why))
         };
         self.parts[part].spec.outer.iter().filter_map(missing).collect()
@@ -469,7 +473,8 @@ impl Supervisor {
     /// Begins to look for ports of other bundles, if any are named.
     fn look_outside(&mut self) {
         let references = self.parts.iter().flat_map(|members| members.spec.references());
-        self.ports.outer = sort::map(references.filter_map(outer_of).map(|key| (key, Err(String::new()))));
+        let keys = sort::set(references.filter_map(outer_of));
+        self.ports.outer = keys.into_iter().map(|key| (key, Err(String::new()))).collect();
         if self.ports.outer.is_empty() {
             return;
         }
@@ -500,17 +505,17 @@ impl Supervisor {
 
     /// Looks for the ports of other bundles, and tells which have come or moved.
     fn find_outside(&mut self) {
-        let keys: Vec<Outer> = self.ports.outer.keys().cloned().collect();
-        for key in keys {
-            let found = self.look_up(&key);
-            let name = format!("{}/{}.{}", key.0, key.1, key.2);
-            let before = self.ports.outer.insert(key, found.clone());
-            if let (Some(before), Ok(endpoint)) = (before, &found)
+        for at in 0..self.ports.outer.len() {
+            let (key, before) = &self.ports.outer[at];
+            let found = self.look_up(key);
+            if let Ok(endpoint) = &found
                 && before.as_ref() != Ok(endpoint)
             {
-                let text = endpoint.text(PartOf::Address);
-                self.publish(String::new(), "port".to_owned(), format!("{name} is {text}"));
+                let (bundle, unit, port) = key;
+                let news = format!("{bundle}/{unit}.{port} is {}", endpoint.text(PartOf::Address));
+                self.publish(String::new(), "port".to_owned(), news);
             }
+            self.ports.outer[at].1 = found;
         }
     }
 
