@@ -250,7 +250,7 @@ fn mptcp_is_limited_or_seen() {
     let (pid, mut read) = start.start_by(&mut Spawner::new()).expect("it starts");
     let mut line = [0; 64];
     let length = read.read(&mut line).expect("it prints");
-    let found: Vec<u16> = listening([pid]).iter().map(|at| at.address.port()).collect();
+    let found: Vec<u16> = listening(&[pid]).iter().map(|at| at.address.port()).collect();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).expect("our child");
     waitpid(nix::unistd::Pid::from_raw(pid), None).expect("our child");
     match str::from_utf8(&line[..length]).expect("text") {
@@ -658,6 +658,6 @@ fn what_launches_cost() {
         println!("{name}: {all:?} a launch, {:?} of it for the ruleset", began.elapsed() / 1000);
     }
     let began = Instant::now();
-    (0..1000).for_each(|_| drop(listening([std::process::id().cast_signed()])));
+    (0..1000).for_each(|_| drop(listening(&[std::process::id().cast_signed()])));
     println!("a look at one process: {:?}", began.elapsed() / 1000);
 }
