@@ -123,7 +123,7 @@ fn prepare(own: &Own, setting: &Setting<'_>) -> Result<(Bundle, (StateLock, InUs
 
 /// What is known of ports before any is taken. Without a registry the services run all the same.
 fn ports(facts: &Facts, services: &[ServiceSpec], runtime: &Path) -> Ports {
-    let concerned = |spec: &ServiceSpec| !spec.ports.is_empty() || !spec.references().is_empty();
+    let concerned = |spec: &ServiceSpec| !spec.wiring().ports.is_empty() || !spec.references().is_empty();
     if !services.iter().any(concerned) {
         return Ports::default();
     }
@@ -180,12 +180,14 @@ impl Maker<'_> {
     fn service(&self, name: &str, service: &Service) -> Result<ServiceSpec, Failure> {
         let more = &service.more;
         let (mut spec, program) = self.spec(name, &service.command, &more.process)?;
-        let beside = Beside { env: program.env, late: spec.late.clone() };
+        let beside = Beside { env: program.env, late: spec.wiring().late.clone() };
         spec.stop_signal = signal(&service.stop_signal, libc::SIGTERM);
         spec.needs.clone_from(&more.needs);
         spec.instances = more.instances;
-        spec.ports =
-            more.ports.iter().map(|(port, it)| self.port(name, port, it)).collect::<Result<_, _>>()?;
+        if !more.ports.is_empty() {
+            let ports = more.ports.iter().map(|(port, it)| self.port(name, port, it));
+            spec.wiring_mut().ports = ports.collect::<Result<_, _>>()?;
+        }
         spec.rules = Rules {
             restart: service.restart,
             backoff: more.backoff,
@@ -224,7 +226,7 @@ impl Maker<'_> {
                 }
             });
         }
-        spec.outer = late::outer(&spec.references());
+        note_outer(&mut spec);
         Ok(spec)
     }
 
@@ -280,7 +282,7 @@ impl Maker<'_> {
             }
         };
         spec.schedule = Some(Schedule { when, overlap: task.overlap, catch_up: task.catch_up });
-        spec.outer = late::outer(&spec.references());
+        note_outer(&mut spec);
         Ok(spec)
     }
 
@@ -302,10 +304,16 @@ impl Maker<'_> {
         let mut spec = ServiceSpec::new(name, program);
         spec.program.env = self.shared(env);
         let program = spec.program.clone();
-        spec.late = (!late.is_empty()).then(|| Rc::new(late));
-        spec.files = self.files(name, &process.render)?;
+        if !late.is_empty() {
+            spec.wiring_mut().late = Some(Rc::new(late));
+        }
+        if !process.render.is_empty() {
+            spec.wiring_mut().files = self.files(name, &process.render)?;
+        }
         self.limit(name, &mut spec, &process.sandbox)?;
-        spec.paths = paths;
+        if paths.is_some() {
+            spec.wiring_mut().paths = paths;
+        }
         spec.setup = setup;
         spec.limits = Limits { memory: process.memory_max, pids: process.pids_max };
         Ok((spec, program))
@@ -313,12 +321,16 @@ impl Maker<'_> {
 
     /// What it may do.
     fn limit(&self, name: &str, spec: &mut ServiceSpec, asked: &port::Sandbox) -> Result<(), Failure> {
-        spec.binds_declared = asked.bind == Bind::Declared;
+        if asked.bind == Bind::Declared {
+            spec.wiring_mut().binds_declared = true;
+        }
         let connect = |text: &String| {
             Connect::parse(text)
                 .ok_or_else(|| wrong("service", name)(format!("`sandbox.connect`: `{text}` is no port")))
         };
-        spec.connect = asked.connect.as_ref().map(|all| all.iter().map(connect).collect()).transpose()?;
+        if let Some(all) = &asked.connect {
+            spec.wiring_mut().connect = Some(all.iter().map(connect).collect::<Result<_, _>>()?);
+        }
         Ok(())
     }
 
@@ -474,6 +486,14 @@ fn read_text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     fs::File::open(path)?.take(LONGEST_TEXT + 1).read_to_string(&mut text)?;
     if text.len() as u64 > LONGEST_TEXT { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(text) }
+}
+
+/// Notes which ports of other bundles a service or task cannot be started without.
+fn note_outer(spec: &mut ServiceSpec) {
+    let outer = late::outer(&spec.references());
+    if !outer.is_empty() {
+        spec.wiring_mut().outer = outer;
+    }
 }
 
 /// Rules with these ends as good.

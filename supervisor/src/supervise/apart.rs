@@ -51,15 +51,15 @@ impl Supervisor {
     pub(super) fn tell_what_is_not_kept(&mut self) {
         let specs = || self.parts.iter().map(|members| &members.spec);
         let asked = Sandbox {
-            bind: specs().any(|spec| spec.binds_declared).then(Vec::new),
-            connect: specs().any(|spec| spec.connect.is_some()).then(Vec::new),
-            files: specs().any(|spec| spec.paths.is_some()).then(Paths::default),
+            bind: specs().any(|spec| spec.wiring().binds_declared).then(Vec::new),
+            connect: specs().any(|spec| spec.wiring().connect.is_some()).then(Vec::new),
+            files: specs().any(|spec| spec.wiring().paths.is_some()).then(Paths::default),
         };
         if let Some(text) = self.kernel.misses(&asked) {
             self.logs.say(&format!("not all of the services' sandboxes holds: {text}"));
         }
         let any = |port: &PortSpec| matches!(port.place, Where::Net { wish: Wish::Any, .. });
-        if self.host.pool.inside && specs().any(|spec| spec.ports.iter().any(any)) {
+        if self.host.pool.inside && specs().any(|spec| spec.wiring().ports.iter().any(any)) {
             self.logs.say(
                 "this host gives nearly all port numbers to outgoing connections (net.ipv4.ip_local_port_range), which may \
                  take a service's port while it does not run",
@@ -126,7 +126,7 @@ impl Supervisor {
     fn is_watched(&self, id: Id) -> bool {
         let unit = &self.units[id];
         let ready = matches!(unit.service.state, State::Ready { .. });
-        ready && unit.leader.is_some() && self.parts[unit.part].spec.binds_declared
+        ready && unit.leader.is_some() && self.parts[unit.part].spec.wiring().binds_declared
     }
 
     fn look_at_sockets(&mut self, ids: &[Id]) {

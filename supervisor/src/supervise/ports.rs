@@ -162,7 +162,7 @@ impl Supervisor {
         let mut round = Round::default();
         for fixed in [true, false] {
             for id in 0..self.units.len() {
-                for at in 0..self.parts[self.units[id].part].spec.ports.len() {
+                for at in 0..self.parts[self.units[id].part].spec.wiring().ports.len() {
                     if self.is_fixed(id, at) == fixed {
                         // Its start tries again, and tells why not.
                         let _ = self.take_port(id, at, &mut round);
@@ -175,7 +175,7 @@ impl Supervisor {
     }
 
     fn is_fixed(&self, id: Id, at: usize) -> bool {
-        let spec = &self.parts[self.units[id].part].spec.ports[at];
+        let spec = &self.parts[self.units[id].part].spec.wiring().ports[at];
         matches!(spec.place, Where::Net { wish: Wish::Fixed(_), .. })
     }
 
@@ -183,7 +183,7 @@ impl Supervisor {
     pub(super) fn take_ports(&mut self, id: Id) -> Result<(), Fault> {
         let part = self.units[id].part;
         let mut round = Round::default();
-        for at in 0..self.parts[part].spec.ports.len() {
+        for at in 0..self.parts[part].spec.wiring().ports.len() {
             let taken = self.take_port(id, at, &mut round);
             let listens = taken.and_then(|()| match &mut self.parts[part].sockets.get_mut(at) {
                 Some(Some(socket)) => socket.listen(),
@@ -191,7 +191,7 @@ impl Supervisor {
             });
             if let Err(refused) = listens {
                 let refused = refused.explained(self.ports.registry.as_ref());
-                let name = &self.parts[part].spec.ports[at].name;
+                let name = &self.parts[part].spec.wiring().ports[at].name;
                 return Err(self.trouble(
                     id,
                     Stage::Ports,
@@ -207,8 +207,8 @@ impl Supervisor {
         let unit = &self.units[id];
         let (part, instance) = (unit.part, unit.instance);
         let spec = &self.parts[part].spec;
-        let count = spec.ports.len();
-        let port = &spec.ports[at];
+        let count = spec.wiring().ports.len();
+        let port = &spec.wiring().ports[at];
         let shared = port.socket.is_some();
         let held = if shared { &mut self.parts[part].sockets } else { &mut self.units[id].ports };
         held.resize_with(count, || None);
@@ -217,7 +217,7 @@ impl Supervisor {
         }
         let spec = &self.parts[part].spec;
         let (port, unit) =
-            (&spec.ports[at], if shared { spec.name.clone() } else { unit_name(spec, instance) });
+            (&spec.wiring().ports[at], if shared { spec.name.clone() } else { unit_name(spec, instance) });
         let remembered =
             port.place.net().and_then(|net| self.ports.assignments.number(&unit, &port.name, net));
         let held = self.made(port, &unit, remembered, round)?;
@@ -289,7 +289,7 @@ impl Supervisor {
             if let Err(refused) = held.take_back() {
                 let refused = refused.explained(self.ports.registry.as_ref());
                 let unit = &self.units[id];
-                let port = &self.parts[unit.part].spec.ports[at].name;
+                let port = &self.parts[unit.part].spec.wiring().ports[at].name;
                 self.logs.say(&format!("port {port} of {} is not free again: {refused}", unit.name));
             }
         }
@@ -298,7 +298,7 @@ impl Supervisor {
     /// A unit has come to another state.
     pub(super) fn ports_after(&mut self, id: Id, before: State, after: State) {
         let part = self.units[id].part;
-        if self.parts[part].spec.ports.is_empty() {
+        if self.parts[part].spec.wiring().ports.is_empty() {
             return;
         }
         if before.run().is_some() && after.run().is_none() {
@@ -323,7 +323,7 @@ impl Supervisor {
     fn give_ports_up(&mut self, id: Id) {
         self.units[id].ports.clear();
         let unit = &self.units[id];
-        for port in &self.parts[unit.part].spec.ports {
+        for port in &self.parts[unit.part].spec.wiring().ports {
             if port.socket.is_none() {
                 self.ports.assignments.free(&unit.name, &port.name);
             }
@@ -334,8 +334,13 @@ impl Supervisor {
     /// Names the sockets that a unit inherits, as sd_listen_fds_with_names(3) finds them. `LISTEN_PID` is the child's to set.
     pub(super) fn name_sockets(&self, id: Id, env: &mut Vec<(OsString, OsString)>) {
         let spec = &self.parts[self.units[id].part].spec;
-        let names: Vec<&str> =
-            spec.ports.iter().filter(|port| port.socket.is_some()).map(|port| port.name.as_str()).collect();
+        let names: Vec<&str> = spec
+            .wiring()
+            .ports
+            .iter()
+            .filter(|port| port.socket.is_some())
+            .map(|port| port.name.as_str())
+            .collect();
         if !names.is_empty() {
             env.push(("LISTEN_FDS".into(), names.len().to_string().into()));
             env.push(("LISTEN_FDNAMES".into(), names.join(":").into()));
@@ -351,7 +356,7 @@ impl Supervisor {
         env: &mut Vec<(OsString, OsString)>,
     ) -> Result<Option<Vec<OsString>>, Fault> {
         let spec = &self.parts[self.units[id].part].spec;
-        let (late, files) = (spec.late.clone(), spec.files.clone());
+        let (late, files) = (spec.wiring().late.clone(), spec.wiring().files.clone());
         let mut argv = None;
         if let Some(late) = late {
             let mut filled = spec.program.argv.clone();
@@ -376,7 +381,7 @@ impl Supervisor {
 
     /// Those of a unit's variables that have ports in them, as far as these are there.
     pub(super) fn late_variables(&self, id: Id) -> Vec<(OsString, OsString)> {
-        let late = self.parts[self.units[id].part].spec.late.iter();
+        let late = self.parts[self.units[id].part].spec.wiring().late.iter();
         let filled = |(name, text): &(OsString, Text)| Some((name.clone(), self.fill(id, text).ok()?));
         late.flat_map(|late| &late.env).filter_map(filled).collect()
     }
@@ -417,8 +422,8 @@ impl Supervisor {
     fn endpoint(&self, id: Id, port: &str) -> Option<Endpoint> {
         let unit = &self.units[id];
         let members = &self.parts[unit.part];
-        let at = members.spec.ports.iter().position(|it| it.name == port)?;
-        let spec = &members.spec.ports[at];
+        let at = members.spec.wiring().ports.iter().position(|it| it.name == port)?;
+        let spec = &members.spec.wiring().ports[at];
         let held = if spec.socket.is_some() { &members.sockets } else { &unit.ports };
         Some(held.get(at)?.as_ref()?.endpoint(spec, &self.host))
     }
@@ -467,7 +472,7 @@ impl Supervisor {
             let why = self.ports.outer(&key)?.as_ref().err()?.clone();
             Some((format!("{}/{}.{}", key.0, key.1, key.2), why))
         };
-        self.parts[part].spec.outer.iter().filter_map(missing).collect()
+        self.parts[part].spec.wiring().outer.iter().filter_map(missing).collect()
     }
 
     /// Begins to look for ports of other bundles, if any are named.
@@ -497,7 +502,7 @@ impl Supervisor {
         }
         self.find_outside();
         for part in 0..self.parts.len() {
-            if !self.parts[part].spec.outer.is_empty() {
+            if !self.parts[part].spec.wiring().outer.is_empty() {
                 self.check_needs(part);
             }
         }
@@ -588,7 +593,7 @@ impl Supervisor {
     pub(super) fn published(&self) -> Vec<Published> {
         let mut ports = Vec::new();
         for members in &self.parts {
-            for (at, spec) in members.spec.ports.iter().enumerate() {
+            for (at, spec) in members.spec.wiring().ports.iter().enumerate() {
                 if let Some(Some(held)) = members.sockets.get(at) {
                     ports.push(self.described(&members.spec.name, &members.spec.name, spec, held));
                 }
@@ -630,8 +635,10 @@ impl Supervisor {
     pub(super) fn sandbox(&mut self, id: Id) -> Result<Sandbox, Fault> {
         let own = self.own_numbers(id);
         let spec = &self.parts[self.units[id].part].spec;
-        let (bind, files) = (spec.binds_declared.then(|| own.clone()), spec.paths.clone());
-        let Some(wanted) = spec.connect.clone() else { return Ok(Sandbox { bind, connect: None, files }) };
+        let (bind, files) = (spec.wiring().binds_declared.then(|| own.clone()), spec.wiring().paths.clone());
+        let Some(wanted) = spec.wiring().connect.clone() else {
+            return Ok(Sandbox { bind, connect: None, files });
+        };
         // A service may always connect to its own ports.
         let mut connect = own;
         for one in wanted {
@@ -664,7 +671,8 @@ impl Supervisor {
     /// Notes where a unit that is not ready does listen, for a person who wonders.
     pub(super) fn note_listening(&mut self, id: Id) {
         let unit = &self.units[id];
-        let Some(leader) = unit.leader.filter(|_| !self.parts[unit.part].spec.ports.is_empty()) else {
+        let Some(leader) = unit.leader.filter(|_| !self.parts[unit.part].spec.wiring().ports.is_empty())
+        else {
             return;
         };
         let found = holder::listening(&usage::descent(leader));

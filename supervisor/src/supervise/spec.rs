@@ -25,20 +25,8 @@ pub struct ServiceSpec {
     pub name: String,
     /// What is started.
     pub program: ProgramSpec,
-    /// What of it is filled in when it starts.
-    pub late: Option<Rc<Late>>,
-    /// Files that are made before.
-    pub files: Vec<late::File>,
-    /// Its ports.
-    pub ports: Vec<PortSpec>,
-    /// It may bind no TCP port but those and 0.
-    pub binds_declared: bool,
-    /// The TCP ports that it may connect to; `None`: all.
-    pub connect: Option<Vec<Connect>>,
-    /// The files that it may use; `None`: all that its user may.
-    pub paths: Option<Paths>,
-    /// Ports of other bundles that it cannot be started without.
-    pub outer: Vec<Reference>,
+    /// What connects it with others, if anything does: most services have none.
+    pub wiring: Option<Box<Wiring>>,
     /// How it is treated.
     pub rules: Rules,
     /// The signal that asks it to stop; see [`super::signal_number`].
@@ -71,13 +59,7 @@ impl ServiceSpec {
         Self {
             name: name.to_owned(),
             program,
-            late: None,
-            files: Vec::new(),
-            ports: Vec::new(),
-            binds_declared: false,
-            connect: None,
-            paths: None,
-            outer: Vec::new(),
+            wiring: None,
             rules: Rules::default(),
             stop_signal: libc::SIGTERM,
             abort_signal: libc::SIGABRT,
@@ -93,18 +75,29 @@ impl ServiceSpec {
         }
     }
 
+    /// What connects it with others.
+    pub fn wiring(&self) -> &Wiring {
+        self.wiring.as_deref().unwrap_or(Wiring::NONE)
+    }
+
+    /// The same, to add to it.
+    pub fn wiring_mut(&mut self) -> &mut Wiring {
+        self.wiring.get_or_insert_default()
+    }
+
     /// True if its units inherit sockets.
     pub fn has_sockets(&self) -> bool {
-        self.ports.iter().any(|port| port.socket.is_some())
+        self.wiring().ports.iter().any(|port| port.socket.is_some())
     }
 
     /// The ports that its texts name, those that are filled in when a unit starts.
     pub fn references(&self) -> Vec<&Reference> {
         let mut all = Vec::new();
-        if let Some(late) = &self.late {
+        let wiring = self.wiring();
+        if let Some(late) = &wiring.late {
             late.references(&mut all);
         }
-        for file in &self.files {
+        for file in &wiring.files {
             all.extend(file.to.references().chain(file.content.references()));
         }
         for question in self.ready.iter().chain(&self.health) {
@@ -114,7 +107,7 @@ impl ServiceSpec {
                 What::Network(_) | What::Program(_) => {}
             }
         }
-        all.extend(self.connect.iter().flatten().filter_map(Connect::reference));
+        all.extend(wiring.connect.iter().flatten().filter_map(Connect::reference));
         all
     }
 
@@ -142,6 +135,38 @@ impl ProgramSpec {
     pub fn program<'a>(&'a self, env: &'a [(OsString, OsString)], setup: &'a Setup) -> Program<'a> {
         Program { path: &self.path, argv: &self.argv, env, cwd: &self.cwd, setup }
     }
+}
+
+/// What connects a service or task with others: its ports, its texts that name ports, and what it may do.
+#[derive(Debug, Clone, Default)]
+pub struct Wiring {
+    /// What of its program is filled in when it starts.
+    pub late: Option<Rc<Late>>,
+    /// Files that are made before.
+    pub files: Vec<late::File>,
+    /// Its ports.
+    pub ports: Vec<PortSpec>,
+    /// It may bind no TCP port but those and 0.
+    pub binds_declared: bool,
+    /// The TCP ports that it may connect to; `None`: all.
+    pub connect: Option<Vec<Connect>>,
+    /// The files that it may use; `None`: all that its user may.
+    pub paths: Option<Paths>,
+    /// Ports of other bundles that it cannot be started without.
+    pub outer: Vec<Reference>,
+}
+
+impl Wiring {
+    /// No connection.
+    const NONE: &Self = &Self {
+        late: None,
+        files: Vec::new(),
+        ports: Vec::new(),
+        binds_declared: false,
+        connect: None,
+        paths: None,
+        outer: Vec::new(),
+    };
 }
 
 /// A port that a service declares, its templates filled in.
