@@ -141,7 +141,7 @@ impl Supervisor {
         let watched = |tail: &Tail| self.events.add(tail.fd(), readable(Source::Check(id).token())).is_ok();
         let tail = tail.filter(watched);
         let unit = &mut self.units[id];
-        unit.helper = Some(Helper { pid, start: usage::start_of_process(pid), late_at, tail });
+        unit.helper = Some(Box::new(Helper { pid, start: usage::start_of_process(pid), late_at, tail }));
         self.timers.set(id, unit);
         Ok(())
     }

@@ -64,7 +64,7 @@ impl Supervisor {
             queued: unit.queued,
             since: unit.since,
             reason: unit.reason.clone(),
-            says: unit.says.clone(),
+            says: unit.says.as_deref().map(str::to_owned),
             helper: unit
                 .helper
                 .as_ref()

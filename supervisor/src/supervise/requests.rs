@@ -375,7 +375,7 @@ impl Supervisor {
             retry_in_ms: retry,
             waits_for,
             reason: unit.reason.clone(),
-            says: unit.says.clone(),
+            says: unit.says.as_deref().map(str::to_owned),
         }
     }
 

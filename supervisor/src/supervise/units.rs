@@ -83,11 +83,11 @@ pub struct Unit {
     /// Its ports, in the order of its service's; those that its service has for all instances are not here.
     pub ports: Vec<Option<Held>>,
     /// What it says of itself.
-    pub says: Option<String>,
+    pub says: Option<Box<str>>,
     /// Where its newline comes.
     pub newline: Option<OwnedFd>,
     /// The program that probes it.
-    pub helper: Option<Helper>,
+    pub helper: Option<Box<Helper>>,
     /// Its cgroup, if it has limits that need one.
     pub cgroup: Option<cgroup::Unit>,
     /// Processes that its cgroup had lost for memory when it was started.

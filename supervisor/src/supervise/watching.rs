@@ -80,7 +80,7 @@ impl Supervisor {
             Message::WatchdogTrigger => Event::SaysStuck,
             Message::ExtendTimeout(span) => Event::Extend(span),
             Message::Status(text) => {
-                self.units[id].says = Some(text);
+                self.units[id].says = Some(text.into());
                 return;
             }
             Message::Errno(number) => {
@@ -159,7 +159,7 @@ impl Supervisor {
         let unit = &mut self.units[id];
         let Some(helper) = unit.helper.take_if(|helper| helper.pid == pid) else { return };
         self.timers.set(id, unit);
-        let said = self.last_line(helper);
+        let said = self.last_line(*helper);
         let answer = match end {
             End::Status(0) => Ok(()),
             _ => Err(format!("its check {}{said}", words::how(end))),
@@ -200,6 +200,6 @@ impl Supervisor {
         let Some(helper) = unit.helper.take() else { return String::new() };
         let _ = signal::send_group(helper.pid, libc::SIGKILL);
         self.timers.set(id, unit);
-        self.last_line(helper)
+        self.last_line(*helper)
     }
 }
