@@ -103,6 +103,31 @@ pub struct Paths {
     pub write: Vec<PathBuf>,
 }
 
+/// A TCP port that a sandboxed unit may connect to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Connect {
+    /// This number, of whatever host.
+    Number(u16),
+    /// That of this port.
+    Port(Reference),
+}
+
+impl Connect {
+    /// Reads `443`, `db.main` or `redis/cache.main`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let port = || Reference::parse(&format!("ports.{text}")).map(Self::Port);
+        text.parse().ok().map(Self::Number).or_else(port)
+    }
+
+    /// The port, if it is one by name.
+    pub const fn reference(&self) -> Option<&Reference> {
+        match self {
+            Self::Port(reference) => Some(reference),
+            Self::Number(_) => None,
+        }
+    }
+}
+
 /// What a sandbox is made of beside the manifest's wishes.
 pub struct Wishes<'a> {
     /// What the manifest says.
@@ -149,31 +174,40 @@ impl Wishes<'_> {
     pub fn resolve(&self) -> Result<Sandbox, SandboxError> {
         let bind = (self.asked.bind == Bind::Declared).then(|| self.own.to_vec());
         let connect = self.asked.connect.as_ref().map(|names| self.connect(names)).transpose()?;
-        let files = self.asked.files.as_ref().map(|files| self.paths(files)).transpose()?;
+        let paths = |files| Paths::resolve(files, self.values, self.trees);
+        let files = self.asked.files.as_ref().map(paths).transpose()?;
         Ok(Sandbox { bind, connect, files })
     }
 
     fn connect(&self, names: &[String]) -> Result<Vec<u16>, SandboxError> {
         let mut numbers = self.own.to_vec();
         for name in names {
-            let reference = || Reference::parse(&format!("ports.{name}"));
-            let number = name.parse().ok().or_else(|| (self.number)(&reference()?));
+            let number = match Connect::parse(name) {
+                Some(Connect::Number(number)) => Some(number),
+                Some(Connect::Port(reference)) => (self.number)(&reference),
+                None => None,
+            };
             numbers.push(number.ok_or_else(|| SandboxError::NoPort(name.clone()))?);
         }
         Ok(numbers)
     }
-
-    fn paths(&self, files: &port::Files) -> Result<Paths, SandboxError> {
-        let path = |text: &String| self.values.text(text).map(PathBuf::from);
-        let mut read: Vec<PathBuf> = files.read.iter().map(path).collect::<Result<_, _>>()?;
-        let mut write: Vec<PathBuf> = files.write.iter().map(path).collect::<Result<_, _>>()?;
-        read.push(self.values.tree.to_owned());
-        write.extend(self.values.state.map(Path::to_owned));
-        Ok(Paths { read, by_name: self.trees.into_iter().map(Path::to_owned).collect(), write })
-    }
 }
 
 impl Paths {
+    /// What the manifest names, with the bundle's tree and state. `trees` as in [`Wishes::trees`].
+    pub fn resolve(
+        files: &port::Files,
+        values: &Values<'_>,
+        trees: Option<&Path>,
+    ) -> Result<Self, ExpandError> {
+        let path = |text: &String| values.text(text).map(PathBuf::from);
+        let mut read: Vec<PathBuf> = files.read.iter().map(path).collect::<Result<_, _>>()?;
+        let mut write: Vec<PathBuf> = files.write.iter().map(path).collect::<Result<_, _>>()?;
+        read.push(values.tree.to_owned());
+        write.extend(values.state.map(Path::to_owned));
+        Ok(Self { read, by_name: trees.into_iter().map(Path::to_owned).collect(), write })
+    }
+
     /// True if TMPDIR has to be a folder of the state, as the service may not write to /tmp.
     pub fn needs_temporary(&self) -> bool {
         !self.write.iter().any(|path| Path::new("/tmp").starts_with(path))

@@ -33,14 +33,14 @@ use crate::ports::registry::{Folders, Registry};
 use crate::probe::{self, Ask};
 use crate::running::background::Report;
 use crate::running::{default_log_folder, note_log_folder};
-use crate::sandbox::{self, Wishes};
+use crate::sandbox::{self, Connect};
 use crate::spawn::Setup;
 use crate::state::{Ms, Readiness, Rules, Watch};
 use crate::state_folder::{self, StateLock};
 use crate::store::StoreError;
 use crate::supervise::{
-    self, Bundle, Connect, PortSpec, Ports, ProgramSpec, Question, Schedule, ServiceSpec, What, When, Where,
-    Wish, signal_number,
+    self, Bundle, PortSpec, Ports, ProgramSpec, Question, Schedule, ServiceSpec, What, When, Where, Wish,
+    signal_number,
 };
 use crate::unpack::{self, Compare, InUse, Opening};
 use crate::zone::Zone;
@@ -338,9 +338,8 @@ impl Maker<'_> {
     fn paths_of(&self, name: &str, asked: &port::Sandbox) -> Result<Option<sandbox::Paths>, Failure> {
         // <place>/v1/trees/<digest>/tree
         let trees = self.values.tree.ancestors().nth(2);
-        let asked = port::Sandbox { connect: None, ..asked.clone() };
-        let wishes = Wishes { asked: &asked, own: &[], number: &|_| None, values: self.values, trees };
-        Ok(wishes.resolve().map_err(wrong("service", name))?.files)
+        let paths = asked.files.as_ref().map(|files| sandbox::Paths::resolve(files, self.values, trees));
+        paths.transpose().map_err(wrong("service", name))
     }
 
     /// A folder for temporary files, where these rules leave it no usual one.

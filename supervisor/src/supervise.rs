@@ -52,7 +52,7 @@ use descent::Descent;
 use order::{Needs, Order, Part};
 pub use ports::Ports;
 use schedule::Plan;
-pub use spec::{Connect, PortSpec, ProgramSpec, Question, Schedule, ServiceSpec, What, When, Where, Wish};
+pub use spec::{PortSpec, ProgramSpec, Question, Schedule, ServiceSpec, What, When, Where, Wish};
 use units::{Id, Members, Pids, Timers, Unit};
 
 /// What is supervised.

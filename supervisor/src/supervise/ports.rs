@@ -22,7 +22,7 @@ use crate::ports::registry::{Entry, Found, Published, Registry};
 use crate::ports::unix::{self, UnixLease};
 use crate::ports::watch::Watch;
 use crate::probe::{self, Ask};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Connect, Sandbox};
 use crate::snapshot;
 use crate::spawn;
 use crate::state::{Fault, Stage, State};
@@ -30,7 +30,7 @@ use crate::status::usage;
 use crate::sys::Errno;
 
 use super::order::Part;
-use super::spec::{Connect, PortSpec, ProgramSpec, Where, Wish};
+use super::spec::{PortSpec, ProgramSpec, Where, Wish};
 use super::units::Id;
 use super::{Source, Supervisor, readable, unit_name};
 

@@ -13,7 +13,7 @@ use crate::late::{self, Late};
 use crate::ports::lease::{Listen, Net};
 use crate::ports::range::Range;
 use crate::probe::Ask;
-use crate::sandbox::Paths;
+use crate::sandbox::{Connect, Paths};
 use crate::spawn::{Program, Setup};
 use crate::state::{Ms, Rules};
 use crate::zone::Zone;
@@ -239,30 +239,6 @@ pub enum What {
     Program(ProgramSpec),
     /// The same, of which this is filled in.
     LateProgram(ProgramSpec, Rc<Late>),
-}
-
-/// A TCP port that a sandboxed unit may connect to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Connect {
-    /// This number, of whatever host.
-    Number(u16),
-    /// That of this port.
-    Port(Reference),
-}
-
-impl Connect {
-    /// Reads `443`, `db.main` or `redis/cache.main`.
-    pub fn parse(text: &str) -> Option<Self> {
-        let port = || Reference::parse(&format!("ports.{text}")).map(Self::Port);
-        text.parse().ok().map(Self::Number).or_else(port)
-    }
-
-    const fn reference(&self) -> Option<&Reference> {
-        match self {
-            Self::Port(reference) => Some(reference),
-            Self::Number(_) => None,
-        }
-    }
 }
 
 /// When a task runs.
