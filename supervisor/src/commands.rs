@@ -13,13 +13,13 @@ use kitbag_format::report::{self, Summary};
 use kitbag_format::{Error, exit, extract};
 use lexopt::prelude::*;
 
-use crate::collect::{self, Policy};
 use crate::expand::ExpandError;
 use crate::open::{self, Own};
-use crate::place::{self, Facts};
 use crate::service::Setting;
 use crate::store::StoreError;
-use crate::{heal, machine, near, running, service, tool};
+use crate::store::collect::{self, Policy};
+use crate::store::place::{self, Facts};
+use crate::{machine, near, running, service, store::heal, tool};
 
 /// Why a bundle's command, or its start, did not work.
 #[derive(Debug)]

@@ -9,8 +9,8 @@ use kitbag_format::manifest::{Command, LOADER_VARIABLES, Manifest};
 use kitbag_format::template::{Piece, Template, TemplateError};
 
 use crate::late;
-use crate::start_record;
 use crate::state_folder::TMPDIR;
+use crate::tool::start_record;
 
 /// What the placeholders stand for.
 pub struct Values<'a> {

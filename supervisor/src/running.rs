@@ -15,11 +15,11 @@ use crate::commands::{Failure, pass_on, print};
 use crate::control::client::{self, Answer, PATIENCE};
 use crate::control::http::encoded;
 use crate::open::Own;
-use crate::place::Facts;
 use crate::state::Ms;
 use crate::state_folder;
 use crate::status::table::{self, Extra, Look};
 use crate::status::{State, Status, Unit, time, usage};
+use crate::store::place::Facts;
 use crate::sys::wait;
 
 pub mod background;

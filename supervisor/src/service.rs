@@ -15,18 +15,13 @@ use kitbag_format::service::{
     self, HealthWhen, HttpProbe, LogTo, Logs, Probe, Process, ReadyWhen, Restart, Success, Task,
 };
 
-use crate::cgroup::Limits;
 use crate::commands::{Failure, say};
 use crate::control::Control;
-use crate::cron::Expression;
-use crate::environment::environment;
 use crate::expand::{Values, is_late};
-use crate::identity::Accounts;
 use crate::late::{self, Late};
 use crate::logs;
 use crate::machine::Machine;
 use crate::open::Own;
-use crate::place::{self, Facts};
 use crate::ports::lease::{Listen, Net};
 use crate::ports::range::Range;
 use crate::ports::registry::{Folders, Registry};
@@ -35,15 +30,20 @@ use crate::running::background::Report;
 use crate::running::{default_log_folder, note_log_folder};
 use crate::sandbox::{self, Connect};
 use crate::spawn::Setup;
+use crate::spawn::cgroup::Limits;
+use crate::spawn::environment::environment;
+use crate::spawn::identity::Accounts;
 use crate::state::{Ms, Readiness, Rules, Watch};
 use crate::state_folder::{self, StateLock};
 use crate::store::StoreError;
+use crate::store::place::{self, Facts};
+use crate::store::unpack::{self, Compare, InUse, Opening};
 use crate::supervise::{
     self, Bundle, PortSpec, Ports, ProgramSpec, Question, Schedule, ServiceSpec, What, When, Where, Wish,
     signal_number,
 };
-use crate::unpack::{self, Compare, InUse, Opening};
-use crate::zone::Zone;
+use crate::time::cron::Expression;
+use crate::time::zone::Zone;
 
 /// Where a zone is looked up after the bundle's own.
 const HOST_ZONES: &str = "/usr/share/zoneinfo";
@@ -453,7 +453,7 @@ impl Maker<'_> {
         Ok(Box::new(Question { what, timeout }))
     }
 
-    fn zone(&self, name: &str) -> Result<Zone, crate::zone::ZoneError> {
+    fn zone(&self, name: &str) -> Result<Zone, crate::time::zone::ZoneError> {
         let tz = std::env::var("TZ").ok();
         let folders = [self.values.tree.join("usr/share/zoneinfo"), PathBuf::from(HOST_ZONES)];
         Zone::load(name, tz.as_deref(), &folders)

@@ -2,6 +2,11 @@
 //!
 //! A launch is over when [`Spawner::start`] returns: the program runs, or a stage has failed and nothing is left.
 
+pub mod cgroup;
+pub mod environment;
+pub mod identity;
+pub mod limits;
+
 use std::ffi::{CString, OsString};
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -10,8 +15,8 @@ use std::path::Path;
 use kitbag_format::service::Process;
 
 use crate::expand::{ExpandError, Values};
-use crate::identity::{Accounts, Identity, IdentityError, Ids};
-use crate::limits::{self, Limit, LimitError};
+use crate::spawn::identity::{Accounts, Identity, IdentityError, Ids};
+use crate::spawn::limits::{Limit, LimitError};
 use crate::state::{Fault, Stage};
 use crate::sys::child::{self, Files, Image};
 use crate::sys::fd::Slots;

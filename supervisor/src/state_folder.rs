@@ -10,8 +10,8 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg, OFlag};
 use nix::unistd::{AccessFlags, access, linkat};
 
-use crate::owned::{self, Refusal};
-use crate::place::{Candidate, Facts};
+use crate::store::owned::{self, Refusal};
+use crate::store::place::{Candidate, Facts};
 use crate::store::{self, StoreError, lock_file, read_pid};
 
 /// Name of the lock in a state folder.

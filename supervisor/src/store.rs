@@ -14,6 +14,15 @@
 //! on its tree's folder. The kernel drops locks with their holder, so nothing has to be cleaned up after a
 //! crash but `work`, and whoever has a digest's lock may remove what is left there under its name.
 
+pub mod closure;
+pub mod collect;
+pub mod heal;
+pub mod owned;
+pub mod place;
+pub mod record;
+pub mod share;
+pub mod unpack;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -25,8 +34,8 @@ use kitbag_format::{Digest, Error, exit};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 
-use crate::owned::Size;
-use crate::place::Candidate;
+use crate::store::owned::Size;
+use crate::store::place::Candidate;
 
 /// After this long, the wait for another process is worth a word.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -157,7 +166,7 @@ fn list(f: &mut fmt::Formatter<'_>, candidates: &[Candidate]) -> fmt::Result {
 
 impl error::Error for StoreError {}
 
-/// A store whose folders were checked by [`crate::place`].
+/// A store whose folders were checked by [`crate::store::place`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Store {
     /// The folder that was chosen.

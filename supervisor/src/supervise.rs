@@ -19,7 +19,6 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::signalfd::SignalFd;
 use nix::sys::timerfd::TimerFd;
 
-use crate::cgroup::Cgroups;
 use crate::control::Control;
 use crate::logs::{self, Logs};
 use crate::notify::Notify;
@@ -27,6 +26,7 @@ use crate::ports::lease::Host;
 use crate::probe::Probes;
 use crate::sandbox::Kernel;
 use crate::spawn::Spawner;
+use crate::spawn::cgroup::Cgroups;
 use crate::state::{Action, Deed, Event, Group, Ms, Note, Outcome, Phase, State, Trouble, Turn, Whole};
 use crate::status::{self, UnixMs, usage};
 use crate::sys::wait::{self, Children, List};

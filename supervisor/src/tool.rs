@@ -1,5 +1,8 @@
 //! A tool's full start: unpack, write down what a later start needs, become the program.
 
+pub mod memory;
+pub mod start_record;
+
 use std::convert::Infallible;
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::OwnedFd;
@@ -14,12 +17,12 @@ use nix::unistd::{execve, fexecve};
 use crate::commands::{Failure, say};
 use crate::expand::{self, Values};
 use crate::open::{self, Own};
-use crate::place::{self, Facts};
-use crate::start_record::{CheckedFile, Guard, Piece, StartRecord};
+use crate::state_folder;
 use crate::state_folder::TMPDIR;
 use crate::store::StoreError;
-use crate::unpack::{self, Compare, Opening, Tree};
-use crate::{memory, state_folder};
+use crate::store::place::{self, Facts};
+use crate::store::unpack::{self, Compare, Opening, Tree};
+use crate::tool::start_record::{CheckedFile, Guard, Piece, StartRecord};
 
 /// Variables that decide where the state folder is.
 const STATE_NAMED_BY: [&str; 3] = ["KITBAG_STATE", "XDG_STATE_HOME", "HOME"];

@@ -12,11 +12,11 @@ use std::time::{Duration, Instant, SystemTime};
 use common::{App, Temp, child, disk_usage, noise, start, start_with};
 use kitbag_format::Bundle;
 use kitbag_format::slots::{Pad, Slot};
-use kitbag_supervisor::collect::{Policy, collect};
-use kitbag_supervisor::heal;
-use kitbag_supervisor::record::Record;
+use kitbag_supervisor::store::collect::{Policy, collect};
+use kitbag_supervisor::store::heal;
+use kitbag_supervisor::store::record::Record;
+use kitbag_supervisor::store::unpack::Compare;
 use kitbag_supervisor::store::{self, Store, StoreError};
-use kitbag_supervisor::unpack::Compare;
 
 const ROOM: u32 = 600;
 const PROGRAM: usize = 400_000;

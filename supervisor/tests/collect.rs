@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime};
 
 use common::{App, Temp, child, disk_usage, noise, start};
 use kitbag_format::Bundle;
-use kitbag_supervisor::collect::{Policy, Report, collect};
 use kitbag_supervisor::store::Store;
+use kitbag_supervisor::store::collect::{Policy, Report, collect};
 
 /// Gives up everything that is not used.
 const NONE: Policy = Policy { keep: 0, older_than: Duration::ZERO, spare: Duration::ZERO, dry_run: false };

@@ -3,9 +3,9 @@
 
 use std::path::PathBuf;
 
-use kitbag_supervisor::cron::{CronError, Expression, Field, next_after};
-use kitbag_supervisor::date::{date_of, days_of, weekday_of};
-use kitbag_supervisor::zone::{Period, TzifError, Zone, ZoneError};
+use kitbag_supervisor::time::cron::{CronError, Expression, Field, next_after};
+use kitbag_supervisor::time::date::{date_of, days_of, weekday_of};
+use kitbag_supervisor::time::zone::{Period, TzifError, Zone, ZoneError};
 
 const BERLIN: &[u8] = include_bytes!("zoneinfo/Europe/Berlin");
 const DUBLIN: &[u8] = include_bytes!("zoneinfo/Europe/Dublin");

@@ -17,7 +17,7 @@ use std::{
 };
 
 #[allow(dead_code)]
-#[path = "../src/start_record.rs"]
+#[path = "../src/tool/start_record.rs"]
 mod start_record;
 use start_record::{CheckedFile, Guard, Piece, StartRecord};
 

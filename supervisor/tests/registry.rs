@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 
 use common::{Temp, mode};
 use kitbag_format::port::Protocol;
-use kitbag_supervisor::place::Facts;
 use kitbag_supervisor::ports::holder::Holder;
 use kitbag_supervisor::ports::lease::{Host, Kind, Lease, Listen, Net, Search, Want};
 use kitbag_supervisor::ports::range::Round;
 use kitbag_supervisor::ports::registry::{Entry, Fault, Folders, Found, Published, Registry};
 use kitbag_supervisor::ports::watch::Watch;
+use kitbag_supervisor::store::place::Facts;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 const NOBODY: u32 = 65534;

@@ -12,12 +12,12 @@ use std::process::Stdio;
 use common::{App, Temp, child, noise, start, start_with};
 use kitbag_format::Bundle;
 use kitbag_format::slots::{Pad, Slot};
-use kitbag_supervisor::heal::{self, What};
-use kitbag_supervisor::memory;
-use kitbag_supervisor::place::{self, Facts};
-use kitbag_supervisor::record::{ANY_BOOT, Record};
+use kitbag_supervisor::store::heal::{self, What};
+use kitbag_supervisor::store::place::{self, Facts};
+use kitbag_supervisor::store::record::{ANY_BOOT, Record};
+use kitbag_supervisor::store::unpack::Compare;
 use kitbag_supervisor::store::{Store, StoreError};
-use kitbag_supervisor::unpack::Compare;
+use kitbag_supervisor::tool::memory;
 
 const ROOM: u32 = 400;
 

@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 
 use common::Temp;
 use kitbag_format::service::Process;
-use kitbag_supervisor::cgroup::{Cgroups, Limits, Unavailable};
-use kitbag_supervisor::environment::environment;
 use kitbag_supervisor::expand::Values;
-use kitbag_supervisor::identity::{Accounts, Ids};
-use kitbag_supervisor::limits;
+use kitbag_supervisor::spawn::cgroup::{Cgroups, Limits, Unavailable};
+use kitbag_supervisor::spawn::environment::environment;
+use kitbag_supervisor::spawn::identity::{Accounts, Ids};
+use kitbag_supervisor::spawn::limits;
 use kitbag_supervisor::spawn::{Program, Setup, Spawner};
 use kitbag_supervisor::state::{Fault, Stage};
 use kitbag_supervisor::sys::child::Files;
@@ -220,7 +220,7 @@ fn limits_priority_umask_and_oom_score_are_what_was_asked_for() {
 }
 
 /// What a manifest's process is on this host.
-fn resolve(process: &Process) -> (Setup, Option<kitbag_supervisor::identity::Identity>) {
+fn resolve(process: &Process) -> (Setup, Option<kitbag_supervisor::spawn::identity::Identity>) {
     let app = common::App::new("app", "1");
     let values = Values { tree: "/".as_ref(), state: None, manifest: &app.manifest, temporary: None };
     Setup::resolve(process, &values, &Accounts::of_host()).expect("this host has them")

@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 
 use common::{App, Temp, child, mode, noise, start};
 use kitbag_format::manifest::Seed;
-use kitbag_supervisor::place::Facts;
 use kitbag_supervisor::state_folder::{choose, lock, plant};
 use kitbag_supervisor::store::StoreError;
+use kitbag_supervisor::store::place::Facts;
 
 fn facts<'a>(uid: u32, var: &'a dyn Fn(&str) -> Option<OsString>) -> Facts<'a> {
     Facts { uid, var, passwd: vec![], bundle: None }

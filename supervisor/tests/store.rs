@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 
 use common::{App, Temp, child, disk_usage, noise, start, start_with};
 use kitbag_format::Bundle;
-use kitbag_supervisor::heal::{self, What};
-use kitbag_supervisor::owned::Refusal;
-use kitbag_supervisor::place::{self, Facts};
-use kitbag_supervisor::record::{ANY_BOOT, Record};
+use kitbag_supervisor::store::heal::{self, What};
+use kitbag_supervisor::store::owned::Refusal;
+use kitbag_supervisor::store::place::{self, Facts};
+use kitbag_supervisor::store::record::{ANY_BOOT, Record};
+use kitbag_supervisor::store::unpack::Compare;
 use kitbag_supervisor::store::{Store, StoreError};
-use kitbag_supervisor::unpack::Compare;
 
 fn is_root() -> bool {
     nix::unistd::geteuid().is_root()

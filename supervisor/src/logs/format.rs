@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub use kitbag_format::service::LogFormat;
 
 use super::lines::{Batch, Stream};
-use crate::date::{date_of, days_of};
+use crate::time::date::{date_of, days_of};
 
 /// Microseconds since 1970-01-01 in UTC, without leap seconds.
 pub type Micros = i64;

@@ -22,8 +22,8 @@ use serde_json::{Value, json};
 
 use super::lease::Net;
 use super::watch::Watch;
-use crate::owned::{self, Refusal};
-use crate::place::{Candidate, Facts};
+use crate::store::owned::{self, Refusal};
+use crate::store::place::{Candidate, Facts};
 use crate::sys::{Errno, Pid};
 
 /// The variable that names the folder.

@@ -7,8 +7,8 @@ use super::{Line, Running, good};
 use crate::commands::{Failure, print, say};
 use crate::control::client::PATIENCE;
 use crate::open::Own;
-use crate::place::Facts;
 use crate::ports::registry::{Entry, Folders, Published, Registry};
+use crate::store::place::Facts;
 
 /// `ports [--host] [--json] [SVC…]`
 pub fn ports(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {

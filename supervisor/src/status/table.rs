@@ -2,7 +2,7 @@
 
 use super::time::{rfc3339, span};
 use super::{Kind, State, Status, Unit};
-use crate::owned::Size;
+use crate::store::owned::Size;
 
 /// How it is shown.
 #[derive(Debug, Clone, Copy, Default)]

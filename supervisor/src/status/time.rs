@@ -1,8 +1,8 @@
 //! Moments and spans as text.
 
 use super::UnixMs;
-use crate::date::{date_of, days_of};
 use crate::state::Ms;
+use crate::time::date::{date_of, days_of};
 
 const DAY: i64 = 86_400_000;
 

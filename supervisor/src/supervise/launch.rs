@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use kitbag_format::port::FIRST_SOCKET;
 
-use crate::cgroup::{self, Cgroups, Limits};
+use crate::spawn::cgroup::{self, Cgroups, Limits};
 use crate::spawn::{self, Setup};
 use crate::state::{End, Event, Fault, Ms, Stage, Watch};
 use crate::status::usage;

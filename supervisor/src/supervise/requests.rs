@@ -1,10 +1,10 @@
 //! What may be asked of the running bundle, and what it tells of itself.
 
 use crate::control::{Accepted, App, Command, Identity, Refused, Surroundings};
-use crate::limits;
 use crate::ports::registry::Published;
 use crate::snapshot::Snapshot;
 use crate::spawn::Setup;
+use crate::spawn::limits;
 use crate::state::{End, Event, Ms, Outcome, Phase, State, Turn};
 use crate::status::{self, Ended, Kind, Status, UnixMs, usage};
 use crate::sys::{self, signal};

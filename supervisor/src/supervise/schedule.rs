@@ -6,8 +6,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cron::next_after;
 use crate::state::Ms;
+use crate::time::cron::next_after;
 
 use super::spec::{Schedule, When};
 
@@ -159,8 +159,8 @@ pub fn write_record(folder: &Path, task: &str, record: &Record) -> io::Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cron::Expression;
-    use crate::zone::Zone;
+    use crate::time::cron::Expression;
+    use crate::time::zone::Zone;
     use kitbag_format::service::Overlap;
 
     const HOUR: i64 = 3600;

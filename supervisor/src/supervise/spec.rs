@@ -7,16 +7,16 @@ use std::rc::Rc;
 use kitbag_format::port::{Reference, Socket};
 use kitbag_format::service::Overlap;
 
-use crate::cgroup::Limits;
-use crate::cron::Expression;
 use crate::late::{self, Late};
 use crate::ports::lease::{Listen, Net};
 use crate::ports::range::Range;
 use crate::probe::Ask;
 use crate::sandbox::{Connect, Paths};
+use crate::spawn::cgroup::Limits;
 use crate::spawn::{Program, Setup};
 use crate::state::{Ms, Rules};
-use crate::zone::Zone;
+use crate::time::cron::Expression;
+use crate::time::zone::Zone;
 
 /// A service, or a task.
 #[derive(Debug, Clone)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 
-use crate::cgroup;
+use crate::spawn::cgroup;
 use crate::state::{Ms, Service};
 use crate::status::UnixMs;
 use crate::sys::Pid;

@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 
 use super::fd::Slots;
 use super::{Errno, Pid, check, fd, landlock, signal};
-use crate::identity::Ids;
 use crate::spawn::Setup;
+use crate::spawn::identity::Ids;
 use crate::state::{Fault, Stage};
 
 /// How long a child may take to its program.

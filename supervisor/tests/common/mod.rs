@@ -11,9 +11,9 @@ use kitbag_format::manifest::{Command, Run};
 use kitbag_format::slots::{Paths, Slot, fill};
 use kitbag_format::writer::Writer;
 use kitbag_format::{Bundle, Digest, Index, Manifest};
-use kitbag_supervisor::closure;
+use kitbag_supervisor::store::closure;
+use kitbag_supervisor::store::unpack::{Compare, Opening, Tree, open_tree};
 use kitbag_supervisor::store::{Store, StoreError};
-use kitbag_supervisor::unpack::{Compare, Opening, Tree, open_tree};
 
 /// Bytes of tar in a frame.
 const FRAME: usize = 64 << 10;

@@ -13,10 +13,10 @@ use kitbag_format::{Bundle, Error, Index, extract};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{AccessFlags, access};
 
-use crate::closure;
-use crate::owned::{self, Refusal};
-use crate::record::path_of;
-use crate::share::Sharing;
+use crate::store::closure;
+use crate::store::owned::{self, Refusal};
+use crate::store::record::path_of;
+use crate::store::share::Sharing;
 use crate::store::{Store, StoreError};
 
 /// What the choice depends on.
@@ -206,7 +206,7 @@ fn usable(path: &Path, uid: u32, bundle: &Bundle) -> Result<Result<Store, Refusa
     if let Some(refusal) = misfit(&store, bundle, &index)? {
         return Ok(Err(refusal));
     }
-    let needs = crate::unpack::need(&index);
+    let needs = crate::store::unpack::need(&index);
     Ok(match room(&store, uid, needs) {
         Err(Refusal::Space(..) | Refusal::Inodes(..)) => {
             let closure = closure::digest(&index);

@@ -20,9 +20,9 @@ use kitbag_format::sort;
 use kitbag_format::{Digest, extract};
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::closure;
-use crate::owned::Size;
-use crate::record::Record;
+use crate::store::closure;
+use crate::store::owned::Size;
+use crate::store::record::Record;
 use crate::store::{self, Store, StoreError};
 
 /// A start takes less than this from its last look at the tree until `/proc` shows its program.

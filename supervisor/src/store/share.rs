@@ -21,11 +21,11 @@ use nix::fcntl::AtFlags;
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
-use crate::closure::Home;
-use crate::heal::{self, Filling};
-use crate::place::Need;
-use crate::record::{self, Record, Stat};
 use crate::store::Store;
+use crate::store::closure::Home;
+use crate::store::heal::{self, Filling};
+use crate::store::place::Need;
+use crate::store::record::{self, Record, Stat};
 use kitbag_format::parallel;
 
 /// Content with permissions, and whether it has slots.
@@ -131,7 +131,7 @@ impl Sharing<'_> {
         self.keep_common(&home, &mut wanted, &donors);
         wanted.retain(|(key, _)| donors.of(*key).next().is_some());
         let entries = wanted.iter().map(|(_, number)| &self.index.entries[*number]);
-        let bytes: u64 = entries.map(crate::unpack::on_disk).sum();
+        let bytes: u64 = entries.map(crate::store::unpack::on_disk).sum();
         Need {
             bytes: needs.bytes.saturating_sub(bytes),
             files: needs.files.saturating_sub(wanted.len() as u64),

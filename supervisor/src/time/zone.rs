@@ -11,7 +11,7 @@ use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::date::{date_of, days_of, weekday_of};
+use crate::time::date::{date_of, days_of, weekday_of};
 
 /// A longer file is refused; those of the host are smaller than a hundredth of it.
 const LONGEST: u64 = 256 * 1024;

@@ -11,8 +11,8 @@
 
 pub use kitbag_format::cron::{CronError, Expression, Field};
 
-use crate::date::{date_of, days_of, weekday_of};
-use crate::zone::{Period, Zone};
+use crate::time::date::{date_of, days_of, weekday_of};
+use crate::time::zone::{Period, Zone};
 
 const MINUTE: i64 = 60;
 const HOUR: i64 = 3600;

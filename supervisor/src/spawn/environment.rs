@@ -10,7 +10,7 @@ use kitbag_format::service::Process;
 use kitbag_format::sort;
 
 use crate::expand::{self, ExpandError, Values};
-use crate::identity::Identity;
+use crate::spawn::identity::Identity;
 use crate::state_folder::TMPDIR;
 
 /// Variables that were meant for the supervisor: what it is called, and sockets that it inherited (sd_listen_fds(3)).

@@ -25,8 +25,8 @@ use kitbag_format::{Digest, Index, extract};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, fstat};
 
-use crate::collect;
-use crate::record::Record;
+use crate::store::collect;
+use crate::store::record::Record;
 use crate::store::{self, Store, StoreError};
 
 /// What the digest begins with: other kinds of digest are of other bytes.

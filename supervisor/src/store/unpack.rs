@@ -16,12 +16,12 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{Mode, fchmod, fstat, umask};
 
-use crate::closure::{self, Home};
-use crate::collect;
-use crate::heal::Healing;
-use crate::place::{self, Candidate, Need};
-use crate::record::{self, ANY_BOOT, BootId, Record, Stat, boot_id, stats};
-use crate::share::Sharing;
+use crate::store::closure::{self, Home};
+use crate::store::collect;
+use crate::store::heal::Healing;
+use crate::store::place::{self, Candidate, Need};
+use crate::store::record::{self, ANY_BOOT, BootId, Record, Stat, boot_id, stats};
+use crate::store::share::Sharing;
 use crate::store::{self, Store, StoreError, is_still};
 
 /// A tree that vanishes or breaks between being made and being used is tried again this often.

@@ -20,8 +20,8 @@ use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, mkdirat};
 use nix::unistd::{linkat, symlinkat};
 
-use crate::closure::{self, Home};
-use crate::record::{self, Record, Stat, path_of};
+use crate::store::closure::{self, Home};
+use crate::store::record::{self, Record, Stat, path_of};
 use crate::store::{self, Store, StoreError};
 use kitbag_format::parallel;
 
