@@ -399,7 +399,7 @@ impl Supervisor {
         let how = match end {
             End::NotStarted(fault) => words::unit_not_started(unit, spec, fault),
             End::Signal(0) => "is being ended".to_owned(),
-            _ => words::how(end),
+            _ => words::how_unit(unit, end),
         };
         // What was wrong first; the signal only followed from it.
         let how = match last.trouble {
