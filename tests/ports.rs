@@ -108,6 +108,9 @@ fn services_get_numbers_of_their_own_know_each_others_and_get_them_again() {
     bundle.run(["ports", "wbe"]).exits(2).says("there is no service `wbe`");
     bundle.run(["stop"]).exits(0);
     bundle.run(["ports"]).exits(9);
+    let lines = fs::read_to_string(bundle.sandbox.state().join(".kitbag/ports")).unwrap();
+    assert!(lines.contains(&format!("#had web.http {http}/tcp\n")), "{lines}");
+    assert!(lines.lines().all(|line| line.starts_with('#')), "{lines}");
     bundle.run(["start"]).exits(0);
     assert_eq!(["web.http", "db.0.main", "db.1.main"].map(|name| number(&bundle, name)), numbers);
     // One more gets one more, and it is known.

@@ -13,7 +13,7 @@ use kitbag_format::sort;
 
 use crate::endpoint::Endpoint;
 use crate::late::{self, Known, Late, Missing, Text};
-use crate::ports::assignments::Assignments;
+use crate::ports::assignments::{self, Assignments};
 use crate::ports::holder;
 use crate::ports::lease::{Host, Kind, Lease, Net, Search, Want};
 use crate::ports::range::Round;
@@ -566,7 +566,18 @@ impl Supervisor {
         if let Some(folder) = &self.ports.folder
             && let Err(error) = self.ports.assignments.write(folder)
         {
-            self.logs.say(&format!("the next start may get other ports: {}: {error}", folder.display()));
+            let file = folder.join(assignments::NAME);
+            self.logs.say(&format!("the next start may get other ports: {}: {error}", file.display()));
+        }
+    }
+
+    /// The supervisor ends, and with it every lease: the file says so.
+    pub(super) fn leave_ports(&mut self) {
+        if let Some(folder) = &self.ports.folder
+            && self.ports.assignments.free_all()
+        {
+            // What cannot be written now could not be written before, which was said.
+            let _ = self.ports.assignments.write(folder);
         }
     }
 
