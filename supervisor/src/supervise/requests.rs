@@ -157,15 +157,26 @@ impl Supervisor {
         self.parts.iter().position(|members| members.spec.name == name)
     }
 
-    /// Restarts the instances of all services, and tasks that run, as a stop and a start of all would: what needs another
-    /// stops before it, and starts when that is ready again.
+    /// Restarts the instances of all services, tasks that run, and those of the start that have failed, as a stop and a
+    /// start of all would: what needs another stops before it, and starts when that is ready again.
     fn restart_all(&mut self) -> Vec<Id> {
         let restarts = |id: &Id| {
             let unit = &self.units[*id];
-            let is_service = self.parts[unit.part].spec.schedule.is_none();
-            !unit.retired && (is_service || !unit.service.state.is_at_rest())
+            let state = unit.service.state;
+            !unit.retired
+                && match &self.parts[unit.part].spec.schedule {
+                    None => true,
+                    Some(schedule) if matches!(schedule.when, When::Start) => {
+                        state.has_failed() || !state.is_at_rest()
+                    }
+                    Some(_) => !state.is_at_rest(),
+                }
         };
-        let ids: Vec<Id> = (0..self.units.len()).filter(restarts).collect();
+        let is_task = |id: &Id| self.parts[self.units[*id].part].spec.schedule.is_some();
+        // Tasks come first: what needs one that has failed would fail once more before it is under way.
+        let (mut ids, services): (Vec<Id>, Vec<Id>) =
+            (0..self.units.len()).filter(restarts).partition(is_task);
+        ids.extend(services);
         for &id in &ids {
             self.doom(id);
             self.units[id].returns = true;
