@@ -448,6 +448,90 @@ fn sockets_of_all_kinds_are_inherited_by_name() {
     assert!(!path.exists(), "the socket is left behind");
 }
 
+/// The path of a unix socket.
+#[track_caller]
+fn socket_path(bundle: &Bundle, name: &str) -> PathBuf {
+    PathBuf::from(port(bundle, name)["path"].as_str().unwrap())
+}
+
+#[test]
+fn services_of_several_users_reach_each_others_sockets_and_change_none() {
+    if !root("services of other users") {
+        return;
+    }
+    // One whose sockets anybody may connect to, one whose group may, and three of yet other users that try.
+    let app = listeners(&[
+        (
+            "own",
+            "\"${port.main}\"",
+            "user = 4711\ngroup = 4711\numask = \"000\"\nports.main = { protocol = \"unix\" }",
+        ),
+        (
+            "handed",
+            "\"inherited\"",
+            "user = 4712\ngroup = 4712\nports.main = { protocol = \"unix\", socket = true, mode = \"0660\" }",
+        ),
+        ("stranger", "\"${port.x:listen}\", \"--asks\", \"${ports.own.main}\"", OTHER),
+        (
+            "member",
+            "\"${port.x:listen}\", \"--asks\", \"${ports.handed.main}\"",
+            &format!("groups = [\"4712\"]\n{OTHER}"),
+        ),
+        ("refused", "\"${port.x:listen}\", \"--asks\", \"${ports.handed.main}\"", OTHER),
+    ]);
+    let bundle = app.pack();
+    bundle.run(["start"]).exits(0);
+    let [own, handed] = ["own.main", "handed.main"].map(|name| socket_path(&bundle, name));
+    let says = |service: &str, text: &str| {
+        eventually(PATIENCE, text, || bundle.run(["logs", service]).text().contains(text));
+    };
+    says("stranger", &format!("{} answers", own.display()));
+    says("member", &format!("{} answers", handed.display()));
+    says("refused", &format!("{} does not answer: Permission denied", handed.display()));
+    // Whose they are. Nobody can swap a socket but the service that made it, and root.
+    use std::os::unix::fs::MetadataExt;
+    let of = |path: &Path| {
+        let found = fs::symlink_metadata(path).unwrap();
+        (found.uid(), found.gid(), found.mode() & 0o7777)
+    };
+    assert_eq!(of(&handed), (4712, 4712, 0o660));
+    assert_eq!(of(own.parent().unwrap()), (4711, 4711, 0o711));
+    let folder = handed.parent().unwrap();
+    assert_eq!((of(folder), own.parent().unwrap().parent()), ((0, 0, 0o711), Some(folder)));
+    assert!(folder.starts_with(bundle.sandbox.run()), "{}", folder.display());
+    // A link that the service leaves in its socket's place is not followed, and not replaced.
+    let elsewhere = bundle.sandbox.home().join("precious.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&elsewhere).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    fs::remove_file(&own).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &own).unwrap();
+    bundle.run(["stop", "own"]).exits(0);
+    bundle.run(["logs"]).prints("something else is there; move it away");
+    assert!(listener.accept().is_err(), "root has followed the link");
+    assert!(elsewhere.exists() && fs::symlink_metadata(&own).is_ok());
+    fs::remove_file(&own).unwrap();
+    bundle.run(["start", "own"]).exits(0);
+    eventually(PATIENCE, "it listens again", || UnixStream::connect(&own).is_ok());
+    bundle.run(["stop"]).exits(0);
+    assert!(!folder.exists(), "{} is left behind", folder.display());
+}
+
+/// Of a user that has nothing.
+const OTHER: &str = "user = 4713\ngroup = 4713\nports.x = \"any\"";
+
+#[test]
+fn a_service_of_another_user_whose_files_are_limited_makes_its_socket() {
+    if !root("a service of another user") {
+        return;
+    }
+    let more = "user = 4711\ngroup = 4711\nports.main = { protocol = \"unix\" }\nsandbox = { files = true }";
+    let bundle = listeners(&[("web", "\"${port.main}\"", more)]).pack();
+    bundle.run(["start"]).exits(0);
+    let path = socket_path(&bundle, "web.main");
+    eventually(PATIENCE, "it listens", || UnixStream::connect(&path).is_ok());
+    bundle.run(["stop"]).exits(0);
+}
+
 #[test]
 fn a_udp_port_is_the_services_while_it_runs() {
     if !tools(&["python3.11"]) {

@@ -12,6 +12,7 @@ pub mod lease;
 pub mod range;
 pub mod refused;
 pub mod registry;
+pub mod socket_folder;
 pub mod sockets;
 pub mod unix;
 pub mod watch;
