@@ -159,6 +159,36 @@ fn a_preferred_number_gives_way_and_a_fixed_one_says_who_has_it() {
 }
 
 #[test]
+fn instances_that_would_share_a_number_or_a_file_are_refused_with_what_to_write() {
+    let app = listeners(&[
+        ("web", "\"${port.http:listen}\"", &format!("ports.http = {}", free_number())),
+        ("conf", "\"${port.x:listen}\"", "ports.x = \"any\"\nrender = [{ from = \"web.conf\" }]"),
+        (
+            "many",
+            "\"${port.x:listen}\"",
+            "ports.x = \"any\"\nrender = [{ from = \"web.conf\", to = \"${instance}\" }]",
+        ),
+    ]);
+    let bundle = app.file("web.conf", "nothing\n").pack();
+    bundle.run(["start"]).exits(0);
+    let refused = bundle.run(["scale", "web=2"]).exits(2);
+    refused
+        .says("cannot run 2 instances of web: the port `http` is 1 number")
+        .says("`socket = true` in the manifest");
+    let refused = bundle.run(["scale", "conf=3"]).exits(2);
+    refused
+        .says("cannot run 3 instances of conf: all have one file `web.conf`")
+        .says("to = \"web-${instance}.conf\"");
+    for whole in ["web=0", "web=1", "conf=0", "conf=1", "many=2"] {
+        bundle.run(["scale", whole]).exits(0);
+    }
+    for name in ["web", "conf", "many.1"] {
+        eventually(PATIENCE, name, || unit(&bundle, name)["state"] == "ready");
+    }
+    bundle.run(["stop"]).exits(0);
+}
+
+#[test]
 fn a_range_of_which_all_are_taken_says_so() {
     let number = free_number();
     let taken: Vec<TcpListener> =

@@ -2,6 +2,7 @@
 
 use kitbag_format::port::{Bind, Files, Render, Sandbox};
 use kitbag_format::service::fault::RESERVED;
+use kitbag_format::service::with_instance;
 use kitbag_format::template::{Piece, Template};
 use toml::Spanned;
 
@@ -140,16 +141,6 @@ impl Reader<'_> {
         };
         self.check(to, fault.map(str::to_owned), "bad place in the state folder");
         Some(pieces.contains(&Piece::Instance))
-    }
-}
-
-/// `web.conf` as `web-${instance}.conf`.
-fn with_instance(path: &str) -> String {
-    let (folder, name) =
-        path.rsplit_once('/').map_or(("", path), |(folder, _)| path.split_at(folder.len() + 1));
-    match name.rsplit_once('.') {
-        Some((stem, end)) if !stem.is_empty() => format!("{folder}{stem}-${{instance}}.{end}"),
-        _ => format!("{folder}{name}-${{instance}}"),
     }
 }
 
