@@ -9,6 +9,7 @@ pub mod assignments;
 mod diag;
 pub mod holder;
 pub mod lease;
+pub mod looked;
 pub mod range;
 pub mod refused;
 pub mod registry;

@@ -17,6 +17,7 @@ use crate::late::{self, Known, Late, Missing, Text};
 use crate::ports::assignments::Assignments;
 use crate::ports::holder;
 use crate::ports::lease::{Host, Kind, Lease, Net, Search, Want};
+use crate::ports::looked::Looked;
 use crate::ports::range::Round;
 use crate::ports::refused::Refused;
 use crate::ports::registry::{Entry, Found, Published, Registry};
@@ -60,6 +61,8 @@ pub struct Ports {
     outer: Vec<(Outer, Result<Endpoint, String>)>,
     /// Tells that the registry has changed; there is one where ports of other bundles are named.
     watch: Option<Watch>,
+    /// Who has numbers that are asked for in vain.
+    looked: Looked,
     /// There is something to tell.
     changed: bool,
 }
@@ -213,7 +216,7 @@ impl Supervisor {
                 _ => Ok(()),
             });
             if let Err(refused) = listens {
-                let refused = refused.explained(self.ports.registry.as_ref());
+                let refused = self.explained(refused);
                 let name = &self.parts[part].spec.wiring().ports[at].name;
                 return Err(self.trouble(
                     id,
@@ -251,7 +254,10 @@ impl Supervisor {
             Held::Unix(_) => None,
         };
         match &held {
-            Held::Net(lease) => self.ports.assignments.lease(&unit, &port.name, lease.net(), lease.number()),
+            Held::Net(lease) => {
+                self.ports.looked.forget(lease.number(), lease.net());
+                self.ports.assignments.lease(&unit, &port.name, lease.net(), lease.number());
+            }
             Held::Unix(lease) => self.ports.assignments.place(&unit, &port.name, lease.path()),
         }
         let place = if shared { &mut self.parts[part].sockets } else { &mut self.units[id].ports };
@@ -297,6 +303,13 @@ impl Supervisor {
         UnixLease::take(path, port.socket, owner)
     }
 
+    /// The same, with who it is that has the number.
+    fn explained(&mut self, refused: Refused) -> Refused {
+        let now = self.now();
+        let Ports { looked, registry, .. } = &mut self.ports;
+        looked.explained(refused, now, |number, net| holder::of(number, net, registry.as_ref()))
+    }
+
     /// Notes why a unit cannot be started.
     fn trouble(&mut self, id: Id, stage: Stage, errno: Errno, why: String) -> Fault {
         self.units[id].trouble = Some(why.into());
@@ -318,7 +331,7 @@ impl Supervisor {
         for at in 0..self.units[id].ports.len() {
             let Some(held) = &mut self.units[id].ports[at] else { continue };
             if let Err(refused) = held.take_back() {
-                let refused = refused.explained(self.ports.registry.as_ref());
+                let refused = self.explained(refused);
                 let unit = &self.units[id];
                 let port = &self.parts[unit.part].spec.wiring().ports[at].name;
                 self.logs.say(&format!("port {port} of {} is not free again: {refused}", unit.name));
