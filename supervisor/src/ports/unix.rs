@@ -13,7 +13,7 @@ use super::holder;
 use super::lease::queue;
 use super::refused::{PathFault, Refused};
 use super::sockets::{self, Listener};
-use crate::sys::Errno;
+use crate::sys::{Errno, errno_of};
 
 /// An address holds so many bytes, without the zero at its end (unix(7), `sun_path`).
 pub const LONGEST: usize = 107;
@@ -105,7 +105,7 @@ impl UnixLease {
         let make = || {
             let opened = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
             bind(opened.as_raw_fd(), &UnixAddr::new(&self.path)?)?;
-            self.hand_over(mode & 0o777).map_err(|error| errno(&error))?;
+            self.hand_over(mode & 0o777).map_err(|error| errno_of(&error))?;
             Ok(opened)
         };
         make().map_err(|errno| self.refused(errno))
@@ -147,11 +147,7 @@ fn remove(path: &Path) -> Result<(), Refused> {
         return refused(PathFault::NotASocket);
     }
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => refused(PathFault::Io(errno(&error))),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => refused(PathFault::Io(errno_of(&error))),
         _ => Ok(()),
     }
-}
-
-fn errno(error: &io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }

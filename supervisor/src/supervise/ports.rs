@@ -30,7 +30,7 @@ use crate::snapshot;
 use crate::spawn;
 use crate::state::{Fault, Stage, State};
 use crate::status::usage;
-use crate::sys::Errno;
+use crate::sys::{Errno, errno_of};
 
 use super::order::Part;
 use super::spec::{PortSpec, ProgramSpec, Where, Wish};
@@ -447,8 +447,12 @@ impl Supervisor {
         let (to, content) = filled.map_err(|missing| self.missing(id, &missing))?;
         let owner = self.parts[self.units[id].part].spec.setup.ids.as_ref().map(|ids| (ids.uid, ids.gid));
         write_file(Path::new(&to), &content, owner).map_err(|error| {
-            let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
-            self.trouble(id, Stage::Files, errno, format!("write {}: {error}", Path::new(&to).display()))
+            self.trouble(
+                id,
+                Stage::Files,
+                errno_of(&error),
+                format!("write {}: {error}", Path::new(&to).display()),
+            )
         })
     }
 

@@ -108,12 +108,7 @@ impl Reader<'_> {
         let to = self.string(section, "to");
         let from = from?;
         self.as_it_stands(&from);
-        let path = self.normal(&from, "from", "the tree")?;
-        let to = match to {
-            Some(to) => Spanned::new(to.span(), self.normal(&to, "to", "the state folder")?),
-            None if section.get("to").is_some() => return None,
-            None => Spanned::new(from.span(), path.rsplit('/').next().unwrap_or_default().to_owned()),
-        };
+        let to = self.place_in_state(section, &from, to)?;
         let has_instance = self.target(&to)?;
         if !has_instance && instances > 1 {
             let error = Diagnostic::new(format!("{instances} instances have one file `{}`", to.get_ref()))
