@@ -29,7 +29,7 @@ use crate::sandbox::Kernel;
 use crate::spawn::Spawner;
 use crate::state::{Action, Deed, Event, Group, Ms, Note, Outcome, Phase, State, Trouble, Turn, Whole};
 use crate::status::{self, UnixMs, usage};
-use crate::sys::wait::{self, Children};
+use crate::sys::wait::{self, Children, List};
 use crate::sys::{self, Errno, Pid, fd, signal};
 
 mod apart;
@@ -180,6 +180,8 @@ struct Supervisor {
     timers: Timers,
     pids: Pids,
     /// What descends from units.
+    /// Our children, as the kernel lists them.
+    list: List,
     descent: Descent,
     /// Parts whose neighbours have to be looked at.
     touched: VecDeque<Part>,
@@ -241,7 +243,8 @@ impl Supervisor {
     fn new(bundle: Bundle) -> Begun<Self> {
         fd::sanitise();
         let spawner = Spawner::new();
-        let strangers = if wait::look() == Children::None { Vec::new() } else { wait::children() };
+        let list = List::open();
+        let strangers = if wait::look() == Children::None { Vec::new() } else { list.children() };
         let signals = signal::take().map_err(|errno| ("signals", errno))?;
         let failed = |errno| ("epoll", errno);
         let events = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
@@ -274,6 +277,7 @@ impl Supervisor {
             grace: 0,
             timers: Timers::default(),
             pids: Pids::default(),
+            list,
             descent: Descent::new(),
             touched: VecDeque::new(),
             again: VecDeque::new(),

@@ -34,6 +34,12 @@ pub fn start_of_process(pid: Pid) -> Option<u64> {
     stat(pid).map(|stat| stat.start)
 }
 
+/// The same of a process that was started after `before` ([`sys::boot_ticks`]). If the clock has not ticked since, that is
+/// the answer: looking into /proc costs both the one who looks and whoever reaps the process.
+pub fn start_since(pid: Pid, before: Option<u64>) -> Option<u64> {
+    before.filter(|_| before == sys::boot_ticks()).or_else(|| start_of_process(pid))
+}
+
 /// How soon this process is chosen when memory is short (proc_pid_oom_score_adj(5)); `None` where there is no /proc.
 pub fn own_oom_score() -> Option<i32> {
     fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok()
@@ -110,6 +116,18 @@ mod tests {
         assert_eq!(stat.usage.cpu_ms, 200_000 / sys::ticks_per_second());
         assert_eq!(stat.usage.memory, 3 * sys::page_size());
         assert!(parse("7 (a) S 1").is_none() && parse("").is_none());
+    }
+
+    #[test]
+    fn a_start_is_known_without_looking_or_by_looking() {
+        for _ in 0..20 {
+            let before = sys::boot_ticks();
+            let mut child = std::process::Command::new("/bin/true").spawn().expect("it starts");
+            let pid = child.id().cast_signed();
+            let known = (start_since(pid, before), start_since(pid, Some(0)));
+            child.wait().expect("it ends");
+            assert!(known.0.is_some() && known.0 == known.1, "{known:?}");
+        }
     }
 
     #[test]

@@ -103,7 +103,7 @@ impl Supervisor {
 
     /// Children of ours that services left behind.
     pub(super) fn left(&self) -> Vec<Pid> {
-        let mut children = wait::children();
+        let mut children = self.list.children();
         children
             .retain(|pid| !self.strangers.contains(pid) && !self.logs.children().any(|child| child == *pid));
         children

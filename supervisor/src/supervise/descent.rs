@@ -14,6 +14,7 @@ use std::fs;
 
 use crate::mark::Marks;
 use crate::state::{Event, State};
+use crate::status::usage;
 use crate::sys::wait;
 use crate::sys::{self, Errno, Pid, Resource, signal, socket};
 
@@ -128,7 +129,7 @@ impl Supervisor {
         if self.descent.ending.is_empty() {
             return;
         }
-        let open = match wait::listed_children() {
+        let open = match self.list.told() {
             Some(children) => self.look_at_children(children),
             None => self.open_groups(),
         };
@@ -182,6 +183,7 @@ impl Supervisor {
         self.pids.insert(main, Whose::Leader(id));
         self.descent.orphans.remove(&main);
         self.units[id].leader = Some(main);
+        self.units[id].start = usage::start_of_process(group);
         self.feed(id, Event::Followed(group));
         true
     }

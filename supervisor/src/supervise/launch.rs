@@ -10,7 +10,7 @@ use crate::spawn::{self, Setup};
 use crate::state::{End, Event, Fault, Ms, Stage, Watch};
 use crate::status::usage;
 use crate::sys::child::Files;
-use crate::sys::{Errno, Pid, fd};
+use crate::sys::{self, Errno, Pid, fd};
 
 use super::order::Part;
 use super::ports::Held;
@@ -21,10 +21,11 @@ use super::{Source, Supervisor, readable};
 
 impl Supervisor {
     pub(super) fn spawn(&mut self, id: Id) {
+        let before = sys::boot_ticks();
         match self.launch(id) {
             Ok(pid) => {
                 self.units[id].leader = Some(pid);
-                self.units[id].start = usage::start_of_process(pid);
+                self.units[id].start = usage::start_since(pid, before);
                 self.pids.insert(pid, Whose::Leader(id));
                 self.note_begin(id);
                 self.feed(id, Event::Forked(pid));
@@ -136,12 +137,13 @@ impl Supervisor {
             ruleset: None,
             mark: self.mark(id),
         };
+        let before = sys::boot_ticks();
         let pid = self.spawner.start(&program.program(&program.env, setup), &files)?;
         self.pids.insert(pid, Whose::Helper(id));
         let watched = |tail: &Tail| self.events.add(tail.fd(), readable(Source::Check(id).token())).is_ok();
         let tail = tail.filter(watched);
         let unit = &mut self.units[id];
-        unit.helper = Some(Box::new(Helper { pid, start: usage::start_of_process(pid), late_at, tail }));
+        unit.helper = Some(Box::new(Helper { pid, start: usage::start_since(pid, before), late_at, tail }));
         self.timers.set(id, unit);
         Ok(())
     }

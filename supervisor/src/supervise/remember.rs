@@ -36,6 +36,11 @@ impl Supervisor {
         }
     }
 
+    /// When a process was started, if a successor can compare it: where there is no /proc, our own is not known either.
+    fn told(&self, start: Option<u64>) -> Option<u64> {
+        start.filter(|_| self.start.is_some())
+    }
+
     fn remember_part(&self, part: usize) -> Part {
         let members = &self.parts[part];
         Part {
@@ -58,7 +63,7 @@ impl Supervisor {
             returns: unit.returns,
             ports: leased(&unit.ports),
             service: unit.service.clone(),
-            leader: run.map(|run| Process { pid: run.group, start: unit.start }),
+            leader: run.map(|run| Process { pid: run.group, start: self.told(unit.start) }),
             reaped: run.is_some() && unit.leader.is_none(),
             doomed: unit.doomed,
             queued: unit.queued,
@@ -68,7 +73,7 @@ impl Supervisor {
             helper: unit
                 .helper
                 .as_ref()
-                .map(|helper| (Process { pid: helper.pid, start: helper.start }, helper.late_at)),
+                .map(|helper| (Process { pid: helper.pid, start: self.told(helper.start) }, helper.late_at)),
             cgroup: unit.cgroup.as_ref().map(|cgroup| cgroup.path().to_string_lossy().into_owned()),
             lost_for_memory: unit.lost_for_memory,
             out_of_memory: unit.out_of_memory,

@@ -124,6 +124,14 @@ pub fn ticks_per_second() -> u64 {
     u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).unwrap_or(100).max(1)
 }
 
+/// Clock ticks since the machine was started, the time that it slept included: the clock by which proc_pid_stat(5) tells when
+/// a process was started. `None` before Linux 2.6.39.
+pub fn boot_ticks() -> Option<u64> {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).ok()?;
+    let nanoseconds = (time.tv_sec() as u64).saturating_mul(1_000_000_000) + time.tv_nsec() as u64;
+    Some(nanoseconds / (1_000_000_000 / ticks_per_second()))
+}
+
 /// Milliseconds of `CLOCK_MONOTONIC` (clock_gettime(2)): since the machine was started, for all its processes, without the
 /// time that it slept. Nobody sets it.
 pub fn monotonic_ms() -> u64 {

@@ -2,8 +2,8 @@
 //! `WNOWAIT` can be acted on without meeting a stranger who got the number next.
 
 use std::fs::File;
-use std::io::Read;
 use std::mem::MaybeUninit;
+use std::os::unix::fs::FileExt;
 
 use super::{Errno, Pid};
 use crate::state::End;
@@ -74,26 +74,41 @@ fn wait(whom: Whom, flags: i32) -> Children {
     }
 }
 
-/// Our children, ended ones too, in the order in which they became ours; `None` where /proc cannot tell.
-///
-/// proc_pid_children(5) warns that children may be missing where others end meanwhile. An ended child leaves the kernel's
-/// list when it is reaped, and that is our own doing.
-pub fn listed_children() -> Option<Vec<Pid>> {
-    read_children()
-}
+/// The kernel's list of our children, held open.
+#[derive(Debug)]
+pub struct List(Option<File>);
 
-/// Our children, ended ones too. Where /proc cannot tell, every process id that a child can have is tried.
-pub fn children() -> Vec<Pid> {
-    read_children().unwrap_or_else(probe_children)
-}
+impl List {
+    /// The list of the thread that calls; this process has no other (proc_pid_children(5)). Where /proc cannot tell, every
+    /// process id that a child can have is tried.
+    pub fn open() -> Self {
+        Self(File::open("/proc/thread-self/children").ok())
+    }
 
-/// proc(5): the children of a thread, and this process has one thread.
-fn read_children() -> Option<Vec<Pid>> {
-    let mut text = Vec::new();
-    File::open("/proc/thread-self/children").ok()?.read_to_end(&mut text).ok()?;
-    Some(
-        text.split(|byte| *byte == b' ').filter_map(|word| str::from_utf8(word).ok()?.parse().ok()).collect(),
-    )
+    /// Our children, ended ones too.
+    pub fn children(&self) -> Vec<Pid> {
+        self.told().unwrap_or_else(probe_children)
+    }
+
+    /// The same, in the order in which they became ours; `None` where /proc cannot tell.
+    ///
+    /// proc_pid_children(5) warns that children may be missing where others end meanwhile. An ended child leaves the
+    /// kernel's list when it is reaped, and that is our own doing.
+    pub fn told(&self) -> Option<Vec<Pid>> {
+        let mut text = vec![0; 4096];
+        let mut length = 0;
+        loop {
+            match self.0.as_ref()?.read_at(&mut text[length..], length as u64).ok()? {
+                0 => break,
+                more => length += more,
+            }
+            if length == text.len() {
+                text.resize(length * 2, 0);
+            }
+        }
+        let words = text[..length].split(|byte| *byte == b' ');
+        Some(words.filter_map(|word| str::from_utf8(word).ok()?.parse().ok()).collect())
+    }
 }
 
 /// Process ids are given in rising order: those between ours and a newborn's are all that our descendants
@@ -135,9 +150,11 @@ mod tests {
         let pid = child.id().cast_signed();
         let found = probe_children().contains(&pid);
         // /proc/thread-self lists what this thread started: the test's own.
-        let read = read_children().is_none_or(|list| list.contains(&pid));
+        let list = List::open();
+        let [read, again] = [(); 2].map(|()| list.told().is_none_or(|list| list.contains(&pid)));
         child.kill().expect("a child can be killed");
         child.wait().expect("a child can be reaped");
-        assert!(found && read, "probed: {found}, read: {read}");
+        let gone = list.told().is_none_or(|list| !list.contains(&pid));
+        assert!(found && read && again && gone, "probed: {found}, read: {read}, {again}, gone: {gone}");
     }
 }
