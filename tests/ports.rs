@@ -173,7 +173,7 @@ fn instances_that_would_share_a_number_or_a_file_are_refused_with_what_to_write(
     bundle.run(["start"]).exits(0);
     let refused = bundle.run(["scale", "web=2"]).exits(2);
     refused
-        .says("cannot run 2 instances of web: the port `http` is 1 number")
+        .says("cannot run 2 instances of web: the port `http` has fewer numbers")
         .says("`socket = true` in the manifest");
     let refused = bundle.run(["scale", "conf=3"]).exits(2);
     refused

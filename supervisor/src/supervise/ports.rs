@@ -304,7 +304,7 @@ impl Supervisor {
     }
 
     /// The same, with who it is that has the number.
-    fn explained(&mut self, refused: Refused) -> Refused {
+    fn explained(&mut self, refused: Refused) -> String {
         let now = self.now();
         let Ports { looked, registry, .. } = &mut self.ports;
         looked.explained(refused, now, |number, net| holder::of(number, net, registry.as_ref()))

@@ -287,9 +287,8 @@ impl Supervisor {
         if count > MOST_INSTANCES {
             return Err(Refused::Wrong(format!("have more than {MOST_INSTANCES} instances")));
         }
-        if let Some(shared) = shared::by(&self.parts[part].spec, count, &self.state_folder) {
-            let what = format!("run {count} instances of {name}: {}", shared.why);
-            return Err(Refused::Unfit(what, shared.remedy));
+        if let Some((why, remedy)) = shared::by(&self.parts[part].spec, count, &self.state_folder) {
+            return Err(Refused::Unfit(format!("run {count} instances of {name}: {why}"), remedy));
         }
         let before = self.parts[part].wanted;
         self.parts[part].wanted = count;
