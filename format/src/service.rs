@@ -472,3 +472,13 @@ pub enum WhenSlow {
     /// Lines are dropped, counted, and the count is written.
     Drop,
 }
+
+/// A path of which each instance has its own: `web.conf` as `web-${instance}.conf`.
+#[must_use]
+pub fn with_instance(path: &str) -> String {
+    let name = path.rfind('/').map_or(0, |at| at + 1);
+    let end = path[name..].rfind('.').filter(|at| *at > 0).map_or(path.len(), |at| name + at);
+    let mut path = path.to_owned();
+    path.insert_str(end, "-${instance}");
+    path
+}
