@@ -868,3 +868,20 @@ fn a_thousand_ports_start_and_the_same_ones_come_back() {
     // The benchmark has the figure; this is a bound for slow machines and unoptimized programs.
     assert!(took < Duration::from_secs(20), "{took:?}");
 }
+
+#[test]
+fn a_registry_that_somebody_has_named_and_cannot_be_used_is_named_once() {
+    let bundle = web("\"any\"").pack();
+    let file = bundle.sandbox.path().join("file");
+    fs::write(&file, "").unwrap();
+    let command = |word: &str| bundle.command([word]).env("KITBAG_RUN", &file);
+    command("ports")
+        .args(["--host"])
+        .run()
+        .exits(0)
+        .says(&format!("not read: {} (KITBAG_RUN): it is not a folder", file.display()));
+    command("start").run().exits(0);
+    let log = bundle.run(["logs", "_kitbag"]).text();
+    assert!(!log.contains("do not see this one's ports"), "{log}");
+    command("stop").run().exits(0);
+}

@@ -603,10 +603,8 @@ impl Supervisor {
             return;
         }
         let entry = self.entry();
-        if let Some(registry) = &mut self.ports.registry
-            && let Err(error) = registry.publish(&entry)
-        {
-            self.logs.say(&format!("other bundles do not see this one's ports: {error}"));
+        if let Some(Err(error)) = self.ports.registry.as_mut().map(|registry| registry.publish(&entry)) {
+            self.say_unseen(&error);
         }
         if let Some(folder) = &self.ports.folder
             && let Err(error) = self.ports.assignments.write(folder)
@@ -629,10 +627,16 @@ impl Supervisor {
     /// Tells others again, if what they were told is gone.
     pub(super) fn mend_registry(&mut self) {
         let entry = self.entry();
-        if let Some(registry) = &mut self.ports.registry
-            && let Err(error) = registry.mend(&entry)
-        {
-            self.logs.say(&format!("other bundles do not see this one's ports: {error}"));
+        if let Some(Err(error)) = self.ports.registry.as_mut().map(|registry| registry.mend(&entry)) {
+            self.say_unseen(&error);
+        }
+    }
+
+    /// Says where telling others has failed. Where there is no folder for that, the start has said so.
+    fn say_unseen(&mut self, error: &io::Error) {
+        if let Some(folder) = self.ports.registry.as_ref().and_then(Registry::folder) {
+            let place = folder.display().to_string();
+            self.logs.say(&format!("other bundles do not see this one's ports: {place}: {error}"));
         }
     }
 
