@@ -304,6 +304,7 @@ impl Supervisor {
     }
 
     /// The same, with who it is that has the number.
+    #[inline(never)] // One copy: it is large, and rare.
     fn explained(&mut self, refused: Refused) -> String {
         let now = self.now();
         let Ports { looked, registry, .. } = &mut self.ports;
