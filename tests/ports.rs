@@ -198,7 +198,9 @@ fn a_range_of_which_all_are_taken_says_so() {
         (number..number + 3).filter_map(|it| TcpListener::bind(("::", it)).ok()).collect();
     let bundle = web(&format!("{{ range = \"{number}-{}\" }}", number + 2)).pack();
     let refused = bundle.run(["start", "--timeout", "1s"]).exits(10);
-    refused.says(&format!("all ports from {number} to {}/tcp are taken", number + 2));
+    let told =
+        format!("all ports from {number} to {}/tcp are taken; declare a larger range, or `any`", number + 2);
+    refused.says(&format!("{told}; {number} by process {}, `", std::process::id()));
     drop(taken);
     bundle.run(["wait", "--ready", "--timeout", "30s"]).exits(0);
     bundle.run(["stop"]).exits(0);

@@ -34,7 +34,12 @@ impl Looked {
         now: Ms,
         look: impl FnOnce(u16, Net) -> Option<Holder>,
     ) -> String {
-        let Refused::Taken { number, net, holder: None } = refused else { return refused.to_string() };
+        let (number, net) = match &refused {
+            &Refused::Taken { number, net, holder: None } => (number, net),
+            // All of them may have as many holders; one tells what sort they are.
+            &Refused::NoneFree { low, net, .. } => (low, net),
+            other => return other.to_string(),
+        };
         self.0.retain(|answer| answer.holds(now));
         let same = |answer: &&Answer| (answer.number, answer.net) == (number, net);
         if let Some(answer) = self.0.iter().find(same) {
@@ -43,7 +48,11 @@ impl Looked {
         let holder = look(number, net).map(Box::new);
         let process = holder.as_ref().and_then(|holder| holder.process()).map(|process| process.pid);
         let process = process.map(|pid| (pid, usage::start_of_process(pid)));
-        let text = Refused::Taken { number, net, holder }.to_string();
+        let text = match (&refused, holder) {
+            (Refused::NoneFree { .. }, Some(holder)) => format!("{refused}; {number} by {holder}"),
+            (Refused::NoneFree { .. }, None) => refused.to_string(),
+            (_, holder) => Refused::Taken { number, net, holder }.to_string(),
+        };
         self.0.push(Answer { number, net, at: now, text: text.clone(), process });
         text
     }
