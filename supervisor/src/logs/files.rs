@@ -452,7 +452,7 @@ impl Unit {
         // The new one counts.
         archive::keep(&self.folder, &files, settings.keep.saturating_sub(1));
         if settings.keep == 0 {
-            let _ = fs::remove_file(self.folder.join(archive::name(time)));
+            archive::keep(&self.folder, &[archive::Rotated { time, packed: false }], 0);
         }
         Ok(())
     }
