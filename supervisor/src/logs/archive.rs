@@ -4,6 +4,7 @@
 //! compressed, or was when the machine went down.
 
 use kitbag_format::sort;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -36,6 +37,12 @@ impl Rotated {
 /// The name of a file that is rotated at this time.
 pub fn name(time: Micros) -> String {
     stem(time) + PLAIN
+}
+
+/// When a file of this name was rotated; `None`: it was not, or is compressed.
+pub fn rotated_at(name: &OsStr) -> Option<Micros> {
+    let (stem, kind) = name.to_str()?.split_at_checked(STAMP)?;
+    (kind == PLAIN).then(|| parse_stamp(stem.as_bytes()))?
 }
 
 /// A time stamp without colons, which other systems and remote copies trip over.
@@ -178,6 +185,8 @@ mod tests {
         for time in times {
             let name = name(time);
             assert_eq!(parse_stamp(name.as_bytes()), Some(time));
+            assert_eq!(rotated_at(name.as_ref()), Some(time));
+            assert_eq!(rotated_at(format!("{name}.zst").as_ref()), None);
         }
     }
 

@@ -17,9 +17,11 @@ use std::time::UNIX_EPOCH;
 use kitbag_format::service::LogFormat;
 use memchr::{memchr_iter, memrchr};
 
-use super::archive;
 use super::format::{self, Micros, Stamp};
+use super::{OWN_NAME, archive};
+
 use super::lines::{Batch, Stream};
+use super::reader::Reader;
 use super::sink::Sink;
 use crate::state::Ms;
 use crate::sys::worker;
@@ -357,6 +359,12 @@ impl Sink for Files {
 
     fn news(&mut self) -> Option<String> {
         self.news.take()
+    }
+
+    fn last_own(&self) -> Option<String> {
+        let mut reader = Reader::new(&self.settings.folder, &[OWN_NAME], self.settings.format);
+        let last = reader.last(1).ok()?.pop()?;
+        Some(String::from_utf8_lossy(&last.text).into_owned())
     }
 
     fn child(&self) -> Option<Pid> {
