@@ -526,7 +526,7 @@ mod tests {
         assert_eq!(status.near("webb"), Some("web"));
         assert_eq!(status.near("web"), None, "that name is no help");
         status.units[1].instance = Some(0);
-        let named = |name: &str| status.named(name).map(|unit| unit.name.as_str()).collect::<Vec<_>>();
-        assert_eq!((named("web.0"), named("web.1")), (vec!["web"], vec![]));
+        let named = |name: &str| status.named(name).map(|unit| unit.name.clone()).collect::<Vec<_>>();
+        assert_eq!((named("web.0"), named("web.1")), (vec!["web".to_owned()], vec![]));
     }
 }

@@ -348,11 +348,11 @@ impl Unit {
 
     /// The line in the place of files that were removed, the first of them rotated at this time.
     fn missed(&mut self, format: LogFormat, time: Micros) -> Vec<u8> {
-        let mut count = 1;
-        while let Some(later) = self.rotated.pop_front_if(|later| later.file.is_none()) {
-            self.past = later.time;
-            count += 1;
+        let gone = self.rotated.iter().take_while(|later| later.file.is_none()).count();
+        if let Some(last) = self.rotated.drain(..gone).next_back() {
+            self.past = last.time;
         }
+        let count = gone + 1;
         let files = if count == 1 { "1 file" } else { &format!("{count} files") };
         let text = format!("kitbag: {files} of this log went here before anybody could read them (`keep`)");
         let batch = Batch { unit: 0, stream: Stream::Err, time, bytes: text.as_bytes(), continued: false };
