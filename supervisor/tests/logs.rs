@@ -574,6 +574,12 @@ fn a_follower_is_told_how_many_files_went_before_it_could_read_them() {
         assert_eq!((numbers[0], numbers.last()), (0, Some(&1_999)));
         assert_eq!(numbers.windows(2).filter(|two| two[1] != two[0] + 1).count(), 1, "one gap");
         assert!(reader.more().expect("readable").is_empty());
+        // Lines that were read at one time have one time; files are rotated while they are written.
+        app.print(lines(2_000, 4_000));
+        let texts = texts(reader.more().expect("readable"));
+        let note = texts.iter().position(|text| text.starts_with("kitbag: ")).expect("a note");
+        let number = |at: usize| texts[at].strip_prefix("line ").and_then(|number| number.parse().ok());
+        assert!(number(note + 1) > number(note - 1).map(|last: usize| last + 1), "it stands in the gap");
     }
 }
 

@@ -164,7 +164,7 @@ impl Reader {
     }
 }
 
-/// By time; lines without one stay behind the one before them.
+/// By time. A unit's lines stay in their order, whatever their times say; those without one stay behind the one before them.
 fn sort(entries: &mut Vec<Entry>) {
     let (mut last, mut unit) = (None, usize::MAX);
     let mut timed: Vec<(Option<Micros>, Entry)> = Vec::with_capacity(entries.len());
@@ -174,6 +174,11 @@ fn sort(entries: &mut Vec<Entry>) {
         }
         last = entry.time.or(last);
         timed.push((last, entry));
+    }
+    for at in (1..timed.len()).rev() {
+        if timed[at - 1].1.unit == timed[at].1.unit {
+            timed[at - 1].0 = timed[at - 1].0.min(timed[at].0);
+        }
     }
     sort::by(&mut timed, &|(one, _), (other, _)| one.cmp(other));
     entries.extend(timed.into_iter().map(|(_, entry)| entry));
@@ -319,7 +324,7 @@ impl Unit {
             self.at = 0;
         }
         file.seek(SeekFrom::Start(self.at))?;
-        let read = read_lines(&mut BufReader::new(file), usize::MAX, lines, &mut self.partial)?;
+        let read = read_lines(file, usize::MAX, lines, &mut self.partial)?;
         self.at += read;
         if !is_complete {
             return Ok(None);
@@ -400,12 +405,12 @@ fn open_rotated(folder: &Path, time: Micros) -> io::Result<Option<(File, bool)>>
 }
 
 /// Appends all lines of a file that is complete; its length.
-fn read_whole(file: File, packed: bool, lines: &mut VecDeque<Vec<u8>>) -> io::Result<u64> {
+fn read_whole(mut file: File, packed: bool, lines: &mut VecDeque<Vec<u8>>) -> io::Result<u64> {
     let mut partial = Vec::new();
     let read = if packed {
-        read_lines(&mut BufReader::new(Unpacked::new(file)), usize::MAX, lines, &mut partial)?
+        read_lines(&mut Unpacked::new(file), usize::MAX, lines, &mut partial)?
     } else {
-        read_lines(&mut BufReader::new(file), usize::MAX, lines, &mut partial)?
+        read_lines(&mut file, usize::MAX, lines, &mut partial)?
     };
     if !partial.is_empty() {
         lines.push_back(partial);
@@ -429,8 +434,7 @@ fn read_rotated(folder: &Path, file: &archive::Rotated, count: usize) -> io::Res
     for file in [file, &other] {
         let Some(mut opened) = existing(File::open(folder.join(file.name())))? else { continue };
         if file.packed {
-            let mut reader = BufReader::new(Unpacked::new(opened));
-            read_lines(&mut reader, count, &mut lines, &mut partial)?;
+            read_lines(&mut Unpacked::new(opened), count, &mut lines, &mut partial)?;
         } else {
             last_lines(&mut opened, count, &mut lines, &mut partial)?;
         }
@@ -466,18 +470,19 @@ fn last_lines(
         from = start;
     }
     file.seek(SeekFrom::Start(from))?;
-    let read = read_lines(&mut BufReader::new((&mut *file).take(length - from)), count, lines, partial)?;
+    let read = read_lines(&mut (&mut *file).take(length - from), count, lines, partial)?;
     Ok(from + read)
 }
 
 /// Appends lines, of which the last `count` stay. What has no newline goes to `partial`. Bytes read.
 fn read_lines(
-    reader: &mut impl BufRead,
+    from: &mut dyn Read,
     count: usize,
     lines: &mut VecDeque<Vec<u8>>,
     partial: &mut Vec<u8>,
 ) -> io::Result<u64> {
     let mut read = 0;
+    let mut reader = BufReader::new(from);
     loop {
         let length = reader.read_until(b'\n', partial)?;
         read += length as u64;
