@@ -314,11 +314,11 @@ fn who_prints_for_the_first_time_joins_those_who_are_followed() {
     let mut web = bundle.command(["logs", "-f", "-n", "0", "web"]).start();
     let mut tidy = bundle.command(["logs", "-f", "tidy"]).start();
     tidy.wait_say("tidy printed nothing");
-    all.wait_print("web | ");
+    all.wait_print("web     | ");
     bundle.run(["scale", "web=2"]).exits(0);
     bundle.run(["run-task", "tidy"]).exits(0);
-    all.wait_print("web.1 | ");
-    all.wait_print("tidy  | ");
+    all.wait_print("web.1   | ");
+    all.wait_print("tidy    | ");
     web.wait_print("sleeps: ready");
     tidy.wait_print("sleeps: ready");
     for following in [all, web, tidy] {
