@@ -197,7 +197,9 @@ fn a_follower_of_a_flood_has_each_line_or_is_told_what_is_missing() {
         }
         assert!(!is_complete || !text.contains("went here"), "nothing was removed");
         drop(follower);
-        stops(&bundle);
+        bundle.run(["stop"]).exits(0);
+        // A compressor is not waited for.
+        eventually(PATIENCE, "nothing is left", || bundle.sandbox.processes().is_empty());
     }
 }
 
