@@ -95,15 +95,20 @@ fn what_makes_no_sense_is_wrong_use_with_one_way_to_fix_it() {
         (&["signal", "NOSUCH", "web"], "there is no signal `NOSUCH`"),
         (&["signal", "HUP", "wbe"], "did you mean `web`?"),
         (&["exec", "wbe", "true"], "did you mean `web`?"),
-        (&["run-task", "web"], "it is a service"),
+        (&["run-task", "web"], "web is a service; only tasks are run once"),
+        (&["run-task", "web"], "`restart web` in any case"),
         (&["run-task", "tdy"], "did you mean `tidy`?"),
-        (&["scale", "tidy=2"], "cannot scale a task"),
+        (&["scale", "tidy=2"], "tidy is a task; only services have instances"),
+        (&["scale", "tidy=2"], "`run-task tidy` runs it now"),
         (&["scale", "wbe=2"], "did you mean `web`?"),
         (&["scale", "web"], "`scale web=3`"),
         (&["scale", "web=-1"], "`scale web=3`"),
         (&["scale", "web=1001"], "more than 1000 instances"),
         (&["scale", "web=4000000000"], "more than 1000 instances"),
-        (&["status", "web"], "unexpected argument"),
+        (&["status", "wbe"], "did you mean `web`?"),
+        (&["status", "web", "wbe"], "did you mean `web`?"),
+        (&["restart", "web.4"], "there is no web.4: web has one instance, web.0"),
+        (&["restart", "web.4"], "`scale web=5`"),
     ] {
         let outcome = bundle.run(command).exits(2).says(said);
         assert_eq!(outcome.said().matches("to fix").count(), 1, "{outcome}");
@@ -309,11 +314,11 @@ fn who_prints_for_the_first_time_joins_those_who_are_followed() {
     let mut web = bundle.command(["logs", "-f", "-n", "0", "web"]).start();
     let mut tidy = bundle.command(["logs", "-f", "tidy"]).start();
     tidy.wait_say("tidy printed nothing");
-    all.wait_print("web | ");
+    all.wait_print("web     | ");
     bundle.run(["scale", "web=2"]).exits(0);
     bundle.run(["run-task", "tidy"]).exits(0);
-    all.wait_print("web.1 | ");
-    all.wait_print("tidy  | ");
+    all.wait_print("web.1   | ");
+    all.wait_print("tidy    | ");
     web.wait_print("sleeps: ready");
     tidy.wait_print("sleeps: ready");
     for following in [all, web, tidy] {

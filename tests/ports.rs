@@ -616,6 +616,9 @@ fn a_bundle_waits_for_the_port_of_another_one_and_starts_when_it_comes() {
     assert_eq!(names, BTreeSet::from(["app", "cache"]), "{host}");
     let events = front.run(["events"]).exits(0).text();
     assert!(events.contains("cache/cache.main is 127.0.0.1:"), "{events}");
+    let begins = |line: &&str| line.contains("\"unit\":\"front\"") && line.contains("\"starting\"");
+    let begins: Vec<&str> = events.lines().filter(begins).collect();
+    assert!(begins.len() == 1 && !begins[0].contains("does not run here"), "it was found: {begins:?}");
     // A killed supervisor's entry disappears by itself.
     let pid =
         json(cache.command(["status", "--json"]).env("KITBAG_NAME", "cache").run())["pid"].as_i64().unwrap();

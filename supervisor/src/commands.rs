@@ -170,7 +170,7 @@ const COMMANDS: &[Command] = &[
     Command {
         whose: For::Services,
         name: "status",
-        arguments: "[--json]",
+        arguments: "[--json] [SVC…]",
         about: "how the running services are, and what to do next",
         run: running::status,
     },

@@ -100,10 +100,15 @@ pub struct Accepted {
 pub enum Refused {
     /// There is no unit of this name.
     Unknown,
-    /// It cannot be done with this unit: words after "cannot", such as `scale a task`.
+    /// It cannot be done with this unit: words after "cannot", such as `be sent signal 70`.
     Wrong(String),
-    /// Nor can this, as the manifest is: words after "cannot", and what to do.
-    Unfit(String, String),
+    /// It cannot be done with what this is, or as the manifest is.
+    Unfit {
+        /// Why: `nightly is a task; only services have instances`.
+        what: String,
+        /// What can be done with it.
+        to_fix: String,
+    },
     /// Not now: a sentence, such as `the bundle is stopping`.
     Conflict(String),
 }

@@ -15,6 +15,7 @@ pub mod files;
 pub mod format;
 pub mod lines;
 pub mod reader;
+pub mod rotations;
 pub mod sink;
 pub mod standard;
 
@@ -465,6 +466,16 @@ impl Logs {
     /// Says a sentence of the supervisor's own: on standard error, and in every sink.
     pub fn say(&mut self, sentence: &str) {
         self.standard.say(sentence);
+        self.note(sentence);
+    }
+
+    /// The last sentence that was said in the files, by whichever supervisor; `None` if there is none.
+    pub fn last_noted(&self) -> Option<String> {
+        self.sinks.iter().find_map(|sink| sink.last_own())
+    }
+
+    /// The same in every sink alone: for who reads what happened, not for who looks on.
+    pub fn note(&mut self, sentence: &str) {
         let (time, now) = (format::wall_clock(), self.now);
         let batch =
             Batch { unit: OWN, stream: Stream::Err, time, bytes: sentence.as_bytes(), continued: false };

@@ -188,32 +188,54 @@ fn span(text: &str) -> Result<Ms, Failure> {
 
 // --- Commands ---
 
-/// `status [--json]`
+/// `status [--json] [SVC…]`
 pub fn status(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
     let line = Line::read(parser, false, &["json"])?;
-    line.no_names()?;
     let running = Running::of(own)?;
-    let value = good(running.ask("GET", "/v1/status", PATIENCE)?)?;
-    let status = Status::from_json(&value);
+    let answer = running.ask("GET", "/v1/status", PATIENCE)?;
+    let peer = answer.peer;
+    let mut value = good(answer)?;
+    let mut status = Status::from_json(&value);
+    running.must_know(&line.names, &status)?;
+    choose(&line.names, &mut value, &mut status);
     if line.has("json") {
         print(kitbag_format::report::json_text(&value).as_bytes())?;
     } else {
         let coloured = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         let look = Look { coloured, width: crate::sys::background::columns() };
-        print(table::render(&status, &extras(&status, running.format), look, &called()).as_bytes())?;
+        let extras = extras(&status, peer == Some(status.pid), running.format);
+        print(table::render(&status, &extras, look, &called()).as_bytes())?;
     }
     let failed = status.units.iter().any(|unit| unit.state == State::Failed);
     if failed { Err(Failure::Found(exit::SERVICE_FAILED)) } else { Ok(()) }
 }
 
-/// What the supervisor leaves to its clients: memory of whole sessions, last lines.
-fn extras(status: &Status, format: LogFormat) -> Vec<Extra> {
+/// Leaves the units of these names alone in a status; with none, all.
+fn choose(names: &[String], value: &mut Value, status: &mut Status) {
+    if names.is_empty() {
+        return;
+    }
+    let mut chosen: Vec<&str> = Vec::new();
+    for name in names {
+        chosen.extend(status.named(name).map(|unit| unit.name.as_str()));
+    }
+    if let Some(units) = value["units"].as_array_mut() {
+        units.retain(|unit| unit["name"].as_str().is_some_and(|name| chosen.contains(&name)));
+    }
+    *status = Status::from_json(value);
+}
+
+/// What the supervisor leaves to its clients: memory of whole sessions, if its processes have the same numbers here; last
+/// lines.
+fn extras(status: &Status, same_numbers: bool, format: LogFormat) -> Vec<Extra> {
     let session = |unit: &Unit| unit.pid.and_then(wait::session_of).unwrap_or(-1);
-    let sessions: Vec<i32> = status.units.iter().map(session).collect();
-    let memory = usage::of_sessions(&sessions);
+    let memory = if same_numbers {
+        usage::of_sessions(&status.units.iter().map(session).collect::<Vec<_>>())
+    } else {
+        vec![0; status.units.len()]
+    };
     let last_line = |unit: &Unit| {
-        let folder = status.log_folder.as_ref().filter(|_| !unit.is_ready())?;
-        logs::last_lines(folder, &unit.name, format, 1).pop()
+        if unit.is_ready() { None } else { logs::last_lines(status, unit, format, 1).pop() }
     };
     status
         .units
@@ -363,7 +385,11 @@ impl Running {
         if names.len() < 2 {
             return Ok(());
         }
-        let status = self.status()?;
+        self.must_know(names, &self.status()?)
+    }
+
+    /// The same, with a status that was asked for already.
+    fn must_know(&self, names: &[String], status: &Status) -> Result<(), Failure> {
         match names.iter().find(|name| status.named(name).next().is_none()) {
             // Its answer says what may have been meant.
             Some(name) => self.wait("ended", name, 0).map(drop),
@@ -419,11 +445,16 @@ impl Running {
         Failure::Found(if never { exit::SERVICE_FAILED } else { exit::NOT_READY })
     }
 
-    /// The end of a unit's log.
-    fn tell_last_lines(&self, status: &Status, unit: &str) {
-        let Some(folder) = &status.log_folder else { return };
-        for line in logs::last_lines(folder, unit, self.format, LAST_LINES) {
-            tell(&format!("  {unit} | {line}"));
+    /// What a unit has printed last, in its last run.
+    fn tell_last_lines(&self, status: &Status, name: &str) {
+        for unit in status.named(name).filter(|_| status.log_folder.is_some()) {
+            let lines = logs::last_lines(status, unit, self.format, LAST_LINES);
+            if lines.is_empty() && unit.began().is_some() {
+                tell(&format!("  {} printed nothing in this run", unit.name));
+            }
+            for line in lines {
+                tell(&format!("  {} | {line}", unit.name));
+            }
         }
     }
 }

@@ -92,6 +92,13 @@ pub struct Paths {
     pub write: Vec<PathBuf>,
 }
 
+impl Paths {
+    /// True if a path is one of those that it may execute, or below one. Links on the way are not followed.
+    pub fn may_execute(&self, path: &Path) -> bool {
+        self.read.iter().chain(&self.by_name).chain(&self.write).any(|known| path.starts_with(known))
+    }
+}
+
 /// A TCP port that a sandboxed unit may connect to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Connect {

@@ -49,6 +49,16 @@ pub enum Kind {
     Task,
 }
 
+impl Kind {
+    /// `service` or `task`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Service => "service",
+            Self::Task => "task",
+        }
+    }
+}
+
 /// Where a unit stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum State {
@@ -140,6 +150,10 @@ pub struct Unit {
     pub last_end: Option<Ended>,
     /// Until it is started again; of a task, until its next run.
     pub retry_in_ms: Option<Ms>,
+    /// A task's next run on the clock that its schedule goes by: RFC 3339, with the offset from UTC.
+    pub due_at: Option<String>,
+    /// What it may do is limited by its `sandbox`.
+    pub limited: bool,
     /// What it waits for.
     pub waits_for: Vec<String>,
     /// Why it stands where it stands, as a clause: `/healthz answered 503 three times`.
@@ -208,12 +222,15 @@ pub struct Unready {
 }
 
 impl Status {
-    /// The units of this name: a service's instances, a task, or one instance. Empty: all units.
+    /// The units of this name: a service's instances, a task, or one instance, of which the first has two names
+    /// ([`is_first`]). Empty: all units.
     pub fn named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Unit> {
         let is_service = self.units.iter().any(|unit| unit.service == name);
-        self.units.iter().filter(move |unit| {
-            name.is_empty() || if is_service { unit.service == name } else { unit.name == name }
-        })
+        let is_meant = move |unit: &&Unit| match is_service {
+            true => unit.service == name,
+            false => unit.name == name || unit.instance == Some(0) && is_first(name, &unit.service),
+        };
+        self.units.iter().filter(move |unit| name.is_empty() || is_meant(unit))
     }
 
     /// Whether the units of this name are ready; of all, those that the bundle's readiness depends on.
@@ -234,8 +251,13 @@ impl Status {
     /// The name that a person may have meant by one that does not exist.
     pub fn near(&self, name: &str) -> Option<&str> {
         let names = self.units.iter().flat_map(|unit| [unit.service.as_str(), unit.name.as_str()]);
-        crate::near::nearest(name, names)
+        crate::near::nearest(name, names.filter(|known| *known != name))
     }
+}
+
+/// True for `web.0`, the first instance of `web`, which is called `web` alone where the manifest has one instance.
+pub fn is_first(name: &str, service: &str) -> bool {
+    name.strip_prefix(service) == Some(".0")
 }
 
 impl Unit {
@@ -252,6 +274,15 @@ impl Unit {
         self.kind == Kind::Service && self.state == State::Stopped && !self.awaited
     }
 
+    /// When the run began that it is not ready in, or the last one if it does not run; `None`: it had none, or is ready.
+    pub fn began(&self) -> Option<UnixMs> {
+        match self.state {
+            State::Starting | State::Running => Some(self.since),
+            State::Ready | State::Reloading => None,
+            _ => self.last_end.as_ref().map(|end| end.at.saturating_sub_unsigned(end.ran_ms)),
+        }
+    }
+
     /// Why it stands where it stands, as a clause.
     pub fn why(&self) -> String {
         let end = || self.last_end.as_ref().map(|end| end.how.clone());
@@ -262,7 +293,11 @@ impl Unit {
             (None, State::Waiting) if !self.waits_for.is_empty() => {
                 format!("it waits for {}", self.waits_for.join(", "))
             }
-            (None, State::Starting) => "it runs, and has not shown yet that it is ready".to_owned(),
+            (None, State::Starting) => {
+                let before = self.last_end.as_ref().filter(|end| !end.well);
+                let before = before.map_or_else(String::new, |end| format!("; the run before {}", end.how));
+                format!("it runs, and has not shown yet that it is ready{before}")
+            }
             (None, State::Retrying | State::Failed | State::Done) => {
                 end().map_or_else(|| self.state.name().to_owned(), |how| format!("it {how}"))
             }
@@ -354,7 +389,7 @@ impl Unit {
             "name": self.name,
             "service": self.service,
             "instance": self.instance,
-            "kind": if self.kind == Kind::Task { "task" } else { "service" },
+            "kind": self.kind.name(),
             "awaited": self.awaited,
             "state": self.state.name(),
             "since": time::rfc3339(self.since),
@@ -363,6 +398,8 @@ impl Unit {
             "restarts": self.restarts,
             "last_end": self.last_end.as_ref().map(Ended::to_json),
             "retry_in_ms": self.retry_in_ms,
+            "due_at": self.due_at,
+            "limited": self.limited,
             "waits_for": self.waits_for,
             "reason": self.reason,
             "says": self.says,
@@ -384,6 +421,8 @@ impl Unit {
             restarts: number(&value["restarts"]),
             last_end: value["last_end"].is_object().then(|| Ended::from_json(&value["last_end"])),
             retry_in_ms: value["retry_in_ms"].as_u64(),
+            due_at: value["due_at"].as_str().map(str::to_owned),
+            limited: value["limited"] == true,
             waits_for: waits_for.iter().map(text).collect(),
             reason: value["reason"].as_str().map(str::to_owned),
             says: value["says"].as_str().map(str::to_owned),
@@ -446,6 +485,8 @@ mod tests {
         web.since = 1_795_255_923_123;
         web.restarts = 3;
         web.retry_in_ms = Some(1500);
+        web.due_at = Some("2026-11-30T03:00:00+01:00".into());
+        web.limited = true;
         web.waits_for = vec!["db".into()];
         web.reason = Some("\"quoted\"\n".into());
         web.last_end =
@@ -483,5 +524,9 @@ mod tests {
         status.units.push(Unit { awaited: false, kind: Kind::Task, ..unit("nightly", State::Failed) });
         assert!(matches!(status.readiness("nightly"), Readiness::Never(_)));
         assert_eq!(status.near("webb"), Some("web"));
+        assert_eq!(status.near("web"), None, "that name is no help");
+        status.units[1].instance = Some(0);
+        let named = |name: &str| status.named(name).map(|unit| unit.name.clone()).collect::<Vec<_>>();
+        assert_eq!((named("web.0"), named("web.1")), (vec!["web".to_owned()], vec![]));
     }
 }

@@ -356,6 +356,7 @@ impl Supervisor {
 
     /// The loop.
     fn run(mut self) -> u8 {
+        self.say_beginning();
         self.tell_what_is_not_kept();
         self.start_all();
         loop {
@@ -366,11 +367,28 @@ impl Supervisor {
             if self.whole.phase == Phase::Over {
                 self.leave_ports();
                 self.leave_cgroups();
+                self.logs.note(&words::ending(&self.bundle, &self.version, self.exit_code()));
                 return self.exit_code();
             }
             self.wait();
             self.tick();
         }
+    }
+
+    /// Begins the supervisor's own log; and tells there if the one before has no end.
+    fn say_beginning(&mut self) {
+        let mut text = format!(
+            "{} {} begins, process {}, state in {}",
+            self.bundle,
+            self.version,
+            std::process::id(),
+            self.state_folder.display()
+        );
+        if self.logs.last_noted().is_some_and(|last| !words::is_ending(&last)) {
+            text +=
+                "; the supervisor before it did not end by itself: it was killed, or the machine went down";
+        }
+        self.logs.note(&text);
     }
 
     /// Milliseconds of `CLOCK_MONOTONIC`, so that a successor's are the same.
@@ -495,6 +513,11 @@ impl Supervisor {
         }
         let unit = &mut self.units[id];
         let spec = &self.parts[unit.part].spec;
+        let begins = words::begins_anew(&before, &unit.service.state);
+        if begins {
+            // What was the matter with it before.
+            unit.reason = None;
+        }
         // Before others are told of its new state: they are told why, too.
         let note = actions.iter().find_map(|action| match action {
             Action::Say(note) => Some(*note),
@@ -505,6 +528,10 @@ impl Supervisor {
             unit.reason = Some(reason);
         }
         self.moved(id, before);
+        if begins {
+            // Why the run before has ended was told with the state.
+            self.units[id].reason = None;
+        }
         for action in actions {
             match action {
                 Action::Need => self.check_needs(self.units[id].part),

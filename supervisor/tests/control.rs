@@ -62,7 +62,8 @@ impl App for Fake {
             return Err(Refused::Unknown);
         }
         if *command == Command::RunTask("web".into()) {
-            return Err(Refused::Wrong("run web: it is a service".into()));
+            let (what, to_fix) = ("web is a service".into(), "`start web` starts it".into());
+            return Err(Refused::Kind { what, to_fix });
         }
         if *command == Command::Start("backup".into()) {
             return Err(Refused::Conflict("the bundle is stopping".into()));
@@ -307,7 +308,7 @@ fn errors_say_what_and_what_to_do() {
         ("POST", "/v1/services/web/signal?signal=NO", 400, "no signal `NO`", "?signal=HUP"),
         ("POST", "/v1/services/web/scale", 400, "no number of instances", "?instances=3"),
         ("POST", "/v1/services/web/scale?instances=-1", 400, "no number", "say how many"),
-        ("POST", "/v1/tasks/web/run", 400, "cannot run web: it is a service", "the status"),
+        ("POST", "/v1/tasks/web/run", 400, "web is a service", "`start web` starts it"),
         ("POST", "/v1/services/backup/start", 409, "the bundle is stopping", "try again later"),
         ("GET", "/v1/wait", 400, "wait for what?", "?ready=1"),
         ("GET", "/v1/wait?ready=1&timeout=soon", 400, "`soon` is no time", "seconds"),

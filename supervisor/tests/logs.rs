@@ -526,6 +526,103 @@ fn a_reader_follows_over_rotations_and_misses_nothing() {
 }
 
 #[test]
+fn a_follower_misses_nothing_that_was_compressed_or_removed_since_it_was_rotated() {
+    let mut app = App::new(LogFormat::Plain, |files| {
+        (files.max_size, files.keep, files.compress) = (500, 3, true);
+    });
+    app.print("begin\n");
+    let mut reader = Reader::new(&app.settings.folder, &["web"], LogFormat::Plain);
+    reader.follow(&app.settings.folder);
+    assert_eq!(texts(reader.last(9).expect("readable")), ["begin"]);
+    let mut seen = Vec::new();
+    for part in 0..100 {
+        // Three files, of which the oldest goes with the next ones.
+        app.print(lines(part * 100, part * 100 + 100));
+        if part % 4 == 0 {
+            app.compress();
+        }
+        seen.extend(texts(reader.more().expect("readable")));
+    }
+    assert_eq!(seen.join("\n") + "\n", lines(0, 10_000));
+}
+
+#[test]
+fn a_follower_is_told_how_many_files_went_before_it_could_read_them() {
+    for format in [LogFormat::Plain, LogFormat::Stamped, LogFormat::Json] {
+        let mut app = App::new(format, |files| (files.max_size, files.keep) = (2000, 2));
+        app.print("begin\n");
+        let mut reader = Reader::new(&app.settings.folder, &["web"], format);
+        reader.follow(&app.settings.folder);
+        reader.last(0).expect("readable");
+        let mut files = 0;
+        let mut known = app.rotated();
+        for number in 0..2_000 {
+            app.print(lines(number, number + 1));
+            let now = app.rotated();
+            files += usize::from(now != known);
+            known = now;
+        }
+        let seen = reader.more().expect("readable");
+        // The first one was open, the last two are kept.
+        let missed = format!("kitbag: {} files of this log went here", files - 3);
+        let notes = seen.iter().filter(|entry| entry.text.starts_with(missed.as_bytes())).count();
+        assert!(notes == 1 && files > 5, "{missed}: {notes}");
+        let numbers: Vec<usize> = texts(seen)
+            .iter()
+            .filter_map(|text| text.strip_prefix("line ").and_then(|number| number.parse().ok()))
+            .collect();
+        assert_eq!((numbers[0], numbers.last()), (0, Some(&1_999)));
+        assert_eq!(numbers.windows(2).filter(|two| two[1] != two[0] + 1).count(), 1, "one gap");
+        assert!(reader.more().expect("readable").is_empty());
+        // Lines that were read at one time have one time; files are rotated while they are written.
+        app.print(lines(2_000, 4_000));
+        let texts = texts(reader.more().expect("readable"));
+        let note = texts.iter().position(|text| text.starts_with("kitbag: ")).expect("a note");
+        let number = |at: usize| texts[at].strip_prefix("line ").and_then(|number| number.parse().ok());
+        assert!(number(note + 1) > number(note - 1).map(|last: usize| last + 1), "it stands in the gap");
+    }
+}
+
+#[test]
+fn who_prints_for_the_first_time_is_followed_from_its_first_file() {
+    let mut app = App::new(LogFormat::Plain, |files| files.max_size = 500);
+    let mut reader = Reader::new(&app.settings.folder, &[], LogFormat::Plain);
+    reader.follow(&app.settings.folder);
+    reader.last(10).expect("readable");
+    app.print(lines(0, 1000));
+    assert!(app.rotated().len() > 10);
+    reader.add(&app.settings.folder, "web");
+    assert_eq!(texts(reader.more().expect("readable")).join("\n") + "\n", lines(0, 1000));
+}
+
+#[test]
+fn a_follower_goes_on_where_a_folder_was_removed_and_comes_back() {
+    let mut app = App::new(LogFormat::Plain, |files| files.max_size = 500);
+    app.print("begin\n");
+    let mut reader = Reader::new(&app.settings.folder, &["web"], LogFormat::Plain);
+    reader.follow(&app.settings.folder);
+    reader.last(0).expect("readable");
+    fs::remove_dir_all(&app.settings.folder).expect("removable");
+    reader.more().expect("readable");
+    app.print(lines(0, 200));
+    assert_eq!(texts(reader.more().expect("readable")).join("\n") + "\n", lines(0, 200));
+    app.print(lines(200, 400));
+    assert_eq!(texts(reader.more().expect("readable")).join("\n") + "\n", lines(200, 400));
+}
+
+#[test]
+fn what_is_noted_is_in_the_files_and_remembered() {
+    for format in [LogFormat::Plain, LogFormat::Stamped, LogFormat::Json] {
+        let mut app = App::new(format, |_| {});
+        assert_eq!(app.logs.last_noted(), None);
+        app.logs.note("it begins");
+        app.restart();
+        assert_eq!(app.logs.last_noted().as_deref(), Some("it begins"));
+        assert!(app.said().contains("it begins"));
+    }
+}
+
+#[test]
 fn files_are_not_for_everybody() {
     let mut app = App::new(LogFormat::Plain, |_| {});
     app.print("x\n");

@@ -154,6 +154,7 @@ const TESTS: &[(&str, fn())] = tests![
     whole::a_restart_of_all_goes_by_needs_both_ways,
     whole::a_restart_of_all_runs_a_task_of_the_start_again_if_it_has_failed,
     whole::a_readiness_descriptor_that_closes_silently_is_not_ready_and_a_late_service_fails,
+    whole::a_run_has_no_reasons_of_the_one_before,
     whole::a_service_tells_of_itself_by_sd_notify,
     whole::a_start_that_asks_for_more_time_gets_it,
     whole::a_port_that_accepts_shows_that_a_service_is_ready,

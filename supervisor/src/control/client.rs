@@ -5,11 +5,13 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use serde_json::Value;
 
 use super::{http, socket};
 use crate::state::Ms;
-use crate::sys::fd;
+use crate::sys::{Pid, fd};
 
 /// How long a running bundle may take to answer what it can answer at once.
 pub const PATIENCE: Ms = 10_000;
@@ -23,6 +25,9 @@ pub struct Answer {
     pub code: u16,
     /// The body; null if it is no JSON.
     pub value: Value,
+    /// The process that listens, as the kernel numbers it here: in another PID namespace it has another number there.
+    /// `None` if it is not seen from here.
+    pub peer: Option<Pid>,
 }
 
 impl Answer {
@@ -41,11 +46,12 @@ impl Answer {
 /// Asks whoever listens in `folder`. Waits for `patience` at most while nothing comes.
 pub fn ask(folder: &Path, method: &str, target: &str, patience: Ms) -> io::Result<Answer> {
     let mut stream = send(folder, method, target)?;
+    let peer = getsockopt(&stream, PeerCredentials).map(|peer| peer.pid()).ok().filter(|pid| *pid > 0);
     stream.set_read_timeout(Some(Duration::from_millis(patience.max(1))))?;
     let mut bytes = Vec::new();
     Read::by_ref(&mut stream).take(LONGEST_ANSWER).read_to_end(&mut bytes)?;
     let (code, body) = http::parse_response(&bytes).ok_or(io::ErrorKind::UnexpectedEof)?;
-    Ok(Answer { code, value: serde_json::from_slice(body).unwrap_or(Value::Null) })
+    Ok(Answer { code, value: serde_json::from_slice(body).unwrap_or(Value::Null), peer })
 }
 
 /// Asks for a stream, and passes on what comes, line by line, until its end, until `each` returns false, or until nobody

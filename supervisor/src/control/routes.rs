@@ -8,7 +8,7 @@ use super::{Accepted, App, Command, Refused, Surroundings};
 use crate::near::nearest;
 use crate::ports::registry::Published;
 use crate::state::Ms;
-use crate::status::{Readiness, State, Status, Unready, time};
+use crate::status::{Readiness, State, Status, Unit, Unready, time};
 use crate::sys::signal;
 
 /// The content type of answers.
@@ -201,7 +201,7 @@ fn obey(command: &Command, name: &str, app: &mut dyn App) -> Reply {
         Ok(Accepted { units }) => Reply::Json(202, json!({"accepted": true, "units": units})),
         Err(Refused::Unknown) => unknown(name, app),
         Err(Refused::Wrong(what)) => error(400, &format!("cannot {what}"), "the status shows what is what"),
-        Err(Refused::Unfit(what, remedy)) => error(400, &format!("cannot {what}"), &remedy),
+        Err(Refused::Unfit { what, to_fix }) => error(400, &what, &to_fix),
         Err(Refused::Conflict(what)) => error(409, &what, "try again later, or see the status"),
     }
 }
@@ -230,6 +230,9 @@ fn wait(request: &Request, app: &mut dyn App) -> Reply {
 
 fn unknown(name: &str, app: &mut dyn App) -> Reply {
     let status = app.status();
+    if let Some((what, to_fix)) = no_instance(name, &status) {
+        return error(404, &what, &to_fix);
+    }
     let to_fix = match status.near(name) {
         Some(near) => format!("did you mean `{near}`?"),
         None => {
@@ -240,6 +243,25 @@ fn unknown(name: &str, app: &mut dyn App) -> Reply {
         }
     };
     error(404, &format!("there is no service or task `{name}`"), &to_fix)
+}
+
+/// What there is to say of `web.7` where `web` has fewer instances.
+fn no_instance(name: &str, status: &Status) -> Option<(String, String)> {
+    let (service, number) = name.rsplit_once('.')?;
+    let number = number.parse::<u32>().ok().filter(|number| *number < 1_000)?;
+    let is_instance = |unit: &&Unit| unit.service == service && unit.instance.is_some();
+    // A retired one may still be on its way to its end.
+    let count = status.units.iter().filter(is_instance).filter(|unit| unit.awaited).count();
+    status.units.iter().find(is_instance)?;
+    let what = match count {
+        0 => format!("there is no {name}: {service} was scaled to 0 instances"),
+        1 => format!("there is no {name}: {service} has one instance, {service}.0"),
+        _ => {
+            format!("there is no {name}: {service} has the instances {service}.0 to {service}.{}", count - 1)
+        }
+    };
+    let others = if count > 0 { "name another one, or " } else { "" };
+    Some((what, format!("{others}`scale {service}={}`", number + 1)))
 }
 
 /// A path that is none, or a method that it does not take.

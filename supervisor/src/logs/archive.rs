@@ -4,9 +4,10 @@
 //! compressed, or was when the machine went down.
 
 use kitbag_format::sort;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use ruzstd::encoding::CompressionLevel;
@@ -36,6 +37,12 @@ impl Rotated {
 /// The name of a file that is rotated at this time.
 pub fn name(time: Micros) -> String {
     stem(time) + PLAIN
+}
+
+/// When a file of this name was rotated; `None`: it was not, or is compressed.
+pub fn rotated_at(name: &OsStr) -> Option<Micros> {
+    let (stem, kind) = name.to_str()?.split_at_checked(STAMP)?;
+    (kind == PLAIN).then(|| parse_stamp(stem.as_bytes()))?
 }
 
 /// A time stamp without colons, which other systems and remote copies trip over.
@@ -69,10 +76,13 @@ fn names(folder: &Path) -> io::Result<impl Iterator<Item = String>> {
 }
 
 /// Removes the oldest of `files` until `count` are left.
+///
+/// In this order a compressor at work cannot bring one back: what it has begun goes before it gets its name, or with it; and
+/// what it begins later is of a file that has no name any more, which it sees ([`pack`]).
 pub fn keep(folder: &Path, files: &[Rotated], count: usize) {
     for file in &files[..files.len().saturating_sub(count)] {
         let stem = stem(file.time);
-        for kind in [PLAIN, PACKED] {
+        for kind in [PLAIN, UNFINISHED, PACKED] {
             let _ = fs::remove_file(folder.join(format!("{stem}{kind}")));
         }
     }
@@ -98,7 +108,8 @@ pub fn compress_all(folder: &Path) -> io::Result<()> {
 
 fn compress(folder: &Path, stem: &str) -> io::Result<()> {
     let path = |kind: &str| -> PathBuf { folder.join(format!("{stem}{kind}")) };
-    let done = write_compressed(&path(PLAIN), &path(UNFINISHED)).and_then(|()| {
+    let done = File::open(path(PLAIN)).and_then(|plain| {
+        pack(plain, &path(UNFINISHED))?;
         fs::rename(path(UNFINISHED), path(PACKED))?;
         fs::remove_file(path(PLAIN))
     });
@@ -148,10 +159,13 @@ impl Write for Patient<'_> {
     }
 }
 
-fn write_compressed(from: &Path, to: &Path) -> io::Result<()> {
-    let mut from = File::open(from)?;
-    let mode = std::os::unix::fs::MetadataExt::mode(&from.metadata()?) & 0o777;
+/// Compresses a file to `to`; `NotFound` if it was removed before there was one.
+fn pack(mut from: File, to: &Path) -> io::Result<()> {
+    let mode = from.metadata()?.mode() & 0o777;
     let mut to = File::options().write(true).create(true).truncate(true).mode(mode).open(to)?;
+    if from.metadata()?.nlink() == 0 {
+        return Err(io::ErrorKind::NotFound.into());
+    }
     let (mut source, mut target) = (Patient::new(&mut from), Patient::new(&mut to));
     ruzstd::encoding::compress(&mut source, &mut target, CompressionLevel::Fastest);
     source.result.and(target.result)?;
@@ -171,6 +185,8 @@ mod tests {
         for time in times {
             let name = name(time);
             assert_eq!(parse_stamp(name.as_bytes()), Some(time));
+            assert_eq!(rotated_at(name.as_ref()), Some(time));
+            assert_eq!(rotated_at(format!("{name}.zst").as_ref()), None);
         }
     }
 
@@ -194,6 +210,29 @@ mod tests {
         remove_unfinished(folder.path());
         assert!(!folder.path().join(format!("{a}{UNFINISHED}")).exists());
         assert!(folder.path().join("x.log").exists());
+    }
+
+    #[test]
+    fn what_was_removed_while_it_was_compressed_does_not_come_back() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |kind: &str| folder.path().join(stem(7) + kind);
+        let remove = || keep(folder.path(), &[Rotated { time: 7, packed: false }], 0);
+        let left = || fs::read_dir(folder.path()).expect("readable").count();
+        // Before the compressor has begun to write, and before its work gets its name.
+        for begun in [false, true] {
+            fs::write(path(PLAIN), "text\n").expect("writable");
+            let plain = File::open(path(PLAIN)).expect("it is there");
+            if begun {
+                pack(plain, &path(UNFINISHED)).expect("packed");
+                remove();
+            } else {
+                remove();
+                let error = pack(plain, &path(UNFINISHED)).expect_err("it is gone");
+                assert_eq!(error.kind(), io::ErrorKind::NotFound);
+                fs::remove_file(path(UNFINISHED)).expect("as `compress` does");
+            }
+            assert_eq!(left(), 0, "{begun}");
+        }
     }
 
     #[test]

@@ -17,9 +17,11 @@ use std::time::UNIX_EPOCH;
 use kitbag_format::service::LogFormat;
 use memchr::{memchr_iter, memrchr};
 
-use super::archive;
 use super::format::{self, Micros, Stamp};
+use super::{OWN_NAME, archive};
+
 use super::lines::{Batch, Stream};
+use super::reader::Reader;
 use super::sink::Sink;
 use crate::state::Ms;
 use crate::sys::worker;
@@ -359,6 +361,12 @@ impl Sink for Files {
         self.news.take()
     }
 
+    fn last_own(&self) -> Option<String> {
+        let mut reader = Reader::new(&self.settings.folder, &[OWN_NAME], self.settings.format);
+        let last = reader.last(1).ok()?.pop()?;
+        Some(String::from_utf8_lossy(&last.text).into_owned())
+    }
+
     fn child(&self) -> Option<Pid> {
         self.compressor
     }
@@ -452,7 +460,7 @@ impl Unit {
         // The new one counts.
         archive::keep(&self.folder, &files, settings.keep.saturating_sub(1));
         if settings.keep == 0 {
-            let _ = fs::remove_file(self.folder.join(archive::name(time)));
+            archive::keep(&self.folder, &[archive::Rotated { time, packed: false }], 0);
         }
         Ok(())
     }

@@ -133,6 +133,48 @@ pub fn json(
     out.extend_from_slice(b"}\n");
 }
 
+/// Appends a line as a terminal may have it: with tabs and colours (SGR: ECMA-48, 8.3.117), which end with it. Other
+/// control characters are written out: `^[` for ESC, as cat(1) does; `\x9b` for what is no UTF-8 or is one of C1, which
+/// terminals of eight bits obey. A carriage return at the end is left out.
+pub fn visible(out: &mut Vec<u8>, line: &[u8]) {
+    let mut rest = line.strip_suffix(b"\r").unwrap_or(line);
+    let mut coloured = false;
+    while let Some(at) = rest.iter().position(|byte| is_unsafe(*byte)) {
+        out.extend_from_slice(&rest[..at]);
+        rest = &rest[at..];
+        let taken = colour(rest).or_else(|| letter(rest));
+        coloured |= taken.is_some() && rest[0] == 0x1b;
+        let length = taken.unwrap_or(1);
+        match (taken, rest[0]) {
+            (Some(length), _) => out.extend_from_slice(&rest[..length]),
+            (None, byte @ 0x80..) => out.extend_from_slice(format!("\\x{byte:02x}").as_bytes()),
+            (None, byte) => out.extend_from_slice(&[b'^', byte ^ 0x40]),
+        }
+        rest = &rest[length..];
+    }
+    out.extend_from_slice(rest);
+    if coloured {
+        out.extend_from_slice(b"\x1b[0m");
+    }
+}
+
+const fn is_unsafe(byte: u8) -> bool {
+    (byte < b' ' && byte != b'\t') || byte >= 0x7f
+}
+
+/// The length of a sequence that sets colours, with which `bytes` begins.
+fn colour(bytes: &[u8]) -> Option<usize> {
+    let parameters = bytes.strip_prefix(b"\x1b[")?;
+    let end = parameters.iter().position(|byte| !matches!(byte, b'0'..=b'9' | b';' | b':'))?;
+    (parameters[end] == b'm').then_some(end + 3)
+}
+
+/// The length of a letter beyond ASCII that is no control character, with which `bytes` begins.
+fn letter(bytes: &[u8]) -> Option<usize> {
+    let text = bytes[..bytes.len().min(4)].utf8_chunks().next()?.valid();
+    text.chars().next().filter(|letter| !letter.is_control()).map(char::len_utf8)
+}
+
 /// Appends the inside of a JSON string (RFC 8259, section 7).
 fn escape(out: &mut Vec<u8>, text: &str) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
@@ -194,6 +236,20 @@ mod tests {
         for text in ["", "2026-11-21", "2026-11-21T10:32:15.123456 ", "2026-11-21Tx0:32:15.123456Z"] {
             assert_eq!(parse_stamp(text.as_bytes()), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_terminal_gets_colours_and_nothing_else_to_obey() {
+        let shown = |line: &[u8]| {
+            let mut out = Vec::new();
+            visible(&mut out, line);
+            String::from_utf8(out).expect("UTF-8")
+        };
+        assert_eq!(shown(b"plain\ttext\r"), "plain\ttext");
+        assert_eq!(shown("\u{1b}[1;38:2:1mäß€😀".as_bytes()), "\u{1b}[1;38:2:1mäß€😀\u{1b}[0m");
+        assert_eq!(shown(b"\x1b[2J\x1b]0;title\x07 \x1bc \x1b["), "^[[2J^[]0;title^G ^[c ^[[");
+        assert_eq!(shown(b"10%\r20% \x08\x7f\0"), "10%^M20% ^H^?^@");
+        assert_eq!(shown(b"\x9b2J \xc2\x9b \xff\xe2\x82"), "\\x9b2J \\xc2\\x9b \\xff\\xe2\\x82");
     }
 
     #[test]

@@ -6,14 +6,16 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use kitbag_format::service::LogFormat;
 use kitbag_format::sort;
 
 use super::archive;
 use super::files::CURRENT;
-use super::format::{Micros, STAMP, parse_stamp};
-use super::lines::Stream;
+use super::format::{self, Micros, STAMP, Stamp, parse_stamp};
+use super::lines::{Batch, Stream};
+use super::rotations::{News, Rotations};
 
 /// A line of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,33 +34,62 @@ pub struct Entry {
     pub raw: Vec<u8>,
 }
 
+/// More is not read of a unit at a time, but for the rest of a file.
+const TURN: u64 = 16 << 20;
+
 /// A reader of some units' logs.
 #[derive(Debug)]
 pub struct Reader {
     format: LogFormat,
     units: Vec<Unit>,
+    rotations: Rotations,
+    /// There is more than was read.
+    behind: bool,
 }
 
 #[derive(Debug)]
 struct Unit {
+    name: String,
     folder: PathBuf,
-    /// The file that is followed, and where in it.
+    /// The file that is followed, and where in it. It is the one that follows the last of those up to `past`.
     file: Option<File>,
     at: u64,
     /// Bytes before `at` that have no newline yet.
     partial: Vec<u8>,
+    /// Nothing was read of `file`, and it may be a later one.
+    fresh: bool,
+    /// Files that were rotated up to this time were read, or are not to be.
+    past: Micros,
+    /// Those that were since, the oldest first. If there are any, the first one is `file`, complete by now.
+    rotated: VecDeque<Later>,
+    /// Its rotations are heard of.
+    heard: bool,
+}
+
+/// A file that was rotated, opened when that was heard of: from then on nobody can take it away.
+#[derive(Debug)]
+struct Later {
+    time: Micros,
+    /// And whether it is compressed; `None`: it was removed before.
+    file: Option<(File, bool)>,
 }
 
 impl Reader {
     /// Of the units of these names in the folder of [`super::files::Settings`], written in this format.
     pub fn new(folder: &Path, units: &[&str], format: LogFormat) -> Self {
-        let unit = |name: &&str| Unit { folder: folder.join(name), file: None, at: 0, partial: Vec::new() };
-        Self { format, units: units.iter().map(unit).collect() }
+        let units = units.iter().map(|name| Unit::new(folder, name)).collect();
+        Self { format, units, rotations: Rotations::default(), behind: false }
     }
 
     /// One more unit, whose log has just begun: [`Reader::more`] has it from its beginning.
     pub fn add(&mut self, folder: &Path, name: &str) {
-        self.units.push(Unit { folder: folder.join(name), file: None, at: 0, partial: Vec::new() });
+        self.units.push(Unit::new(folder, name));
+    }
+
+    /// Misses no rotation from now on; before [`Self::last`]. `folder` is that of all units.
+    pub fn follow(&mut self, folder: &Path) {
+        self.rotations = Rotations::new();
+        self.rotations.watch_units(folder);
     }
 
     /// The last `count` lines of all units together, by time; [`Reader::more`] goes on after them. A unit without a
@@ -66,24 +97,58 @@ impl Reader {
     pub fn last(&mut self, count: usize) -> io::Result<Vec<Entry>> {
         let mut entries = Vec::new();
         for number in 0..self.units.len() {
-            let lines = self.units[number].last(count)?;
+            let unit = &mut self.units[number];
+            unit.heard = self.rotations.watch(number, &unit.folder);
+            let lines = unit.last(count)?;
             entries.extend(lines.into_iter().map(|line| self.entry(number, line)));
         }
         sort(&mut entries);
         Ok(entries.split_off(entries.len().saturating_sub(count)))
     }
 
-    /// Lines that have been written since, by time; empty if there are none yet. To follow, ask again after 0.1 s or
-    /// so. Several rotations in between are no loss, unless the files are not kept so long.
+    /// Lines that have been written since, by time; empty if there are none yet. To follow, [`Self::wait`] and ask again.
+    /// Of files that were removed before they could be read there is a line that says how many.
     pub fn more(&mut self) -> io::Result<Vec<Entry>> {
         let mut entries = Vec::new();
+        self.behind = false;
         for number in 0..self.units.len() {
-            let mut lines = VecDeque::new();
-            self.units[number].next(&mut lines)?;
+            let (mut lines, mut read) = (VecDeque::new(), 0);
+            self.hear();
+            while let Some(length) = self.units[number].next(self.format, &mut lines)? {
+                read += length;
+                if read > TURN {
+                    self.behind = true;
+                    break;
+                }
+                self.hear();
+            }
             entries.extend(lines.into_iter().map(|line| self.entry(number, line)));
         }
         sort(&mut entries);
         Ok(entries)
+    }
+
+    /// Waits for a rotation or for another unit, so long at most; not at all if there is more to read already.
+    ///
+    /// # Errors
+    /// Those of poll(2).
+    pub fn wait(&self, time: Duration) -> io::Result<()> {
+        if self.behind { Ok(()) } else { self.rotations.wait(time) }
+    }
+
+    /// Takes what was heard of rotations. Whoever is not heard of is looked at.
+    fn hear(&mut self) {
+        for news in self.rotations.take() {
+            match news {
+                News::Rotated(unit, time) => self.units[unit].has_rotated(time),
+                News::Gone(unit) => self.units[unit].heard = false,
+                News::Lost => self.units.iter_mut().for_each(|unit| unit.heard = false),
+            }
+        }
+        for (number, unit) in self.units.iter_mut().enumerate().filter(|(_, unit)| !unit.heard) {
+            unit.heard = self.rotations.watch(number, &unit.folder);
+            unit.look();
+        }
     }
 
     fn entry(&self, unit: usize, raw: Vec<u8>) -> Entry {
@@ -99,7 +164,7 @@ impl Reader {
     }
 }
 
-/// By time; lines without one stay behind the one before them.
+/// By time. A unit's lines stay in their order, whatever their times say; those without one stay behind the one before them.
 fn sort(entries: &mut Vec<Entry>) {
     let (mut last, mut unit) = (None, usize::MAX);
     let mut timed: Vec<(Option<Micros>, Entry)> = Vec::with_capacity(entries.len());
@@ -109,6 +174,11 @@ fn sort(entries: &mut Vec<Entry>) {
         }
         last = entry.time.or(last);
         timed.push((last, entry));
+    }
+    for at in (1..timed.len()).rev() {
+        if timed[at - 1].1.unit == timed[at].1.unit {
+            timed[at - 1].0 = timed[at - 1].0.min(timed[at].0);
+        }
     }
     sort::by(&mut timed, &|(one, _), (other, _)| one.cmp(other));
     entries.extend(timed.into_iter().map(|(_, entry)| entry));
@@ -140,16 +210,28 @@ fn parse_json(raw: &[u8]) -> Option<Parsed> {
 }
 
 impl Unit {
+    /// One of which nothing was read.
+    fn new(folder: &Path, name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            folder: folder.join(name),
+            file: None,
+            at: 0,
+            partial: Vec::new(),
+            fresh: false,
+            past: Micros::MIN,
+            rotated: VecDeque::new(),
+            heard: false,
+        }
+    }
+
     /// The last `count` lines, oldest first.
     fn last(&mut self, count: usize) -> io::Result<Vec<Vec<u8>>> {
-        let mut lines = VecDeque::new();
-        (self.file, self.at) = (None, 0);
-        self.partial.clear();
-        if let Some(mut file) = existing(File::open(self.folder.join(CURRENT)))? {
-            self.at = last_lines(&mut file, count, &mut lines, &mut self.partial)?;
-            self.file = Some(file);
+        let (mut lines, older) = (VecDeque::new(), self.begin()?);
+        if let Some(file) = &mut self.file {
+            self.at = last_lines(file, count, &mut lines, &mut self.partial)?;
         }
-        for rotated in existing(archive::rotated(&self.folder))?.unwrap_or_default().iter().rev() {
+        for rotated in older.iter().rev() {
             if lines.len() >= count {
                 break;
             }
@@ -161,58 +243,179 @@ impl Unit {
         Ok(lines.into())
     }
 
-    /// Appends what was written since.
-    fn next(&mut self, lines: &mut VecDeque<Vec<u8>>) -> io::Result<()> {
-        loop {
-            let current = existing(fs::metadata(self.folder.join(CURRENT)))?.map(|metadata| metadata.ino());
-            let Some(file) = &mut self.file else {
-                if current.is_none() {
-                    return Ok(());
-                }
-                self.file = existing(File::open(self.folder.join(CURRENT)))?;
-                self.at = 0;
-                continue;
-            };
-            let metadata = file.metadata()?;
-            if metadata.len() < self.at {
-                // Somebody has emptied it.
-                self.at = 0;
+    /// Opens what is written now; returns what was rotated before it.
+    fn begin(&mut self) -> io::Result<Vec<archive::Rotated>> {
+        /// A rotation comes between all of these only where a file has a few lines.
+        const TRIES: usize = 100;
+        let mut files = Vec::new();
+        for _ in 0..TRIES {
+            self.file = self.open_current()?;
+            files = existing(archive::rotated(&self.folder))?.unwrap_or_default();
+            if self.current()? == self.file.as_ref().map(inode).transpose()? {
+                break;
             }
-            file.seek(SeekFrom::Start(self.at))?;
-            self.at += read_lines(&mut BufReader::new(file), usize::MAX, lines, &mut self.partial)?;
-            if current == Some(metadata.ino()) || current.is_none() {
-                return Ok(());
-            }
-            // It was complete when we read it: its name was another's already.
-            let modified = metadata.modified()?;
-            if !self.partial.is_empty() {
-                lines.push_back(std::mem::take(&mut self.partial));
-            }
-            self.file = None;
-            self.between(metadata.ino(), modified, lines)?;
+        }
+        (self.at, self.fresh) = (0, false);
+        self.partial.clear();
+        self.rotated.clear();
+        self.past = files.last().map_or(Micros::MIN, |file| file.time);
+        Ok(files)
+    }
+
+    fn open_current(&self) -> io::Result<Option<File>> {
+        existing(File::open(self.folder.join(CURRENT)))
+    }
+
+    /// The inode of what is written now.
+    fn current(&self) -> io::Result<Option<u64>> {
+        Ok(existing(fs::metadata(self.folder.join(CURRENT)))?.map(|metadata| metadata.ino()))
+    }
+
+    /// A file was rotated at this time.
+    fn has_rotated(&mut self, time: Micros) {
+        if time <= self.past {
+            return;
+        }
+        if let Err(at) = self.rotated.binary_search_by_key(&time, |later| later.time) {
+            let file = open_rotated(&self.folder, time).ok().flatten();
+            self.rotated.insert(at, Later { time, file });
         }
     }
 
-    /// Appends what lies in files that were begun after one we know, and are complete already.
-    fn between(
-        &self,
-        known: u64,
-        modified: std::time::SystemTime,
-        lines: &mut VecDeque<Vec<u8>>,
-    ) -> io::Result<()> {
-        let files = existing(archive::rotated(&self.folder))?.unwrap_or_default();
-        let is_known = |file: &archive::Rotated| {
-            let metadata = fs::metadata(self.folder.join(file.name()));
-            metadata.is_ok_and(|metadata| metadata.ino() == known)
-        };
-        let micros = modified.duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_micros());
-        let by_time = || files.iter().position(|file| file.time as u128 >= micros);
-        let Some(place) = files.iter().position(is_known).or_else(by_time) else { return Ok(()) };
-        for file in &files[place + 1..] {
-            lines.append(&mut read_rotated(&self.folder, file, usize::MAX)?);
+    /// Looks for files that were rotated since.
+    fn look(&mut self) {
+        for file in archive::rotated(&self.folder).unwrap_or_default() {
+            self.has_rotated(file.time);
         }
-        Ok(())
     }
+
+    /// Appends what comes next; how many bytes were read for it. `None`: there is no more for now.
+    fn next(&mut self, format: LogFormat, lines: &mut VecDeque<Vec<u8>>) -> io::Result<Option<u64>> {
+        if std::mem::take(&mut self.fresh) && !self.rotated.is_empty() {
+            // It is one of these, or comes after them.
+            self.file = None;
+        }
+        if self.file.is_some() {
+            return self.next_of_file(lines);
+        }
+        if let Some(later) = self.rotated.pop_front() {
+            self.past = later.time;
+            return match later.file {
+                Some((file, packed)) => read_whole(file, packed, lines).map(Some),
+                None => {
+                    lines.push_back(self.missed(format, later.time));
+                    Ok(Some(0))
+                }
+            };
+        }
+        self.file = self.open_current()?;
+        (self.at, self.fresh) = (0, true);
+        Ok(self.file.is_some().then_some(0))
+    }
+
+    /// The same from the file that is followed.
+    fn next_of_file(&mut self, lines: &mut VecDeque<Vec<u8>>) -> io::Result<Option<u64>> {
+        // Asked before it is read: what is complete then is read to its end.
+        let is_complete = !self.rotated.is_empty() || self.was_moved()?;
+        let Some(file) = &mut self.file else { return Ok(None) };
+        let (length, own) = (file.metadata()?.len(), inode(file)?);
+        if length < self.at {
+            // Somebody has emptied it.
+            self.at = 0;
+        }
+        file.seek(SeekFrom::Start(self.at))?;
+        let read = read_lines(file, usize::MAX, lines, &mut self.partial)?;
+        self.at += read;
+        if !is_complete {
+            return Ok(None);
+        }
+        if !self.partial.is_empty() {
+            lines.push_back(std::mem::take(&mut self.partial));
+        }
+        self.file = None;
+        if self.rotated.front().is_some_and(|first| first.is(own))
+            && let Some(first) = self.rotated.pop_front()
+        {
+            self.past = first.time;
+        }
+        Ok(Some(read))
+    }
+
+    /// True if another file is written now. Where it was not rotated, somebody else has moved it, or removed it.
+    fn was_moved(&mut self) -> io::Result<bool> {
+        let own = self.file.as_ref().map(inode).transpose()?;
+        let moved = self.current()?.is_some_and(|current| Some(current) != own);
+        if moved {
+            self.look();
+        }
+        Ok(moved)
+    }
+
+    /// The line in the place of files that were removed, the first of them rotated at this time.
+    fn missed(&mut self, format: LogFormat, time: Micros) -> Vec<u8> {
+        let gone = self.rotated.iter().take_while(|later| later.file.is_none()).count();
+        if let Some(last) = self.rotated.drain(..gone).next_back() {
+            self.past = last.time;
+        }
+        let count = gone + 1;
+        let files = if count == 1 { "1 file" } else { &format!("{count} files") };
+        let text = format!("kitbag: {files} of this log went here before anybody could read them (`keep`)");
+        let batch = Batch { unit: 0, stream: Stream::Err, time, bytes: text.as_bytes(), continued: false };
+        let mut stamp = Stamp::default();
+        let mut line = Vec::new();
+        match format {
+            LogFormat::Plain => line.extend_from_slice(text.as_bytes()),
+            LogFormat::Stamped => {
+                format::stamped(&mut line, stamp.text(time), batch.stream, batch.bytes, false);
+            }
+            LogFormat::Json => {
+                format::json(&mut line, stamp.text(time), &self.name, &batch, batch.bytes, false);
+            }
+        }
+        line.truncate(line.trim_ascii_end().len());
+        line
+    }
+}
+
+impl Later {
+    /// True if it is the file with this inode, which was the next one to be rotated: if it is not there any more, or
+    /// is another one by now that says the same, it was this one.
+    fn is(&self, own: u64) -> bool {
+        match &self.file {
+            Some((file, false)) => inode(file).is_ok_and(|inode| inode == own),
+            Some((_, true)) | None => true,
+        }
+    }
+}
+
+fn inode(file: &File) -> io::Result<u64> {
+    file.metadata().map(|metadata| metadata.ino())
+}
+
+/// Opens the file that was rotated at this time, and says whether it is compressed; `None`: it was removed.
+fn open_rotated(folder: &Path, time: Micros) -> io::Result<Option<(File, bool)>> {
+    // A compressed one is there before the plain one goes.
+    for packed in [false, true] {
+        let name = archive::Rotated { time, packed }.name();
+        if let Some(file) = existing(File::open(folder.join(name)))? {
+            return Ok(Some((file, packed)));
+        }
+    }
+    Ok(None)
+}
+
+/// Appends all lines of a file that is complete; its length.
+fn read_whole(mut file: File, packed: bool, lines: &mut VecDeque<Vec<u8>>) -> io::Result<u64> {
+    let mut partial = Vec::new();
+    let read = if packed {
+        read_lines(&mut Unpacked::new(file), usize::MAX, lines, &mut partial)?
+    } else {
+        read_lines(&mut file, usize::MAX, lines, &mut partial)?
+    };
+    if !partial.is_empty() {
+        lines.push_back(partial);
+    }
+    Ok(read)
 }
 
 /// `None` for what is not there.
@@ -231,8 +434,7 @@ fn read_rotated(folder: &Path, file: &archive::Rotated, count: usize) -> io::Res
     for file in [file, &other] {
         let Some(mut opened) = existing(File::open(folder.join(file.name())))? else { continue };
         if file.packed {
-            let mut reader = BufReader::new(Unpacked::new(opened));
-            read_lines(&mut reader, count, &mut lines, &mut partial)?;
+            read_lines(&mut Unpacked::new(opened), count, &mut lines, &mut partial)?;
         } else {
             last_lines(&mut opened, count, &mut lines, &mut partial)?;
         }
@@ -268,18 +470,19 @@ fn last_lines(
         from = start;
     }
     file.seek(SeekFrom::Start(from))?;
-    let read = read_lines(&mut BufReader::new((&mut *file).take(length - from)), count, lines, partial)?;
+    let read = read_lines(&mut (&mut *file).take(length - from), count, lines, partial)?;
     Ok(from + read)
 }
 
 /// Appends lines, of which the last `count` stay. What has no newline goes to `partial`. Bytes read.
 fn read_lines(
-    reader: &mut impl BufRead,
+    from: &mut dyn Read,
     count: usize,
     lines: &mut VecDeque<Vec<u8>>,
     partial: &mut Vec<u8>,
 ) -> io::Result<u64> {
     let mut read = 0;
+    let mut reader = BufReader::new(from);
     loop {
         let length = reader.read_until(b'\n', partial)?;
         read += length as u64;

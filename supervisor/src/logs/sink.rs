@@ -49,6 +49,12 @@ pub trait Sink: std::fmt::Debug {
         None
     }
 
+    /// The last sentence of a supervisor's own that it holds, of whichever supervisor. May wait for a disk: for the
+    /// beginning.
+    fn last_own(&self) -> Option<String> {
+        None
+    }
+
     /// A child process that works for the sink.
     fn child(&self) -> Option<Pid> {
         None

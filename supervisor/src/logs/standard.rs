@@ -161,6 +161,8 @@ pub struct Standard {
     err: Option<Queue>,
     units: Vec<Unit>,
     coloured: bool,
+    /// A terminal gets nothing to obey but colours.
+    is_terminal: bool,
     json: bool,
     when_slow: WhenSlow,
     stamp: Stamp,
@@ -178,6 +180,7 @@ impl Standard {
             err: (!fd::same(fd::stdout(), fd::stderr())).then(|| Queue::new(2)),
             units: Vec::new(),
             coloured: !plain && std::io::stdout().is_terminal(),
+            is_terminal: std::io::stdout().is_terminal(),
             json,
             when_slow,
             stamp: Stamp::default(),
@@ -236,7 +239,11 @@ impl Standard {
         }
         for (line, continued) in batch.lines() {
             out.extend_from_slice(if continued { &unit.prefix.continuation } else { &unit.prefix.line });
-            out.extend_from_slice(line);
+            if self.is_terminal {
+                format::visible(out, line);
+            } else {
+                out.extend_from_slice(line);
+            }
             out.push(b'\n');
         }
     }

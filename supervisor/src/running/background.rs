@@ -7,7 +7,7 @@
 use std::fs::{self, OpenOptions};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kitbag_format::exit;
 use nix::fcntl::OFlag;
@@ -73,12 +73,24 @@ pub fn start(own: &Own, timeout: Ms, oknodo: bool) -> Result<(), Failure> {
     if let Some(running) = found(own)? {
         return already(&running, timeout, oknodo);
     }
+    let said = said_before(own);
     let failed =
         |errno: crate::sys::Errno| Failure::Running(format!("cannot go to the background: {}", errno.desc()));
     match background::split().map_err(failed)? {
         Side::Background(report) => supervise(own, Report(report)),
-        Side::Caller(report) => attend(own, &report, timeout),
+        Side::Caller(report) => attend(own, &report, said, timeout),
     }
+}
+
+/// How much earlier supervisors have said.
+fn said_before(own: &Own) -> u64 {
+    let log = Running::of(own).map(|running| own_log(&running.folder()));
+    log.ok().and_then(|path| fs::metadata(path).ok()).map_or(0, |found| found.len())
+}
+
+/// Where the supervisor itself says what it has to say.
+fn own_log(runtime: &Path) -> PathBuf {
+    default_log_folder(runtime).join(OWN_LOG)
 }
 
 /// The running one, if there is one.
@@ -110,7 +122,7 @@ fn supervise(own: &Own, report: Report) -> ! {
 }
 
 /// Waits with the person in front until all is ready.
-fn attend(own: &Own, report: &OwnedFd, timeout: Ms) -> Result<(), Failure> {
+fn attend(own: &Own, report: &OwnedFd, said: u64, timeout: Ms) -> Result<(), Failure> {
     let begin = std::time::Instant::now();
     match next(report) {
         Some(SUPERVISING) => {}
@@ -124,7 +136,9 @@ fn attend(own: &Own, report: &OwnedFd, timeout: Ms) -> Result<(), Failure> {
     let ready = running.until_ready(&[String::new()], timeout);
     let spent = time::span(Ms::try_from(begin.elapsed().as_millis()).unwrap_or(Ms::MAX));
     match ready {
-        Err(Failure::NotRunning { .. } | Failure::Running(_)) if ends(report) => ended(&running, report),
+        Err(Failure::NotRunning { .. } | Failure::Running(_)) if ends(report) => {
+            ended(&running, report, said)
+        }
         Err(other) => Err(other),
         Ok(()) => {
             let pid = running.status().map_or(0, |status| status.pid);
@@ -139,15 +153,16 @@ fn ends(report: &OwnedFd) -> bool {
     poll(&mut [PollFd::new(report.as_fd(), PollFlags::POLLIN)], patience).is_ok_and(|ready| ready > 0)
 }
 
-/// It ended before it was ready: how, and what it said last.
-fn ended(running: &Running, report: &OwnedFd) -> Result<(), Failure> {
+/// It ended before it was ready: how, and what it said last, after as much as was `said` before.
+fn ended(running: &Running, report: &OwnedFd, said: u64) -> Result<(), Failure> {
     let code = next(report).unwrap_or(exit::FAILURE);
     if code == exit::OK {
         return print(format!("{} has ended: all of its services ended well\n", running.name).as_bytes());
     }
-    tell(&format!("{} ended before it was ready; it said last:", running.name));
-    let path = default_log_folder(&running.folder()).join(OWN_LOG);
-    for line in super::logs::last_of_file(&path, super::LAST_LINES) {
+    let lines = super::logs::last_of_file(&own_log(&running.folder()), said, super::LAST_LINES);
+    let last = if lines.is_empty() { "it said nothing" } else { "it said last:" };
+    tell(&format!("{} ended before it was ready; {last}", running.name));
+    for line in lines {
         tell(&format!("  {line}"));
     }
     Err(Failure::Found(code))

@@ -1,7 +1,7 @@
 //! `logs`: what units have printed, from the files where it is kept.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, IsTerminal, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
@@ -10,12 +10,16 @@ use kitbag_format::Error;
 use kitbag_format::service::LogFormat;
 use kitbag_format::sort;
 use lexopt::prelude::*;
+use serde_json::{Value as Json, json};
 
 use super::{Running, log_folder};
 use crate::commands::{Failure, pass_on};
+use crate::logs::files::CURRENT;
+use crate::logs::format::{Micros, visible};
 use crate::logs::reader::{Entry, Reader};
 use crate::near;
 use crate::open::Own;
+use crate::status::{Status, Unit, is_first};
 use crate::sys::fd;
 
 /// Lines that are shown unless told.
@@ -50,10 +54,14 @@ pub fn logs(own: &Own, mut parser: lexopt::Parser) -> Result<(), Failure> {
     }
     let known: Vec<&str> = units.iter().map(String::as_str).collect();
     let mut reader = Reader::new(&folder, &known, running.format);
+    if follow {
+        reader.follow(&folder);
+    }
+    let show = |units: &[String], entries: &[Entry]| show(units, entries, running.format);
     let failed = |error| Failure::Bundle(Error::io("read the logs")(error));
     let mut open = show(&units, &reader.last(count).map_err(failed)?)?;
     while follow && open && fd::has_reader(io::stdout().as_fd()) {
-        std::thread::sleep(POLL);
+        reader.wait(POLL).map_err(failed)?;
         // Who prints for the first time joins in.
         for unit in chosen(&folder, &names) {
             if !units.contains(&unit) {
@@ -95,45 +103,89 @@ fn chosen(folder: &Path, names: &[String]) -> Vec<String> {
     units
 }
 
-/// `web.2` is of `web`.
+/// `web.2` is of `web`; and so is `web` of `web.0`, which are the same unit by two names.
 fn is_of(unit: &str, name: &str) -> bool {
     let instance = || unit.strip_prefix(name)?.strip_prefix('.')?.parse::<u32>().ok();
-    unit == name || instance().is_some()
+    unit == name || is_first(name, unit) || instance().is_some()
 }
 
-/// Writes lines out, with names where there are several; false if nobody reads them any more.
-fn show(names: &[String], entries: &[Entry]) -> Result<bool, Failure> {
+/// Writes lines out, with names where there are several; false if nobody reads them any more. JSON lines have theirs
+/// already, and one that is none becomes one. A terminal gets nothing to obey but colours.
+fn show(names: &[String], entries: &[Entry], format: LogFormat) -> Result<bool, Failure> {
     let width = names.iter().map(String::len).max().unwrap_or(0);
+    let is_terminal = io::stdout().is_terminal();
     let mut out = Vec::new();
     for entry in entries {
-        if let (2.., Some(name)) = (names.len(), names.get(entry.unit)) {
-            out.extend_from_slice(format!("{name:width$} | ").as_bytes());
+        let name = names.get(entry.unit).map_or("", String::as_str);
+        let text = String::from_utf8_lossy(&entry.raw);
+        match format {
+            LogFormat::Json if entry.time.is_none() && !is_object(&entry.raw) => {
+                out.extend_from_slice(json!({"service": name, "text": text}).to_string().as_bytes());
+            }
+            _ => {
+                if names.len() > 1 && format != LogFormat::Json {
+                    out.extend_from_slice(format!("{name:width$} | ").as_bytes());
+                }
+                if is_terminal {
+                    visible(&mut out, &entry.raw);
+                } else {
+                    out.extend_from_slice(&entry.raw);
+                }
+            }
         }
-        out.extend_from_slice(&entry.raw);
         out.push(b'\n');
     }
     pass_on(&out)
 }
 
-/// The last lines that a unit has printed, the oldest first, as text. None if its log cannot be read.
-pub fn last_lines(folder: &Path, unit: &str, format: LogFormat, count: usize) -> Vec<String> {
-    let entries = Reader::new(folder, &[unit], format).last(count).unwrap_or_default();
-    entries.iter().map(|entry| String::from_utf8_lossy(&entry.text).into_owned()).collect()
+/// True for a JSON object with the name of its unit.
+fn is_object(line: &[u8]) -> bool {
+    serde_json::from_slice::<Json>(line).is_ok_and(|value| value["service"].is_string())
 }
 
-/// The last lines of a file.
-pub fn last_of_file(path: &Path, count: usize) -> Vec<String> {
+/// The last lines that a unit has printed in its last run, the oldest first, as text that a terminal may have.
+pub fn last_lines(status: &Status, unit: &Unit, format: LogFormat, count: usize) -> Vec<String> {
+    let (Some(folder), Some(began)) = (&status.log_folder, unit.began()) else { return Vec::new() };
+    // Times are whole milliseconds, and a supervisor has nothing to do with runs before its own.
+    let began = began.saturating_sub(1).max(status.since).saturating_mul(1000);
+    let entries = Reader::new(folder, &[&unit.name], format).last(count).unwrap_or_default();
+    let is_old = |entry: &&Entry| entry.time.is_some_and(|time| time < began);
+    let current = || fs::metadata(folder.join(&unit.name).join(CURRENT)).and_then(|it| it.modified());
+    let fresh = match format {
+        // These have no times but their file's.
+        LogFormat::Plain if current().is_ok_and(|at| micros(at) >= began) => &entries[..],
+        LogFormat::Plain => &[],
+        _ => &entries[entries.iter().rposition(|entry| is_old(&entry)).map_or(0, |old| old + 1)..],
+    };
+    fresh.iter().map(|entry| shown(&entry.text)).collect()
+}
+
+/// Microseconds since 1970.
+fn micros(at: std::time::SystemTime) -> Micros {
+    let since = at.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Micros::try_from(since.as_micros()).unwrap_or(Micros::MAX)
+}
+
+fn shown(line: &[u8]) -> String {
+    let mut out = Vec::new();
+    visible(&mut out, line);
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// The end of a file: lines from `from` on, but no more than the last `count`; of the whole file, if it is shorter.
+pub fn last_of_file(path: &Path, from: u64, count: usize) -> Vec<String> {
     let end = || -> io::Result<Vec<u8>> {
         let mut file = File::open(path)?;
         let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(END)))?;
+        let from = if from > length { 0 } else { from };
+        file.seek(SeekFrom::Start(length.saturating_sub(END).max(from)))?;
         let mut bytes = Vec::new();
         file.take(END).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
     let bytes = end().unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
-    let mut lines: Vec<String> = text.lines().rev().take(count).map(str::to_owned).collect();
+    let mut lines: Vec<String> = text.lines().rev().take(count).map(|line| shown(line.as_bytes())).collect();
     lines.reverse();
     lines
 }

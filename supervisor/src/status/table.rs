@@ -2,7 +2,11 @@
 
 use super::time::{rfc3339, span};
 use super::{Kind, State, Status, Unit};
+use crate::state::Ms;
 use crate::store::owned::Size;
+
+/// A run that ends badly in this time may have been refused something by its sandbox.
+const SOON: Ms = 3_000;
 
 /// How it is shown.
 #[derive(Debug, Clone, Copy, Default)]
@@ -109,7 +113,8 @@ fn notes(unit: &Unit, extra: Option<&Extra>) -> Vec<String> {
     }
     if let Some(delay) = unit.retry_in_ms {
         let what = if unit.kind == Kind::Task { "next run" } else { "next try" };
-        notes.push(format!("{what}   in {}", span(delay)));
+        let clock = unit.due_at.as_ref().map_or_else(String::new, |at| format!(", at {at}"));
+        notes.push(format!("{what}   in {}{clock}", span(delay)));
     }
     if let Some(end) = &unit.last_end
         && (unit.restarts > 0 || !well || unit.state == State::Idle)
@@ -151,6 +156,14 @@ fn advice(status: &Status, file: &str) -> Vec<String> {
             Kind::Service => line(format!("{file} restart {}", unit.name), "try now, with a clean slate"),
             Kind::Task => line(format!("{file} run-task {} --wait", unit.name), "try again"),
         }
+        if unit.limited && ends_at_once(unit) {
+            let about = format!(
+                "what is started so is not limited by [{}s.{}.sandbox], which may have refused something: docs/sandbox.md",
+                unit.kind.name(),
+                unit.service
+            );
+            line(format!("{file} exec {} -- COMMAND", unit.name), &about);
+        }
     } else if let Some(unit) = status.units.iter().find(|unit| unit.state == State::Stopped) {
         if unit.has_no_instance() {
             line(format!("{file} scale {}=1", unit.service), "it was scaled to 0 instances");
@@ -161,6 +174,11 @@ fn advice(status: &Status, file: &str) -> Vec<String> {
     let width = lines.iter().map(|(command, _)| command.len()).max().unwrap_or(0);
     let shown = lines.iter().map(|(command, about)| format!("  {command:width$}   {about}"));
     if lines.is_empty() { Vec::new() } else { std::iter::once("next:".to_owned()).chain(shown).collect() }
+}
+
+/// True for a bad end soon after the start, as of a program that was refused something that it needs.
+fn ends_at_once(unit: &Unit) -> bool {
+    unit.last_end.as_ref().is_some_and(|end| !end.well && end.ran_ms < SOON)
 }
 
 /// A line cut to a width in letters; escapes take none.
@@ -238,6 +256,30 @@ next:
 ";
         let expected = expected.replace("STATE            FOR", "STATE           FOR");
         assert_eq!(render(&status, &extras, Look::default(), "./shop"), expected);
+    }
+
+    #[test]
+    fn what_is_limited_and_ends_at_once_is_told_so() {
+        let (mut status, extras) = night();
+        let limited =
+            |status: &Status| render(status, &extras, Look::default(), "./shop").contains("sandbox");
+        assert!(!limited(&status));
+        status.units[1].limited = true;
+        let text = render(&status, &extras, Look::default(), "./shop");
+        assert!(text.contains("\n  ./shop exec worker.1 -- COMMAND  "), "{text}");
+        assert!(text.contains("not limited by [services.worker.sandbox], which may have refused"), "{text}");
+        status.units[1].last_end.as_mut().expect("an end").ran_ms = 60_000;
+        assert!(!limited(&status), "it would have been refused before");
+    }
+
+    #[test]
+    fn a_next_run_has_its_time_on_the_clock() {
+        let (mut status, extras) = night();
+        let task = Unit { name: "nightly".into(), kind: Kind::Task, state: State::Idle, ..Unit::default() };
+        let due_at = Some("2026-11-30T03:00:00+01:00".into());
+        status.units[0] = Unit { retry_in_ms: Some(7_500_000), due_at, ..task };
+        let text = render(&status, &extras, Look::default(), "./shop");
+        assert!(text.contains("next run   in 2 h 5 min, at 2026-11-30T03:00:00+01:00\n"), "{text}");
     }
 
     #[test]

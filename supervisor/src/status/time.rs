@@ -14,6 +14,18 @@ pub fn rfc3339(at: UnixMs) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", ms % 1000)
 }
 
+/// `2026-11-30T03:00:00+01:00`: a time in seconds since 1970, at so many seconds east of UTC; there with a `Z`.
+pub fn local(at: i64, offset: i32) -> String {
+    let clock = rfc3339(at.saturating_add(offset.into()).saturating_mul(1000));
+    let (clock, _) = clock.split_at(clock.len() - ".000Z".len());
+    let (sign, minutes) = (if offset < 0 { '-' } else { '+' }, offset.unsigned_abs() / 60);
+    if offset == 0 {
+        format!("{clock}Z")
+    } else {
+        format!("{clock}{sign}{:02}:{:02}", minutes / 60, minutes % 60)
+    }
+}
+
 /// Reads what [`rfc3339`] wrote, and nothing else.
 pub fn from_rfc3339(text: &str) -> Option<UnixMs> {
     let number = |range: std::ops::Range<usize>| text.get(range)?.parse::<i64>().ok();
@@ -76,6 +88,14 @@ mod tests {
         {
             assert_eq!(from_rfc3339(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_clock_says_how_far_it_is_from_utc() {
+        let at = 1_796_004_000;
+        let clocks = [0, 3600, -12_600].map(|offset| local(at, offset));
+        let expected = ["2026-11-30T02:00:00Z", "2026-11-30T03:00:00+01:00", "2026-11-29T22:30:00-03:30"];
+        assert_eq!(clocks, expected);
     }
 
     #[test]

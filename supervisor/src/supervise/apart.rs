@@ -1,14 +1,22 @@
 //! Services are kept apart by the kernel; what it does not refuse is said once, and watched.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use crate::ports::range;
 use crate::sandbox::watch::{Watch, Watched};
 use crate::sandbox::{Paths, Sandbox};
-use crate::state::{Ms, State};
+use crate::spawn;
+use crate::state::{Fault, Ms, Stage, State};
 use crate::status::usage;
+use crate::sys::Errno;
 
 use super::Supervisor;
+use super::order::Part;
 use super::spec::{PortSpec, Where, Wish};
 use super::units::Id;
 
@@ -65,6 +73,38 @@ impl Supervisor {
                  take a service's port while it does not run",
             );
         }
+    }
+
+    /// True if the kernel refuses a part's units something that their user may do.
+    pub(super) fn is_limited(&self, part: Part) -> bool {
+        let wiring = self.parts[part].spec.wiring();
+        let network = wiring.binds_declared || wiring.connect.is_some();
+        (network && self.kernel.has_network()) || (wiring.paths.is_some() && self.kernel.has_files())
+    }
+
+    /// Notes that a program may not have been executed because of its unit's sandbox. The file says what executes it: the
+    /// kernel's answer is the same whether a script or its interpreter is refused.
+    pub(super) fn note_refused(&mut self, id: Id, fault: Fault) {
+        let unit = &self.units[id];
+        let spec = &self.parts[unit.part].spec;
+        let (true, Some(paths)) = (self.kernel.has_files(), &spec.wiring().paths) else { return };
+        if fault != spawn::fault(Stage::Exec, Errno::EACCES) {
+            return;
+        }
+        let path = &spec.program.path;
+        let outside = interpreter(path).filter(|it| !paths.may_execute(it));
+        let what = match outside {
+            Some(it) => format!("its interpreter {}, and what that needs, has", it.display()),
+            None => "what executes it, such as its loader, has".to_owned(),
+        };
+        let text = format!(
+            "execute {}: {}; [{}s.{}.sandbox] limits its files: {what} to be in `read`",
+            path.display(),
+            Errno::EACCES.desc(),
+            spec.kind(),
+            spec.name
+        );
+        self.units[id].trouble = Some(text.into());
     }
 
     /// A unit has become ready.
@@ -147,4 +187,15 @@ impl Supervisor {
             self.publish(stray.unit, "port".to_owned(), sentence);
         }
     }
+}
+
+/// The interpreter that a script names in its first line (execve(2)); `None`: it is no script.
+fn interpreter(path: &Path) -> Option<PathBuf> {
+    /// The kernel reads as much.
+    const LONGEST: u64 = 256;
+    let mut head = Vec::new();
+    File::open(path).ok()?.take(LONGEST).read_to_end(&mut head).ok()?;
+    let line = head.split(|byte| *byte == b'\n').next()?.strip_prefix(b"#!")?.trim_ascii();
+    let end = line.iter().position(u8::is_ascii_whitespace).unwrap_or(line.len());
+    Some(OsStr::from_bytes(&line[..end]).into())
 }

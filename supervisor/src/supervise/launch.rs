@@ -33,6 +33,7 @@ impl Supervisor {
             }
             Err(fault) => {
                 self.take_ports_back(id);
+                self.note_refused(id, fault);
                 self.feed(id, Event::Exited(End::NotStarted(fault)));
             }
         }

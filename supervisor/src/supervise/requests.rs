@@ -71,7 +71,7 @@ impl App for Supervisor {
     }
 
     fn surroundings(&mut self, name: &str) -> Option<Surroundings> {
-        let id = *self.named(name).ok()?.first()?;
+        let id = self.beside(name)?;
         let unit = &self.units[id];
         let spec = &self.parts[unit.part].spec;
         let mut env = spec.program.env.to_vec();
@@ -142,6 +142,15 @@ impl Supervisor {
             members.units.get(instance).copied()
         };
         instance().map(|id| vec![id]).ok_or(Refused::Unknown)
+    }
+
+    /// The unit that a command runs beside: the first of this name, which stands for a service that was scaled to 0, too.
+    fn beside(&self, name: &str) -> Option<Id> {
+        let first = |name| self.parts[self.part(name)?].units.first().copied();
+        match self.named(name) {
+            Ok(ids) => ids.first().copied().or_else(|| first(name)),
+            Err(_) => name.strip_suffix(".0").and_then(first),
+        }
     }
 
     /// The same, refused where that is none: of a service that was scaled to 0.
@@ -293,13 +302,17 @@ impl Supervisor {
     fn scale(&mut self, name: &str, count: u32) -> Result<Vec<Id>, Refused> {
         let part = self.part(name).ok_or(Refused::Unknown)?;
         if self.parts[part].spec.schedule.is_some() {
-            return Err(Refused::Wrong("scale a task".to_owned()));
+            return Err(Refused::Unfit {
+                what: format!("{name} is a task; only services have instances"),
+                to_fix: format!("`run-task {name}` runs it now"),
+            });
         }
         if count > MOST_INSTANCES {
             return Err(Refused::Wrong(format!("have more than {MOST_INSTANCES} instances")));
         }
         if let Some((why, remedy)) = shared::by(&self.parts[part].spec, count, &self.state_folder) {
-            return Err(Refused::Unfit(format!("run {count} instances of {name}: {why}"), remedy));
+            let what = format!("cannot run {count} instances of {name}: {why}");
+            return Err(Refused::Unfit { what, to_fix: remedy });
         }
         let before = self.parts[part].wanted;
         self.parts[part].wanted = count;
@@ -337,7 +350,10 @@ impl Supervisor {
     fn run_task(&mut self, name: &str) -> Result<Vec<Id>, Refused> {
         let part = self.part(name).ok_or(Refused::Unknown)?;
         if self.parts[part].spec.schedule.is_none() {
-            return Err(Refused::Wrong("be run as a task: it is a service".to_owned()));
+            return Err(Refused::Unfit {
+                what: format!("{name} is a service; only tasks are run once"),
+                to_fix: format!("`start {name}` starts it if it does not run, `restart {name}` in any case"),
+            });
         }
         let overlaps = self.parts[part].units.iter().any(|id| !self.units[*id].service.state.is_at_rest());
         let skips = self.parts[part]
@@ -387,6 +403,8 @@ impl Supervisor {
             restarts: u64::from(schedule.map_or(unit.service.restarts, |_| members.plan.runs)),
             last_end: self.last_end(unit, now, wall),
             retry_in_ms: retry,
+            due_at: schedule.filter(|_| state.is_at_rest()).and_then(|it| members.plan.due_at(it, now, wall)),
+            limited: self.is_limited(unit.part),
             waits_for,
             reason: unit.reason.clone(),
             says: unit.says.as_deref().map(str::to_owned),

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::state::Ms;
+use crate::status::time::local;
 use crate::time::cron::next_after;
 
 use super::spec::{Schedule, When};
@@ -129,6 +130,17 @@ impl Plan {
         Self { at: self.at.map(to), ..self }
     }
 
+    /// When it is due on the clock that its schedule goes by, in words; an interval goes by none, and has UTC.
+    pub fn due_at(&self, schedule: &Schedule, now: Ms, time_ms: i64) -> Option<String> {
+        let left = i64::try_from(self.in_ms(now, time_ms)?).ok()?;
+        let at = self.at_time.unwrap_or(time_ms.saturating_add(left) / 1000);
+        let offset = match &schedule.when {
+            When::Cron(cron) => cron.1.period_at(at).offset,
+            _ => 0,
+        };
+        Some(local(at, offset))
+    }
+
     /// Milliseconds until it is due.
     pub fn in_ms(&self, now: Ms, time_ms: i64) -> Option<Ms> {
         let by_time = self
@@ -201,6 +213,7 @@ mod tests {
         assert!(plan.look(&nightly, 0, 3 * HOUR));
         assert_eq!(plan.at_time, Some(27 * HOUR));
         assert_eq!(plan.in_ms(0, 27 * HOUR * 1000 - 5), Some(5));
+        assert_eq!(plan.due_at(&nightly, 0, 0).as_deref(), Some("1970-01-02T03:00:00Z"));
     }
 
     #[test]

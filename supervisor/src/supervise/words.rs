@@ -27,6 +27,24 @@ pub fn state(state: &State, is_task: bool) -> status::State {
     }
 }
 
+/// True if a unit that moves so has another run before it.
+pub fn begins_anew(before: &State, after: &State) -> bool {
+    let begins = matches!(after, State::Needing | State::Starting { .. });
+    begins && std::mem::discriminant(before) != std::mem::discriminant(after)
+}
+
+/// The last sentence of a supervisor that comes to its end, with its exit code.
+pub fn ending(bundle: &str, version: &str, code: u8) -> String {
+    format!("{bundle} {version} ends, process {}{ENDING}{code}", std::process::id())
+}
+
+/// True for what [`ending`] said.
+pub fn is_ending(sentence: &str) -> bool {
+    sentence.contains(ENDING)
+}
+
+const ENDING: &str = ", exit code ";
+
 /// What is said of a unit.
 pub fn sentence(unit: &Unit, spec: &ServiceSpec, note: Note) -> String {
     let who = format!("{} {}", spec.kind(), unit.name);
@@ -130,10 +148,12 @@ pub fn how_unit(unit: &Unit, end: End) -> String {
     format!("{}{why}", how(end))
 }
 
-/// Why a unit did not come to run: what was found about its ports and files, or what the failed stage says.
+/// Why a unit did not come to run: what was found about its ports, files or sandbox, or what the failed stage says.
 pub fn unit_not_started(unit: &Unit, spec: &ServiceSpec, fault: Fault) -> String {
     match (&unit.trouble, fault.stage) {
-        (Some(trouble), Stage::Ports | Stage::Files) => format!("could not be started: {trouble}"),
+        (Some(trouble), Stage::Ports | Stage::Files | Stage::Exec) => {
+            format!("could not be started: {trouble}")
+        }
         _ => not_started(&spec.program, fault),
     }
 }

@@ -365,6 +365,23 @@ pub fn a_readiness_descriptor_that_closes_silently_is_not_ready_and_a_late_servi
     app.stops();
 }
 
+pub fn a_run_has_no_reasons_of_the_one_before() {
+    let never = json!({"ready": {"when": "notify", "timeout_ms": 200}, "restart": "always"});
+    let mut app = app(json!({"web": sh("exec sleep 1000", never)}), json!({}));
+    for _ in 0..3 {
+        let line = app.says("was not ready within");
+        assert_eq!(line.matches("was not ready within").count(), 1, "{line}");
+    }
+    // In a run nothing is wrong yet, but that the one before was.
+    eventually("another run", || {
+        let unit = app.unit("web");
+        unit["state"] == "starting" && unit["reason"].is_null()
+    });
+    let events = app.text("/v1/events?follow=0");
+    assert!(!events.contains("was not ready within 0.2 s: was"), "{events}");
+    app.stops();
+}
+
 pub fn a_service_tells_of_itself_by_sd_notify() {
     let words = "print=up;wait=100;notify=READY=1|STATUS=all well;wait=200;notify=RELOADING=1;wait=200;notify=READY=1";
     let app = app(json!({"web": actor(words, ready(json!("notify")))}), json!({}));
@@ -497,6 +514,12 @@ pub fn instances_are_numbered_and_scaled_while_they_run() {
     assert_eq!(app.state_of("web.0"), "ready");
     app.post("/v1/services/web/scale?instances=2");
     app.comes_to("web.1", "ready");
+    let refused = app.ask("POST", "/v1/services/web.3/restart");
+    assert_eq!(refused.code, 404);
+    assert!(
+        refused.fault().contains("there is no web.3: web has the instances web.0 to web.1"),
+        "{refused:?}"
+    );
     app.stops();
 }
 
