@@ -159,6 +159,36 @@ fn a_preferred_number_gives_way_and_a_fixed_one_says_who_has_it() {
 }
 
 #[test]
+fn instances_that_would_share_a_number_or_a_file_are_refused_with_what_to_write() {
+    let app = listeners(&[
+        ("web", "\"${port.http:listen}\"", &format!("ports.http = {}", free_number())),
+        ("conf", "\"${port.x:listen}\"", "ports.x = \"any\"\nrender = [{ from = \"web.conf\" }]"),
+        (
+            "many",
+            "\"${port.x:listen}\"",
+            "ports.x = \"any\"\nrender = [{ from = \"web.conf\", to = \"${instance}\" }]",
+        ),
+    ]);
+    let bundle = app.file("web.conf", "nothing\n").pack();
+    bundle.run(["start"]).exits(0);
+    let refused = bundle.run(["scale", "web=2"]).exits(2);
+    refused
+        .says("cannot run 2 instances of web: the port `http` is 1 number")
+        .says("`socket = true` in the manifest");
+    let refused = bundle.run(["scale", "conf=3"]).exits(2);
+    refused
+        .says("cannot run 3 instances of conf: all have one file `web.conf`")
+        .says("to = \"web-${instance}.conf\"");
+    for whole in ["web=0", "web=1", "conf=0", "conf=1", "many=2"] {
+        bundle.run(["scale", whole]).exits(0);
+    }
+    for name in ["web", "conf", "many.1"] {
+        eventually(PATIENCE, name, || unit(&bundle, name)["state"] == "ready");
+    }
+    bundle.run(["stop"]).exits(0);
+}
+
+#[test]
 fn a_range_of_which_all_are_taken_says_so() {
     let number = free_number();
     let taken: Vec<TcpListener> =
@@ -446,6 +476,90 @@ fn sockets_of_all_kinds_are_inherited_by_name() {
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
     bundle.run(["stop"]).exits(0);
     assert!(!path.exists(), "the socket is left behind");
+}
+
+/// The path of a unix socket.
+#[track_caller]
+fn socket_path(bundle: &Bundle, name: &str) -> PathBuf {
+    PathBuf::from(port(bundle, name)["path"].as_str().unwrap())
+}
+
+#[test]
+fn services_of_several_users_reach_each_others_sockets_and_change_none() {
+    if !root("services of other users") {
+        return;
+    }
+    // One whose sockets anybody may connect to, one whose group may, and three of yet other users that try.
+    let app = listeners(&[
+        (
+            "own",
+            "\"${port.main}\"",
+            "user = 4711\ngroup = 4711\numask = \"000\"\nports.main = { protocol = \"unix\" }",
+        ),
+        (
+            "handed",
+            "\"inherited\"",
+            "user = 4712\ngroup = 4712\nports.main = { protocol = \"unix\", socket = true, mode = \"0660\" }",
+        ),
+        ("stranger", "\"${port.x:listen}\", \"--asks\", \"${ports.own.main}\"", OTHER),
+        (
+            "member",
+            "\"${port.x:listen}\", \"--asks\", \"${ports.handed.main}\"",
+            &format!("groups = [\"4712\"]\n{OTHER}"),
+        ),
+        ("refused", "\"${port.x:listen}\", \"--asks\", \"${ports.handed.main}\"", OTHER),
+    ]);
+    let bundle = app.pack();
+    bundle.run(["start"]).exits(0);
+    let [own, handed] = ["own.main", "handed.main"].map(|name| socket_path(&bundle, name));
+    let says = |service: &str, text: &str| {
+        eventually(PATIENCE, text, || bundle.run(["logs", service]).text().contains(text));
+    };
+    says("stranger", &format!("{} answers", own.display()));
+    says("member", &format!("{} answers", handed.display()));
+    says("refused", &format!("{} does not answer: Permission denied", handed.display()));
+    // Whose they are. Nobody can swap a socket but the service that made it, and root.
+    use std::os::unix::fs::MetadataExt;
+    let of = |path: &Path| {
+        let found = fs::symlink_metadata(path).unwrap();
+        (found.uid(), found.gid(), found.mode() & 0o7777)
+    };
+    assert_eq!(of(&handed), (4712, 4712, 0o660));
+    assert_eq!(of(own.parent().unwrap()), (4711, 4711, 0o711));
+    let folder = handed.parent().unwrap();
+    assert_eq!((of(folder), own.parent().unwrap().parent()), ((0, 0, 0o711), Some(folder)));
+    assert!(folder.starts_with(bundle.sandbox.run()), "{}", folder.display());
+    // A link that the service leaves in its socket's place is not followed, and not replaced.
+    let elsewhere = bundle.sandbox.home().join("precious.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&elsewhere).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    fs::remove_file(&own).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &own).unwrap();
+    bundle.run(["stop", "own"]).exits(0);
+    bundle.run(["logs"]).prints("something else is there; move it away");
+    assert!(listener.accept().is_err(), "root has followed the link");
+    assert!(elsewhere.exists() && fs::symlink_metadata(&own).is_ok());
+    fs::remove_file(&own).unwrap();
+    bundle.run(["start", "own"]).exits(0);
+    eventually(PATIENCE, "it listens again", || UnixStream::connect(&own).is_ok());
+    bundle.run(["stop"]).exits(0);
+    assert!(!folder.exists(), "{} is left behind", folder.display());
+}
+
+/// Of a user that has nothing.
+const OTHER: &str = "user = 4713\ngroup = 4713\nports.x = \"any\"";
+
+#[test]
+fn a_service_of_another_user_whose_files_are_limited_makes_its_socket() {
+    if !root("a service of another user") {
+        return;
+    }
+    let more = "user = 4711\ngroup = 4711\nports.main = { protocol = \"unix\" }\nsandbox = { files = true }";
+    let bundle = listeners(&[("web", "\"${port.main}\"", more)]).pack();
+    bundle.run(["start"]).exits(0);
+    let path = socket_path(&bundle, "web.main");
+    eventually(PATIENCE, "it listens", || UnixStream::connect(&path).is_ok());
+    bundle.run(["stop"]).exits(0);
 }
 
 #[test]

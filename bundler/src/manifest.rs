@@ -507,6 +507,16 @@ impl Reader<'_> {
         seeds
     }
 
+    /// Where a file of the tree shall be in the state folder: at `to`, if there is one, or under its own name.
+    fn place_in_state(&mut self, section: &Section<'_>, from: &Text, to: Option<Text>) -> Option<Text> {
+        let path = self.normal(from, "from", "the tree")?;
+        match to {
+            Some(to) => Some(Spanned::new(to.span(), self.normal(&to, "to", "the state folder")?)),
+            None if section.get("to").is_some() => None,
+            None => Some(Spanned::new(from.span(), path.rsplit('/').next().unwrap_or_default().to_owned())),
+        }
+    }
+
     fn seed(&mut self, table: &Spanned<&DeTable<'_>>) -> Option<SeedSource> {
         let section = self.section("`[[seed]]`", table.get_ref(), table.span(), SEED);
         self.require(&section, "from");
@@ -514,12 +524,7 @@ impl Reader<'_> {
         let to = self.string(&section, "to");
         from.iter().chain(&to).for_each(|path| self.as_it_stands(path));
         let from = from?;
-        let path = self.normal(&from, "from", "the tree")?;
-        let to = match to {
-            Some(to) => Spanned::new(to.span(), self.normal(&to, "to", "the state folder")?),
-            None if section.get("to").is_some() => return None,
-            None => Spanned::new(from.span(), path.rsplit('/').next().unwrap_or_default().to_owned()),
-        };
+        let to = self.place_in_state(&section, &from, to)?;
         Some(SeedSource { from, to })
     }
 

@@ -16,6 +16,18 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+/// What every program may use of the host, in a sandbox too: devices without memory, and terminals.
+pub const DEVICES: &[&str] = &[
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+    "/dev/tty",
+    "/dev/pts",
+    "/dev/ptmx",
+];
+
 /// A port that a service declares.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

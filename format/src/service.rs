@@ -472,3 +472,14 @@ pub enum WhenSlow {
     /// Lines are dropped, counted, and the count is written.
     Drop,
 }
+
+/// A path of which each instance has its own: `web.conf` as `web-${instance}.conf`.
+#[must_use]
+pub fn with_instance(path: &str) -> String {
+    let (folder, name) =
+        path.rsplit_once('/').map_or(("", path), |(folder, _)| path.split_at(folder.len() + 1));
+    match name.rsplit_once('.') {
+        Some((stem, end)) if !stem.is_empty() => format!("{folder}{stem}-${{instance}}.{end}"),
+        _ => format!("{folder}{name}-${{instance}}"),
+    }
+}

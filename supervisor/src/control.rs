@@ -102,6 +102,8 @@ pub enum Refused {
     Unknown,
     /// It cannot be done with this unit: words after "cannot", such as `scale a task`.
     Wrong(String),
+    /// Nor can this, as the manifest is: words after "cannot", and what to do.
+    Unfit(String, String),
     /// Not now: a sentence, such as `the bundle is stopping`.
     Conflict(String),
 }

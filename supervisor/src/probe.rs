@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use crate::state::Ms;
-use crate::sys::{Errno, socket};
+use crate::sys::{self, Errno, errno_of, socket};
 
 /// What the loop knows a unit by.
 pub type Key = u64;
@@ -524,27 +524,17 @@ fn no_connection(address: SocketAddr, errno: Errno) -> Why {
 /// Where nobody listens on a port of the range for outgoing connections, a connection can meet itself: the kernel
 /// gives it that very port, and TCP allows both ends to begin. Nobody accepted that one.
 fn connection_error(stream: &TcpStream) -> Option<Errno> {
-    let errno = |error: std::io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
     match (stream.take_error(), stream.local_addr(), stream.peer_addr()) {
-        (Ok(Some(error)) | Err(error), _, _) => Some(errno(error)),
+        (Ok(Some(error)) | Err(error), _, _) => Some(errno_of(&error)),
         (_, Ok(own), Ok(peer)) if own == peer => Some(Errno::ECONNREFUSED),
-        (_, _, Err(error)) => Some(errno(error)),
+        (_, _, Err(error)) => Some(errno_of(&error)),
         _ => None,
     }
 }
 
 /// One call, again if a signal interrupted it; `None` if it would wait.
 fn attempt(mut call: impl FnMut() -> std::io::Result<usize>) -> Result<Option<usize>, Errno> {
-    loop {
-        return match call() {
-            Ok(length) => Ok(Some(length)),
-            Err(error) => match Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)) {
-                Errno::EINTR => continue,
-                Errno::EAGAIN => Ok(None),
-                errno => Err(errno),
-            },
-        };
-    }
+    sys::attempt(|| call().map_err(|error| errno_of(&error)))
 }
 
 /// What can stand in a request line without changing the request.

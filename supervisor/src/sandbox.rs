@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::{fmt, io};
 
-use kitbag_format::port::{self, Bind, Reference};
+use kitbag_format::port::{self, DEVICES, Reference};
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, NetPort, PathBeneath, PathFd, PathFdError, Ruleset,
     RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError,
@@ -29,17 +29,6 @@ const NETWORK_SINCE: i32 = 4;
 /// Linux 5.19.
 const RENAME_SINCE: i32 = 2;
 
-/// What every program may use of the host: devices without memory, and terminals.
-const DEVICES: &[&str] = &[
-    "/dev/null",
-    "/dev/zero",
-    "/dev/full",
-    "/dev/random",
-    "/dev/urandom",
-    "/dev/tty",
-    "/dev/pts",
-    "/dev/ptmx",
-];
 /// What every program may read of the host: what the kernel shows of itself; and what C libraries and TLS look up, which is
 /// no secret and without which programs fail that do well where it is missing: `EACCES` is not `ENOENT` to them. Node
 /// does not start without openssl.cnf, Python's getpwuid(3) says that there is no root.
@@ -128,73 +117,10 @@ impl Connect {
     }
 }
 
-/// What a sandbox is made of beside the manifest's wishes.
-pub struct Wishes<'a> {
-    /// What the manifest says.
-    pub asked: &'a port::Sandbox,
-    /// The numbers of the service's own TCP ports; of this instance, where each has its own.
-    pub own: &'a [u16],
-    /// The number of a TCP port that is referred to; `None`: there is no such port now.
-    pub number: &'a dyn Fn(&Reference) -> Option<u16>,
-    /// What paths are expanded with. Its tree and state are the bundle's.
-    pub values: &'a Values<'a>,
-    /// The folder with the trees of all bundles, where the tree's programs name their libraries by the closure's path: that
-    /// leads to the tree of the version that was started last.
-    pub trees: Option<&'a Path>,
-}
-
-/// Why a sandbox cannot be what the manifest asks for.
-#[derive(Debug)]
-pub enum SandboxError {
-    /// A template.
-    Expand(ExpandError),
-    /// A port that it may connect to is not known now.
-    NoPort(String),
-}
-
-impl fmt::Display for SandboxError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Expand(error) => error.fmt(f),
-            Self::NoPort(name) => write!(f, "`sandbox.connect` names the port `{name}`, which is not there"),
-        }
-    }
-}
-
-impl std::error::Error for SandboxError {}
-
-impl From<ExpandError> for SandboxError {
-    fn from(error: ExpandError) -> Self {
-        Self::Expand(error)
-    }
-}
-
-impl Wishes<'_> {
-    /// The sandbox. A service may always connect to its own ports.
-    pub fn resolve(&self) -> Result<Sandbox, SandboxError> {
-        let bind = (self.asked.bind == Bind::Declared).then(|| self.own.to_vec());
-        let connect = self.asked.connect.as_ref().map(|names| self.connect(names)).transpose()?;
-        let paths = |files| Paths::resolve(files, self.values, self.trees);
-        let files = self.asked.files.as_ref().map(paths).transpose()?;
-        Ok(Sandbox { bind, connect, files })
-    }
-
-    fn connect(&self, names: &[String]) -> Result<Vec<u16>, SandboxError> {
-        let mut numbers = self.own.to_vec();
-        for name in names {
-            let number = match Connect::parse(name) {
-                Some(Connect::Number(number)) => Some(number),
-                Some(Connect::Port(reference)) => (self.number)(&reference),
-                None => None,
-            };
-            numbers.push(number.ok_or_else(|| SandboxError::NoPort(name.clone()))?);
-        }
-        Ok(numbers)
-    }
-}
-
 impl Paths {
-    /// What the manifest names, with the bundle's tree and state. `trees` as in [`Wishes::trees`].
+    /// What the manifest names, with the bundle's tree and state. `trees` is the folder with the trees of all bundles, where
+    /// the tree's programs name their libraries by the closure's path: that leads to the tree of the version that was started
+    /// last.
     pub fn resolve(
         files: &port::Files,
         values: &Values<'_>,

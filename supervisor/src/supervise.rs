@@ -41,6 +41,7 @@ pub mod ports;
 mod remember;
 mod requests;
 pub mod schedule;
+mod shared;
 pub mod spec;
 mod tail;
 mod tasks;

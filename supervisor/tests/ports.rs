@@ -784,7 +784,7 @@ fn a_stale_socket_makes_way_and_the_path_goes_with_the_lease() {
     assert_eq!(path, temp.join("web.2.rpc.sock"));
     drop(UnixListener::bind(&path).unwrap());
     let options = Socket { backlog: 8, mode: 0o660 };
-    let mut lease = UnixLease::take(path.clone(), Some(options)).unwrap();
+    let mut lease = UnixLease::take(path.clone(), Some(options), None).unwrap();
     assert_eq!(mode(&path), 0o660);
     assert_eq!(UnixStream::connect(&path).unwrap_err().kind(), ErrorKind::ConnectionRefused);
     for _ in 0..2 {
@@ -823,7 +823,7 @@ fn a_path_of_a_service_is_cleared_and_one_that_is_kept_is_told() {
     let _alone = alone();
     let temp = Temp::new();
     let path = temp.join("web.rpc.sock");
-    let lease = UnixLease::take(path.clone(), None).unwrap();
+    let lease = UnixLease::take(path.clone(), None, None).unwrap();
     assert!(lease.listener().is_none() && !path.exists());
     lease.lend().unwrap();
     let mut service = Role::new("listens_at_a_path", &[("AT", path.display().to_string())]);
@@ -841,14 +841,25 @@ fn a_path_that_cannot_be_a_sockets_is_refused() {
     let _alone = alone();
     let temp = Temp::new();
     let long = temp.join(&"x".repeat(120));
-    let refused = UnixLease::take(long, None).unwrap_err();
+    let refused = UnixLease::take(long, None, None).unwrap_err();
     assert!(refused.to_string().contains("the 107 bytes that an address holds; KITBAG_STATE"), "{refused}");
     let file = temp.join("file");
     fs::write(&file, "precious").unwrap();
-    let refused = UnixLease::take(file.clone(), Some(Socket::default())).unwrap_err();
+    let refused = UnixLease::take(file.clone(), Some(Socket::default()), None).unwrap_err();
     assert!(matches!(refused, Refused::Path(_, PathFault::NotASocket)), "{refused}");
     assert_eq!(fs::read(&file).unwrap(), b"precious");
-    let nowhere = UnixLease::take(temp.join("none/x.sock"), Some(Socket::default())).unwrap_err();
+    // Somebody else's socket behind a link is not asked, and the link stays.
+    let (socket, link) = (temp.join("precious.sock"), temp.join("link.sock"));
+    let listener = UnixListener::bind(&socket).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    std::os::unix::fs::symlink(&socket, &link).unwrap();
+    for how in [None, Some(Socket::default())] {
+        let refused = UnixLease::take(link.clone(), how, None).unwrap_err();
+        assert!(matches!(refused, Refused::Path(_, PathFault::NotASocket)), "{refused}");
+    }
+    assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+    assert!(link.is_symlink());
+    let nowhere = UnixLease::take(temp.join("none/x.sock"), Some(Socket::default()), None).unwrap_err();
     assert!(matches!(nowhere, Refused::Path(_, PathFault::Io(_))), "{nowhere}");
     assert!(Path::new(&file).exists());
     fs::set_permissions(&temp.0, fs::Permissions::from_mode(0o755)).unwrap();

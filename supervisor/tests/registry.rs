@@ -67,6 +67,21 @@ fn redis() -> Entry {
     entry("redis", "/srv/redis", vec![port("cache", "main", 20_001)])
 }
 
+/// A registry in a folder that is made for it.
+fn opened() -> (Temp, PathBuf, Registry) {
+    let temp = Temp::new();
+    let folder = temp.join("run");
+    let registry = Registry::open(own(), folders(&folder));
+    (temp, folder, registry)
+}
+
+/// The same, with one bundle in it.
+fn with_redis() -> (Temp, PathBuf, Registry) {
+    let (temp, folder, mut registry) = opened();
+    registry.publish(&redis()).unwrap();
+    (temp, folder, registry)
+}
+
 fn found(found: Found) -> u16 {
     match found {
         Found::One(port) => port.number,
@@ -139,9 +154,7 @@ fn publishes() {
 
 #[test]
 fn what_is_published_is_found_changed_and_withdrawn() {
-    let temp = Temp::new();
-    let folder = temp.join("run");
-    let mut registry = Registry::open(own(), folders(&folder));
+    let (_temp, folder, mut registry) = opened();
     assert_eq!(registry.folder(), Some(folder.as_path()));
     assert_eq!(registry.find("redis", "cache", "main"), Found::NoBundle);
     registry.publish(&redis()).unwrap();
@@ -198,10 +211,7 @@ fn a_services_name_is_its_first_instance() {
 
 #[test]
 fn several_of_a_name_are_told_and_what_a_bundle_does_not_have() {
-    let temp = Temp::new();
-    let folder = temp.join("run");
-    let mut one = Registry::open(own(), folders(&folder));
-    one.publish(&redis()).unwrap();
+    let (_temp, folder, one) = with_redis();
     assert_eq!(one.find("redis", "cache", "admin"), Found::NoPort(vec!["cache.main".into()]));
     assert_eq!(one.find("redi", "cache", "main"), Found::NoBundle);
     let other = Other::new(&folder, "redis");
@@ -214,9 +224,7 @@ fn several_of_a_name_are_told_and_what_a_bundle_does_not_have() {
 
 #[test]
 fn a_killed_supervisors_file_is_stale_and_goes_away() {
-    let temp = Temp::new();
-    let folder = temp.join("run");
-    let registry = Registry::open(own(), folders(&folder));
+    let (_temp, folder, registry) = opened();
     let other = Other::new(&folder, "redis");
     let file = folder.join(format!("redis.{}.json", other.pid()));
     assert!(found(registry.find("redis", "cache", "main")) > 0);
@@ -315,9 +323,7 @@ fn a_file_that_makes_no_sense_is_skipped_with_the_reason() {
 
 #[test]
 fn what_is_no_file_is_skipped_and_nobody_waits_for_it() {
-    let temp = Temp::new();
-    let folder = temp.join("run");
-    let registry = Registry::open(own(), folders(&folder));
+    let (_temp, folder, registry) = opened();
     symlink("/etc/passwd", folder.join("link.1.json")).unwrap();
     fs::create_dir(folder.join("folder.1.json")).unwrap();
     nix::unistd::mkfifo(&folder.join("fifo.1.json"), nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -364,10 +370,7 @@ fn a_folder_that_others_could_bend_is_not_used_and_the_next_is() {
 
 #[test]
 fn a_file_in_a_folder_that_others_can_write_to_is_not_believed() {
-    let temp = Temp::new();
-    let folder = temp.join("run");
-    let mut publisher = Registry::open(own(), folders(&folder));
-    publisher.publish(&redis()).unwrap();
+    let (temp, folder, _publisher) = with_redis();
     fs::set_permissions(&folder, Permissions::from_mode(0o777)).unwrap();
     let mut reader = Registry::look(own(), folders(&temp.join("elsewhere")));
     assert!(reader.all().0.is_empty());
@@ -415,10 +418,7 @@ fn a_file_of_another_user_in_ones_folder_is_skipped() {
     if !is_root() {
         return println!("not root: not tested");
     }
-    let temp = Temp::new();
-    let folder = temp.join("run");
-    let mut registry = Registry::open(0, folders(&folder));
-    registry.publish(&redis()).unwrap();
+    let (_temp, _, registry) = with_redis();
     let file = registry.all().0.remove(0).file;
     std::os::unix::fs::chown(&file, Some(NOBODY), None).unwrap();
     let (seen, skipped) = registry.all();
@@ -441,10 +441,7 @@ fn a_file_that_cannot_be_read_is_skipped() {
     if !is_root() {
         return println!("not root: not tested");
     }
-    let temp = Temp::new();
-    let folder = temp.join("run");
-    let mut registry = Registry::open(0, folders(&folder));
-    registry.publish(&redis()).unwrap();
+    let (_temp, folder, registry) = with_redis();
     let (_, said) = Other::publishes("looks", &folder, "", Some(NOBODY));
     assert_eq!(said, "1 []", "others may look");
     fs::set_permissions(&registry.all().0[0].file, Permissions::from_mode(0o600)).unwrap();
@@ -465,9 +462,7 @@ fn changes(watch: &mut Watch) {
 
 #[test]
 fn who_waits_is_told_of_each_change_and_of_nothing_else() {
-    let temp = Temp::new();
-    let folder = temp.join("run");
-    let mut registry = Registry::open(own(), folders(&folder));
+    let (_temp, folder, mut registry) = opened();
     let mut watch = registry.watch().unwrap();
     assert!(!is_ready(&watch) && !watch.changed());
     registry.publish(&redis()).unwrap();
@@ -508,10 +503,7 @@ fn a_folder_that_is_not_there_yet_is_watched_too() {
 
 #[test]
 fn a_folder_that_is_cleared_away_is_made_again() {
-    let temp = Temp::new();
-    let folder = temp.join("run");
-    let mut registry = Registry::open(own(), folders(&folder));
-    registry.publish(&redis()).unwrap();
+    let (_temp, folder, mut registry) = with_redis();
     assert!(registry.is_published() && !registry.mend(&redis()).unwrap());
     let mut watch = registry.watch().unwrap();
     fs::remove_dir_all(&folder).unwrap();
@@ -523,9 +515,7 @@ fn a_folder_that_is_cleared_away_is_made_again() {
 
 #[test]
 fn more_than_others_would_read_is_not_published() {
-    let temp = Temp::new();
-    let folder = temp.join("run");
-    let mut registry = Registry::open(own(), folders(&folder));
+    let (_temp, folder, mut registry) = opened();
     let ports =
         |count: u16| (1..=count).map(|number| port(&format!("service-{number}"), "http", number)).collect();
     registry.publish(&entry("many", "/srv/many", ports(5_000))).unwrap();

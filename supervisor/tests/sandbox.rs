@@ -20,7 +20,7 @@ use kitbag_format::port;
 use kitbag_supervisor::expand::Values;
 use kitbag_supervisor::ports::holder::listening;
 use kitbag_supervisor::sandbox::watch::{Watch, Watched};
-use kitbag_supervisor::sandbox::{Kernel, Paths, Sandbox, SandboxError, Wishes};
+use kitbag_supervisor::sandbox::{Connect, Kernel, Paths, Sandbox};
 use kitbag_supervisor::spawn::identity::Ids;
 use kitbag_supervisor::spawn::{Program, Setup, Spawner};
 use kitbag_supervisor::state::{Fault, Stage};
@@ -596,41 +596,38 @@ fn older_kernels_keep_what_they_know() {
 }
 
 #[test]
-fn wishes_become_ports_and_paths_of_this_host() {
+fn what_a_manifest_names_becomes_paths_of_this_host() {
     let app = common::App::new("app", "1");
     let values =
         Values { tree: "/t".as_ref(), state: Some("/s".as_ref()), manifest: &app.manifest, temporary: None };
-    let number =
-        |reference: &port::Reference| (reference.to_string() == "ports.redis/cache.main").then_some(6379);
-    let resolve = |asked: &port::Sandbox| {
-        let trees = Some("/store/trees".as_ref());
-        Wishes { asked, own: &[8080], number: &number, values: &values, trees }.resolve()
-    };
-    assert!(resolve(&port::Sandbox::default()).unwrap().is_open());
-    let strings = |all: &[&str]| all.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+    let resolve =
+        |files: &port::Files| Paths::resolve(files, &values, Some("/store/trees".as_ref())).expect("paths");
     let paths = |all: &[&str]| all.iter().map(PathBuf::from).collect::<Vec<_>>();
-    let mut asked = port::Sandbox {
-        bind: port::Bind::Declared,
-        connect: Some(strings(&["redis/cache.main", "443"])),
-        files: Some(port::Files { read: strings(&["/etc/${name}.conf"]), write: strings(&["/var/${name}"]) }),
-    };
-    let found = resolve(&asked).unwrap();
-    let expected = Sandbox {
-        bind: Some(vec![8080]),
-        connect: Some(vec![8080, 6379, 443]),
-        files: Some(Paths {
-            read: paths(&["/etc/app.conf", "/t"]),
-            by_name: paths(&["/store/trees"]),
-            write: paths(&["/var/app", "/s"]),
-        }),
+    let mut asked =
+        port::Files { read: vec!["/etc/${name}.conf".into()], write: vec!["/var/${name}".into()] };
+    let found = resolve(&asked);
+    let expected = Paths {
+        read: paths(&["/etc/app.conf", "/t"]),
+        by_name: paths(&["/store/trees"]),
+        write: paths(&["/var/app", "/s"]),
     };
     assert_eq!(found, expected);
-    assert!(found.files.unwrap().needs_temporary());
-    asked.files.as_mut().unwrap().write.push("/tmp".to_owned());
-    assert!(!resolve(&asked).unwrap().files.unwrap().needs_temporary());
-    asked.connect = Some(strings(&["redis/cache.other"]));
-    let error = resolve(&asked).expect_err("there is no such port");
-    assert!(matches!(&error, SandboxError::NoPort(name) if name == "redis/cache.other"), "{error}");
+    assert!(found.needs_temporary());
+    asked.write.push("/tmp".to_owned());
+    assert!(!resolve(&asked).needs_temporary());
+    asked.read.push("${env.KITBAG_TESTS_NOT_SET}".to_owned());
+    Paths::resolve(&asked, &values, None).expect_err("there is no such variable");
+    assert!(Sandbox::default().is_open() && !files(&[], &[]).is_open());
+}
+
+#[test]
+fn what_a_service_may_connect_to_is_a_number_or_a_port_by_name() {
+    assert_eq!(Connect::parse("443"), Some(Connect::Number(443)));
+    let cache = Connect::parse("redis/cache.main").expect("a port");
+    assert_eq!(cache.reference().expect("by name").to_string(), "ports.redis/cache.main");
+    for wrong in ["", "65536", "-1", "cache", "redis/cache"] {
+        assert_eq!(Connect::parse(wrong), None, "{wrong}");
+    }
 }
 
 /// `cargo test --release -p kitbag-supervisor --test sandbox -- --ignored --nocapture launches`

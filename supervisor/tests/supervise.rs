@@ -184,6 +184,7 @@ const TESTS: &[(&str, fn())] = tests![
     whole::where_descriptors_are_short_services_wait_and_come_when_there_are_some,
     whole::apart::a_service_binds_its_own_port_and_no_other,
     whole::apart::without_landlock_it_is_said_once_and_strays_are_reported,
+    whole::apart::a_check_is_limited_as_its_service_is,
     whole::apart::a_limited_service_writes_to_its_state_and_has_its_temporary_files_there,
 ];
 

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use kitbag_format::exit;
+use kitbag_format::port::DEVICES;
 use landlock::{
     ABI, Access, AccessFs, BitFlags, LandlockStatus, RestrictionStatus, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, path_beneath_rules,
@@ -15,7 +16,6 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, raise};
 use seccompiler::sock_filter;
 
-use super::allowed::DEVICES;
 use super::calls;
 use crate::cli::HermeticStartArgs;
 use crate::diagnostic::Failure;

@@ -201,6 +201,7 @@ fn obey(command: &Command, name: &str, app: &mut dyn App) -> Reply {
         Ok(Accepted { units }) => Reply::Json(202, json!({"accepted": true, "units": units})),
         Err(Refused::Unknown) => unknown(name, app),
         Err(Refused::Wrong(what)) => error(400, &format!("cannot {what}"), "the status shows what is what"),
+        Err(Refused::Unfit(what, remedy)) => error(400, &format!("cannot {what}"), &remedy),
         Err(Refused::Conflict(what)) => error(409, &what, "try again later, or see the status"),
     }
 }

@@ -23,7 +23,7 @@ use super::lines::{Batch, Stream};
 use super::sink::Sink;
 use crate::state::Ms;
 use crate::sys::worker;
-use crate::sys::{Errno, Pid};
+use crate::sys::{Errno, Pid, errno_of};
 
 /// The file that is being written.
 pub const CURRENT: &str = "current";
@@ -222,7 +222,7 @@ impl Files {
             unit.file = None;
             unit.known = false;
         }
-        unit.open(&self.settings, now).map_err(|error| errno(&error))?;
+        unit.open(&self.settings, now).map_err(|error| errno_of(&error))?;
         if let Some(at) = unit.rotate_at {
             self.wake_at(at);
         }
@@ -232,7 +232,7 @@ impl Files {
 
     /// Gives `current` its name for good, and removes what is too many.
     fn rotate(&mut self, unit: &mut Unit, now: Ms) -> Result<(), Errno> {
-        unit.rotate(&self.settings).map_err(|error| errno(&error))?;
+        unit.rotate(&self.settings).map_err(|error| errno_of(&error))?;
         self.compress_one(unit, now);
         Ok(())
     }
@@ -487,8 +487,4 @@ fn end_torn_line(file: &File, size: u64) -> io::Result<u64> {
 fn age_of(metadata: &fs::Metadata) -> Ms {
     let made = metadata.created().or_else(|_| metadata.modified()).unwrap_or(UNIX_EPOCH);
     made.elapsed().map_or(0, |age| Ms::try_from(age.as_millis()).unwrap_or(Ms::MAX))
-}
-
-fn errno(error: &io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }

@@ -1,8 +1,10 @@
 //! Sockets of a number, and names in the abstract namespace.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, connect, getsockopt, listen,
@@ -83,6 +85,17 @@ pub enum Listener {
 /// Asks who has this name in the abstract namespace.
 pub fn who_has_name(name: &[u8]) -> Listener {
     UnixAddr::new_abstract(name).map_or(Listener::None, |address| who_listens(&address))
+}
+
+/// Asks who listens at this path. A link in its place is not followed, whoever has put it there.
+pub fn who_listens_at(path: &Path) -> Listener {
+    let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    let Ok(file) = OpenOptions::new().read(true).custom_flags(flags).open(path) else {
+        return Listener::None;
+    };
+    // proc(5): this leads to what was opened, and to nothing else.
+    let opened = format!("/proc/self/fd/{}", file.as_raw_fd());
+    UnixAddr::new(opened.as_str()).map_or(Listener::None, |address| who_listens(&address))
 }
 
 /// Asks who listens there, without waiting.

@@ -1,8 +1,9 @@
 //! Unix sockets at paths that the supervisor chooses.
 
 use std::fs::{self, Permissions};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
 use kitbag_format::port::Socket;
@@ -12,7 +13,7 @@ use super::holder;
 use super::lease::queue;
 use super::refused::{PathFault, Refused};
 use super::sockets::{self, Listener};
-use crate::sys::Errno;
+use crate::sys::{Errno, errno_of};
 
 /// An address holds so many bytes, without the zero at its end (unix(7), `sun_path`).
 pub const LONGEST: usize = 107;
@@ -27,24 +28,29 @@ pub fn path(folder: &Path, unit: &str, port: &str) -> PathBuf {
 pub struct UnixLease {
     path: PathBuf,
     inherited: Option<Socket>,
+    owner: Option<(u32, u32)>,
     /// Bound; it listens or will.
     socket: Option<OwnedFd>,
 }
 
 impl UnixLease {
     /// Takes a path whose folder is this bundle's alone, so that a socket that is there already was a predecessor's, and
-    /// makes the socket where `inherited` says how.
+    /// makes the socket where `inherited` says how, for `owner`, a user and group, or this process's.
     ///
     /// # Errors
     /// [`Refused::Path`]: too long, something else is there, or somebody listens there.
-    pub fn take(path: PathBuf, inherited: Option<Socket>) -> Result<Self, Refused> {
+    pub fn take(
+        path: PathBuf,
+        inherited: Option<Socket>,
+        owner: Option<(u32, u32)>,
+    ) -> Result<Self, Refused> {
         if path.as_os_str().len() > LONGEST {
             return Err(Refused::Path(path, PathFault::TooLong(LONGEST)));
         }
         if inherited.is_none() {
             clear(&path)?;
         }
-        let mut lease = Self { path, inherited, socket: None };
+        let mut lease = Self { path, inherited, owner, socket: None };
         if inherited.is_some() {
             lease.socket = Some(lease.bound()?);
         }
@@ -99,12 +105,18 @@ impl UnixLease {
         let make = || {
             let opened = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
             bind(opened.as_raw_fd(), &UnixAddr::new(&self.path)?)?;
-            let permissions = Permissions::from_mode(mode & 0o777);
-            fs::set_permissions(&self.path, permissions)
-                .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+            self.hand_over(mode & 0o777).map_err(|error| errno_of(&error))?;
             Ok(opened)
         };
         make().map_err(|errno| self.refused(errno))
+    }
+
+    /// Says whose the socket is. Nobody else can swap it: the supervisor makes sockets in folders of its own alone.
+    fn hand_over(&self, mode: u32) -> io::Result<()> {
+        if let Some((uid, gid)) = self.owner {
+            lchown(&self.path, Some(uid), Some(gid))?;
+        }
+        fs::set_permissions(&self.path, Permissions::from_mode(mode))
     }
 
     fn refused(&self, errno: Errno) -> Refused {
@@ -120,9 +132,7 @@ impl Drop for UnixLease {
 
 /// Removes the socket that a dead process has left.
 fn clear(path: &Path) -> Result<(), Refused> {
-    if let Ok(address) = UnixAddr::new(path)
-        && let Listener::Process(pid) = sockets::who_listens(&address)
-    {
+    if let Listener::Process(pid) = sockets::who_listens_at(path) {
         let holder = pid.map(|pid| Box::new(holder::of_process(pid)));
         return Err(Refused::Path(path.to_owned(), PathFault::Taken(holder)));
     }
@@ -137,9 +147,7 @@ fn remove(path: &Path) -> Result<(), Refused> {
         return refused(PathFault::NotASocket);
     }
     match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            refused(PathFault::Io(Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))))
-        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => refused(PathFault::Io(errno_of(&error))),
         _ => Ok(()),
     }
 }

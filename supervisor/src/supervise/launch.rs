@@ -77,7 +77,9 @@ impl Supervisor {
         let setup = joined.as_ref().unwrap_or(&spec.setup);
         let mut program = spec.program.program(&env, setup);
         program.argv = late_argv.as_deref().unwrap_or(program.argv);
-        self.spawner.start(&program, &files)
+        let pid = self.spawner.start(&program, &files)?;
+        self.keep_ruleset(id, ruleset);
+        Ok(pid)
     }
 
     /// What marks a unit's processes, unless its manifest has another use for that limit.
@@ -134,7 +136,7 @@ impl Supervisor {
             inherited: &[],
             limit: self.limit,
             own_pid: &[],
-            ruleset: None,
+            ruleset: self.units[id].ruleset.as_ref().map(AsFd::as_fd),
             mark: self.mark(id),
         };
         let before = sys::boot_ticks();

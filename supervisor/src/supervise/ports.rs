@@ -5,20 +5,23 @@ use std::fs;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use kitbag_format::port::{Part as PartOf, Protocol, Reference};
 use kitbag_format::sort;
+use nix::unistd::{getegid, geteuid};
 
 use crate::endpoint::Endpoint;
 use crate::late::{self, Known, Late, Missing, Text};
 use crate::ports::assignments::Assignments;
 use crate::ports::holder;
 use crate::ports::lease::{Host, Kind, Lease, Net, Search, Want};
+use crate::ports::looked::Looked;
 use crate::ports::range::Round;
 use crate::ports::refused::Refused;
 use crate::ports::registry::{Entry, Found, Published, Registry};
+use crate::ports::socket_folder::{SocketFolder, Wanted};
 use crate::ports::unix::{self, UnixLease};
 use crate::ports::watch::Watch;
 use crate::probe::{self, Ask};
@@ -27,7 +30,7 @@ use crate::snapshot;
 use crate::spawn;
 use crate::state::{Fault, Stage, State};
 use crate::status::usage;
-use crate::sys::Errno;
+use crate::sys::{Errno, errno_of};
 
 use super::order::Part;
 use super::spec::{PortSpec, ProgramSpec, Where, Wish};
@@ -50,12 +53,16 @@ pub struct Ports {
     pub registry: Option<Registry>,
     /// What had which number the last time.
     pub assignments: Assignments,
-    /// The supervisor's own folder, where that is written down, and where unix sockets are; `None`: nowhere.
+    /// The supervisor's own folder, where that is written down; `None`: nowhere.
     pub folder: Option<PathBuf>,
+    /// Where unix sockets lie; known when the first ports are taken.
+    sockets: Option<SocketFolder>,
     /// Ports of other bundles that texts name: where they are, or why that is not known.
     outer: Vec<(Outer, Result<Endpoint, String>)>,
     /// Tells that the registry has changed; there is one where ports of other bundles are named.
     watch: Option<Watch>,
+    /// Who has numbers that are asked for in vain.
+    looked: Looked,
     /// There is something to tell.
     changed: bool,
 }
@@ -72,12 +79,12 @@ impl Ports {
         self.outer.iter().find(|(known, _)| known == key).map(|(_, found)| found)
     }
 
-    /// The folder of unix sockets, made if need be.
-    fn sockets(&self) -> PathBuf {
-        let folder = self.folder.clone().unwrap_or_default().join("run");
-        // If it cannot be made, no socket can be in it, which is told with its path.
-        let _ = fs::DirBuilder::new().mode(0o700).create(&folder);
-        folder
+    /// Where unix sockets lie: for services of several users, beside what is published.
+    fn socket_folder(&self, several_users: bool, bundle: &str, state: &Path) -> SocketFolder {
+        match self.registry.as_ref().and_then(Registry::folder).filter(|_| several_users) {
+            Some(folder) => SocketFolder::shared(folder, bundle, state),
+            None => SocketFolder::private(self.folder.as_deref().unwrap_or(Path::new(""))),
+        }
     }
 }
 
@@ -114,6 +121,14 @@ impl Held {
                 socket: lease.listener().map(|socket| socket.as_raw_fd()),
                 is_lent: false,
             },
+        }
+    }
+
+    /// Where a unix socket is.
+    fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Net(_) => None,
+            Self::Unix(lease) => Some(lease.path()),
         }
     }
 
@@ -159,6 +174,8 @@ impl Supervisor {
     /// Takes the ports of all units before the first one starts, so that each finds the others'. Fixed numbers
     /// come first, since a service that may have any number must not get another one's.
     pub(super) fn begin_ports(&mut self) {
+        let several_users = (0..self.parts.len()).any(|part| self.owner(part).is_some());
+        self.ports.sockets = Some(self.ports.socket_folder(several_users, &self.bundle, &self.state_folder));
         let mut round = Round::default();
         for fixed in [true, false] {
             for id in 0..self.units.len() {
@@ -172,6 +189,12 @@ impl Supervisor {
         }
         self.look_outside();
         self.tell_ports();
+    }
+
+    /// The user and group of a part, if those are not the supervisor's.
+    fn owner(&self, part: Part) -> Option<(u32, u32)> {
+        let ids = self.parts[part].spec.setup.ids.as_ref().map(|ids| (ids.uid, ids.gid));
+        ids.filter(|ids| *ids != (geteuid().as_raw(), getegid().as_raw()))
     }
 
     fn is_fixed(&self, id: Id, at: usize) -> bool {
@@ -193,7 +216,7 @@ impl Supervisor {
                 _ => Ok(()),
             });
             if let Err(refused) = listens {
-                let refused = refused.explained(self.ports.registry.as_ref());
+                let refused = self.explained(refused);
                 let name = &self.parts[part].spec.wiring().ports[at].name;
                 return Err(self.trouble(
                     id,
@@ -223,7 +246,7 @@ impl Supervisor {
             (&spec.wiring().ports[at], if shared { spec.name.clone() } else { unit_name(spec, instance) });
         let remembered =
             port.place.net().and_then(|net| self.ports.assignments.number(&unit, &port.name, net));
-        let held = self.made(port, &unit, remembered, round)?;
+        let held = self.made(part, port, &unit, remembered, round)?;
         let endpoint = held.endpoint(port, &self.host);
         let news = match &held {
             Held::Net(lease) => (remembered != Some(lease.number()))
@@ -231,7 +254,10 @@ impl Supervisor {
             Held::Unix(_) => None,
         };
         match &held {
-            Held::Net(lease) => self.ports.assignments.lease(&unit, &port.name, lease.net(), lease.number()),
+            Held::Net(lease) => {
+                self.ports.looked.forget(lease.number(), lease.net());
+                self.ports.assignments.lease(&unit, &port.name, lease.net(), lease.number());
+            }
             Held::Unix(lease) => self.ports.assignments.place(&unit, &port.name, lease.path()),
         }
         let place = if shared { &mut self.parts[part].sockets } else { &mut self.units[id].ports };
@@ -245,14 +271,14 @@ impl Supervisor {
 
     fn made(
         &self,
+        part: Part,
         port: &PortSpec,
         unit: &str,
         remembered: Option<u16>,
         round: &mut Round,
     ) -> Result<Held, Refused> {
         let Where::Net { net, listen, wish, hold } = port.place else {
-            let path = unix::path(&self.ports.sockets(), unit, &port.name);
-            return UnixLease::take(path, port.socket).map(Held::Unix);
+            return self.made_unix(part, port, unit).map(Held::Unix);
         };
         let kind = match port.socket {
             Some(socket) => Kind::Inherited { backlog: socket.backlog },
@@ -267,6 +293,21 @@ impl Supervisor {
         let seed = format!("{}\0{}\0{unit}\0{}", self.bundle, self.state_folder.display(), port.name);
         let search = Search { preferred, remembered, range, seed: &seed };
         Lease::any(&self.host, &search, want, round).map(Held::Net)
+    }
+
+    fn made_unix(&self, part: Part, port: &PortSpec, unit: &str) -> Result<UnixLease, Refused> {
+        let (service, owner) = (self.parts[part].spec.name.as_str(), self.owner(part));
+        let wanted = Wanted { service, owner, is_inherited: port.socket.is_some() };
+        let folder = self.ports.sockets.as_ref().map(|folder| folder.of(wanted)).transpose()?;
+        let path = unix::path(&folder.unwrap_or_default(), unit, &port.name);
+        UnixLease::take(path, port.socket, owner)
+    }
+
+    /// The same, with who it is that has the number.
+    fn explained(&mut self, refused: Refused) -> Refused {
+        let now = self.now();
+        let Ports { looked, registry, .. } = &mut self.ports;
+        looked.explained(refused, now, |number, net| holder::of(number, net, registry.as_ref()))
     }
 
     /// Notes why a unit cannot be started.
@@ -290,7 +331,7 @@ impl Supervisor {
         for at in 0..self.units[id].ports.len() {
             let Some(held) = &mut self.units[id].ports[at] else { continue };
             if let Err(refused) = held.take_back() {
-                let refused = refused.explained(self.ports.registry.as_ref());
+                let refused = self.explained(refused);
                 let unit = &self.units[id];
                 let port = &self.parts[unit.part].spec.wiring().ports[at].name;
                 self.logs.say(&format!("port {port} of {} is not free again: {refused}", unit.name));
@@ -406,8 +447,12 @@ impl Supervisor {
         let (to, content) = filled.map_err(|missing| self.missing(id, &missing))?;
         let owner = self.parts[self.units[id].part].spec.setup.ids.as_ref().map(|ids| (ids.uid, ids.gid));
         write_file(Path::new(&to), &content, owner).map_err(|error| {
-            let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
-            self.trouble(id, Stage::Files, errno, format!("write {}: {error}", Path::new(&to).display()))
+            self.trouble(
+                id,
+                Stage::Files,
+                errno_of(&error),
+                format!("write {}: {error}", Path::new(&to).display()),
+            )
         })
     }
 
@@ -585,7 +630,7 @@ impl Supervisor {
             bundle: self.bundle.clone(),
             version: self.version.clone(),
             pid: std::process::id().cast_signed(),
-            uid: nix::unistd::geteuid().as_raw(),
+            uid: geteuid().as_raw(),
             state: self.state_folder.to_string_lossy().into_owned(),
             since: u64::try_from(self.began.0 / 1000).unwrap_or(0),
             ports: self.published(),
@@ -638,7 +683,13 @@ impl Supervisor {
     pub(super) fn sandbox(&mut self, id: Id) -> Result<Sandbox, Fault> {
         let own = self.own_numbers(id);
         let spec = &self.parts[self.units[id].part].spec;
-        let (bind, files) = (spec.wiring().binds_declared.then(|| own.clone()), spec.wiring().paths.clone());
+        let bind = spec.wiring().binds_declared.then(|| own.clone());
+        let mut files = spec.wiring().paths.clone();
+        if let Some(files) = &mut files {
+            // It makes its sockets there.
+            let unix = self.units[id].ports.iter().flatten().filter_map(Held::path);
+            files.write.extend(unix.filter_map(Path::parent).map(Path::to_owned));
+        }
         let Some(wanted) = spec.wiring().connect.clone() else {
             return Ok(Sandbox { bind, connect: None, files });
         };

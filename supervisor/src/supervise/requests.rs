@@ -13,7 +13,7 @@ use kitbag_format::sort;
 use super::order::Part;
 use super::spec::When;
 use super::units::{Id, Unit};
-use super::{Supervisor, schedule, unix_ms, words};
+use super::{Supervisor, schedule, shared, unix_ms, words};
 
 /// Instances that a service may have.
 const MOST_INSTANCES: u32 = 1_000;
@@ -286,6 +286,10 @@ impl Supervisor {
         }
         if count > MOST_INSTANCES {
             return Err(Refused::Wrong(format!("have more than {MOST_INSTANCES} instances")));
+        }
+        if let Some(shared) = shared::by(&self.parts[part].spec, count, &self.state_folder) {
+            let what = format!("run {count} instances of {name}: {}", shared.why);
+            return Err(Refused::Unfit(what, shared.remedy));
         }
         let before = self.parts[part].wanted;
         self.parts[part].wanted = count;

@@ -86,6 +86,8 @@ pub struct Unit {
     pub says: Option<Box<str>>,
     /// Where its newline comes.
     pub newline: Option<OwnedFd>,
+    /// What its processes are limited by, for the programs that probe it.
+    pub ruleset: Option<OwnedFd>,
     /// The program that probes it.
     pub helper: Option<Box<Helper>>,
     /// Its cgroup, if it has limits that need one.
@@ -118,6 +120,7 @@ impl Unit {
             ports: Vec::new(),
             says: None,
             newline: None,
+            ruleset: None,
             helper: None,
             cgroup: None,
             lost_for_memory: 0,

@@ -1,12 +1,12 @@
 //! What services say, and what they are asked: newlines, sd_notify(3), probes.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use crate::notify::Message;
 use crate::state::{End, Event, State};
 use crate::sys::{fd, signal};
 
-use super::spec::What;
+use super::spec::{Question, What};
 use super::units::{Helper, Id};
 use super::{Supervisor, words};
 
@@ -24,6 +24,7 @@ impl Supervisor {
             self.notify.close(id as u64);
             self.units[id].says = None;
             self.units[id].main = None;
+            self.units[id].ruleset = None;
         }
     }
 
@@ -98,6 +99,17 @@ impl Supervisor {
     }
 
     // --- Probes ---
+
+    /// Keeps the ruleset of a unit's process for its probes, if any of them is a program: what it may do holds for them, too,
+    /// and is what it was at the start. Nothing is opened in the loop for it.
+    pub(super) fn keep_ruleset(&mut self, id: Id, ruleset: Option<OwnedFd>) {
+        let unit = &mut self.units[id];
+        let spec = &self.parts[unit.part].spec;
+        let is_program =
+            |question: &Question| matches!(question.what, What::Program(_) | What::LateProgram(..));
+        let is_probed = spec.ready.iter().chain(&spec.health).any(|question| is_program(question));
+        unit.ruleset = ruleset.filter(|_| is_probed);
+    }
 
     /// Asks how a unit is.
     pub(super) fn probe(&mut self, id: Id) {

@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{Errno, check};
+use super::{Errno, attempt, check};
 
 /// What POLLOUT promises to take without blocking (pipe(7)).
 const PIPE_BUF: usize = 4096;
@@ -165,14 +165,7 @@ pub fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
 
 /// Reads what is there: its length, 0 at the end, `None` if there is nothing yet.
 pub fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<usize>, Errno> {
-    loop {
-        match nix::unistd::read(fd, buffer) {
-            Ok(length) => return Ok(Some(length)),
-            Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) => return Ok(None),
-            Err(errno) => return Err(errno),
-        }
-    }
+    attempt(|| nix::unistd::read(fd, buffer))
 }
 
 /// Lets this process have as many open files as it may, and returns the limit that its services get.
@@ -255,23 +248,15 @@ impl Target {
 
     /// Writes some of `bytes`: how many, `None` if it takes none now.
     pub fn write(&self, bytes: &[u8]) -> Result<Option<usize>, Errno> {
-        loop {
-            let answer = match &self.way {
-                Way::Own(own) => nix::unistd::write(own, bytes),
-                Way::File => nix::unistd::write(borrow(self.number), bytes),
-                Way::Socket => self.send(bytes),
-                Way::Polled if self.is_ready() => {
-                    nix::unistd::write(borrow(self.number), &bytes[..bytes.len().min(PIPE_BUF)])
-                }
-                Way::Polled => return Ok(None),
-            };
-            match answer {
-                Ok(length) => return Ok(Some(length)),
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return Ok(None),
-                Err(errno) => return Err(errno),
+        attempt(|| match &self.way {
+            Way::Own(own) => nix::unistd::write(own, bytes),
+            Way::File => nix::unistd::write(borrow(self.number), bytes),
+            Way::Socket => self.send(bytes),
+            Way::Polled if self.is_ready() => {
+                nix::unistd::write(borrow(self.number), &bytes[..bytes.len().min(PIPE_BUF)])
             }
-        }
+            Way::Polled => Err(Errno::EAGAIN),
+        })
     }
 
     fn is_ready(&self) -> bool {

@@ -38,6 +38,23 @@ fn check(answer: libc::c_int) -> Result<libc::c_int, Errno> {
     Errno::result(answer)
 }
 
+/// The number of an error of the system; `EIO` for one that std has made itself.
+pub fn errno_of(error: &std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+/// One call, again if a signal interrupted it; `None` if it would wait.
+pub fn attempt(mut call: impl FnMut() -> Result<usize, Errno>) -> Result<Option<usize>, Errno> {
+    loop {
+        match call() {
+            Ok(length) => return Ok(Some(length)),
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => return Ok(None),
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
 /// This process's limit on a resource, by getrlimit(2)'s number.
 pub fn limit(resource: Resource) -> Option<libc::rlimit> {
     let mut limit = MaybeUninit::<libc::rlimit>::zeroed();

@@ -1,13 +1,12 @@
 //! Sockets: connections that are begun without waiting, and datagrams with what comes beside their bytes.
 
-use std::io;
 use std::mem::{self, MaybeUninit};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::UnixDatagram;
 
-use super::{Errno, Pid, check};
+use super::{Errno, Pid, attempt, check, errno_of};
 
 /// Most descriptors that the kernel passes with one message: `SCM_MAX_FD` in `include/net/scm.h`.
 const MOST_FDS: usize = 253;
@@ -59,9 +58,10 @@ fn begin<A>(socket: &OwnedFd, address: &A) -> Result<(), Errno> {
 /// A datagram socket with this name in the abstract namespace (unix(7)), which tells who sent. Non-blocking and
 /// close-on-exec.
 pub fn abstract_datagrams(name: &[u8]) -> Result<UnixDatagram, Errno> {
-    let address = std::os::unix::net::SocketAddr::from_abstract_name(name).map_err(|error| number(&error))?;
-    let socket = UnixDatagram::bind_addr(&address).map_err(|error| number(&error))?;
-    socket.set_nonblocking(true).map_err(|error| number(&error))?;
+    let address =
+        std::os::unix::net::SocketAddr::from_abstract_name(name).map_err(|error| errno_of(&error))?;
+    let socket = UnixDatagram::bind_addr(&address).map_err(|error| errno_of(&error))?;
+    socket.set_nonblocking(true).map_err(|error| errno_of(&error))?;
     let on: libc::c_int = 1;
     // SAFETY: the option's value is an int, and pointer and length are those of one.
     check(unsafe {
@@ -74,10 +74,6 @@ pub fn abstract_datagrams(name: &[u8]) -> Result<UnixDatagram, Errno> {
         )
     })?;
     Ok(socket)
-}
-
-fn number(error: &io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }
 
 /// What has come with a datagram.
@@ -117,15 +113,12 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<Datag
     head.msg_control = control.as_mut_ptr().cast();
     head.msg_controllen = size_of::<Control>() as _;
     let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
-    let length = loop {
+    let received = attempt(|| {
         // SAFETY: `head` leads to `part`, `buffer` and `control`, all alive, writable, and as long as it says.
-        match Errno::result(unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut head, flags) }) {
-            Ok(length) => break length.cast_unsigned(),
-            Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) => return Ok(None),
-            Err(errno) => return Err(errno),
-        }
-    };
+        let answer = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut head, flags) };
+        Errno::result(answer).map(isize::cast_unsigned)
+    })?;
+    let Some(length) = received else { return Ok(None) };
     let cut = head.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0;
     let mut datagram = Datagram { length, cut, sender: None, fds: Vec::new() };
     take_control(&head, &mut datagram);
@@ -175,8 +168,8 @@ pub fn random(bytes: &mut [u8]) -> Result<(), Errno> {
 /// Sends bytes and descriptors to an abstract datagram socket, as sd_notify(3) does.
 #[cfg(test)]
 pub fn send(from: &UnixDatagram, to: &[u8], bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
-    let address = std::os::unix::net::SocketAddr::from_abstract_name(to).map_err(|error| number(&error))?;
-    from.connect_addr(&address).map_err(|error| number(&error))?;
+    let address = std::os::unix::net::SocketAddr::from_abstract_name(to).map_err(|error| errno_of(&error))?;
+    from.connect_addr(&address).map_err(|error| errno_of(&error))?;
     let numbers: Vec<RawFd> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
     let size = size_of_val(numbers.as_slice()) as u32;
     let mut control = Control([0; 2048]);

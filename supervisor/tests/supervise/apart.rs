@@ -85,6 +85,29 @@ pub fn without_landlock_it_is_said_once_and_strays_are_reported() {
     assert!(rest.is_empty(), "{rest:?}");
 }
 
+pub fn a_check_is_limited_as_its_service_is() {
+    if !kitbag_supervisor::sandbox::Kernel::probe().has_files() {
+        return;
+    }
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let other = elsewhere.path().join("other");
+    let check = format!("echo x >${{state}}/$0 && ! echo x >{}", other.display());
+    let asks = |name: &str| json!({"probe": {"command": {"argv": ["bin/sh", "-c", check, name]}}});
+    let limited = json!({"process": {"sandbox": {"files": {}}}});
+    let checked = merge(ready(asks("ready")), health(asks("health")));
+    let sleeps = |more| sh("exec sleep 1000", more);
+    let services = json!({"web": sleeps(merge(limited, checked)), "free": sleeps(ready(asks("free")))});
+    let app = app(services, json!({}));
+    app.comes_to("web", "ready");
+    eventually("its health is asked", || app.state.path().join("health").exists());
+    let restarts = app.unit("web")["restarts"].clone();
+    assert_eq!((app.state_of("web").as_str(), restarts), ("ready", json!(0)));
+    // Without limits it writes where the other may not, and so has failed.
+    eventually("a check has failed", || app.unit("free")["reason"] == "its check exited with status 1");
+    assert!(other.exists());
+    app.stops();
+}
+
 pub fn a_limited_service_writes_to_its_state_and_has_its_temporary_files_there() {
     if !kitbag_supervisor::sandbox::Kernel::probe().has_files() {
         return;

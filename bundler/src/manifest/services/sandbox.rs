@@ -2,6 +2,7 @@
 
 use kitbag_format::port::{Bind, Files, Render, Sandbox};
 use kitbag_format::service::fault::RESERVED;
+use kitbag_format::service::with_instance;
 use kitbag_format::template::{Piece, Template};
 use toml::Spanned;
 
@@ -107,12 +108,7 @@ impl Reader<'_> {
         let to = self.string(section, "to");
         let from = from?;
         self.as_it_stands(&from);
-        let path = self.normal(&from, "from", "the tree")?;
-        let to = match to {
-            Some(to) => Spanned::new(to.span(), self.normal(&to, "to", "the state folder")?),
-            None if section.get("to").is_some() => return None,
-            None => Spanned::new(from.span(), path.rsplit('/').next().unwrap_or_default().to_owned()),
-        };
+        let to = self.place_in_state(section, &from, to)?;
         let has_instance = self.target(&to)?;
         if !has_instance && instances > 1 {
             let error = Diagnostic::new(format!("{instances} instances have one file `{}`", to.get_ref()))
@@ -140,16 +136,6 @@ impl Reader<'_> {
         };
         self.check(to, fault.map(str::to_owned), "bad place in the state folder");
         Some(pieces.contains(&Piece::Instance))
-    }
-}
-
-/// `web.conf` as `web-${instance}.conf`.
-fn with_instance(path: &str) -> String {
-    let (folder, name) =
-        path.rsplit_once('/').map_or(("", path), |(folder, _)| path.split_at(folder.len() + 1));
-    match name.rsplit_once('.') {
-        Some((stem, end)) if !stem.is_empty() => format!("{folder}{stem}-${{instance}}.{end}"),
-        _ => format!("{folder}{name}-${{instance}}"),
     }
 }
 
