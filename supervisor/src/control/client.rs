@@ -2,27 +2,32 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use serde_json::Value;
 
-use super::{http, socket};
+use super::{Identity, http, socket};
 use crate::state::Ms;
 use crate::sys::fd;
+use crate::sys::socket::groups_of_peer;
 
 /// How long a running bundle may take to answer what it can answer at once.
 pub const PATIENCE: Ms = 10_000;
 /// The longest answer; one of 10,000 units has 5 MB.
 const LONGEST_ANSWER: u64 = 64 << 20;
 
-/// An answer: its status code, and its JSON.
+/// An answer: its status code, its JSON, and who has given it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
     /// 200 and its like.
     pub code: u16,
     /// The body; null if it is no JSON.
     pub value: Value,
+    /// Who listens, as the kernel knows him.
+    pub peer: Identity,
 }
 
 impl Answer {
@@ -45,7 +50,15 @@ pub fn ask(folder: &Path, method: &str, target: &str, patience: Ms) -> io::Resul
     let mut bytes = Vec::new();
     Read::by_ref(&mut stream).take(LONGEST_ANSWER).read_to_end(&mut bytes)?;
     let (code, body) = http::parse_response(&bytes).ok_or(io::ErrorKind::UnexpectedEof)?;
-    Ok(Answer { code, value: serde_json::from_slice(body).unwrap_or(Value::Null) })
+    let value = serde_json::from_slice(body).unwrap_or(Value::Null);
+    Ok(Answer { code, value, peer: peer(&stream)? })
+}
+
+/// Who listens at the other end: what it says of itself does not count. A kernel that does not tell groups tells none.
+fn peer(stream: &UnixStream) -> io::Result<Identity> {
+    let peer = getsockopt(stream, PeerCredentials)?;
+    let groups = groups_of_peer(stream.as_fd()).unwrap_or_default();
+    Ok(Identity { uid: peer.uid(), gid: peer.gid(), groups: Some(groups) })
 }
 
 /// Asks for a stream, and passes on what comes, line by line, until its end, until `each` returns false, or until nobody
@@ -78,7 +91,7 @@ pub fn follow(folder: &Path, target: &str, mut each: impl FnMut(&[u8]) -> bool) 
     Ok(())
 }
 
-fn send(folder: &Path, method: &str, target: &str) -> io::Result<std::os::unix::net::UnixStream> {
+fn send(folder: &Path, method: &str, target: &str) -> io::Result<UnixStream> {
     let mut stream = socket::connect(folder)?;
     let request = format!("{method} {target} HTTP/1.1\r\nHost: kitbag\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;

@@ -13,8 +13,24 @@ use crate::expand::{self, ExpandError, Values};
 use crate::spawn::identity::Identity;
 use crate::state_folder::TMPDIR;
 
-/// Variables that were meant for the supervisor: what it is called, and sockets that it inherited (sd_listen_fds(3)).
-const OURS: &[&[u8]] = &[b"KITBAG_NAME", b"LISTEN_PID", b"LISTEN_FDS", b"LISTEN_FDNAMES"];
+/// Variables that were meant for the supervisor: what it is called; sockets that it inherited (sd_listen_fds(3)); whom it
+/// tells how it is (sd_notify(3), sd_watchdog_enabled(3)), who would take a service's words for its own; what its output and
+/// its stored descriptors are, which are not its services' (`JOURNAL_STREAM` and `FDSTORE` of systemd.exec(5)); and which
+/// process is controlled (`MAINPID` there). What is true of services too stays, such as `INVOCATION_ID`.
+const OURS: &[&str] = &[
+    "KITBAG_NAME",
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+    "FDSTORE",
+    "JOURNAL_STREAM",
+    "MAINPID",
+    "MAINPIDFDID",
+];
 
 /// Why an environment cannot be made.
 #[derive(Debug)]
@@ -83,7 +99,7 @@ pub fn environment(
     values: &Values<'_>,
 ) -> Result<Vec<(OsString, OsString)>, EnvironmentError> {
     let passes = |name: &OsStr| {
-        !OURS.contains(&name.as_encoded_bytes())
+        !OURS.iter().any(|our| name == *our)
             && process
                 .pass_env
                 .as_ref()
