@@ -29,10 +29,10 @@ use crate::probe::{self, Ask};
 use crate::running::background::Report;
 use crate::running::{default_log_folder, note_log_folder};
 use crate::sandbox::{self, Connect};
-use crate::spawn::Setup;
 use crate::spawn::cgroup::Limits;
-use crate::spawn::environment::environment;
+use crate::spawn::environment::{EnvFiles, environment};
 use crate::spawn::identity::Accounts;
+use crate::spawn::{Setup, SetupError};
 use crate::state::{Ms, Readiness, Rules, Watch};
 use crate::state_folder::{self, StateLock};
 use crate::store::StoreError;
@@ -154,7 +154,7 @@ fn log_settings(
 /// The services and tasks of a service bundle, with every template filled in and every name looked up on this host.
 ///
 /// # Errors
-/// What this host does not have: a user, an environment file, a time zone.
+/// What this host does not have, such as a time zone. A user or an env file that is missing fails its service alone.
 pub fn specs(manifest: &Manifest, values: &Values) -> Result<Vec<ServiceSpec>, Failure> {
     let Run::Services(services) = &manifest.run else { return Ok(Vec::new()) };
     let maker = Maker {
@@ -180,7 +180,8 @@ impl Maker<'_> {
     fn service(&self, name: &str, service: &Service) -> Result<ServiceSpec, Failure> {
         let more = &service.more;
         let (mut spec, program) = self.spec(name, &service.command, &more.process)?;
-        let beside = Beside { env: program.env, late: spec.wiring().late.clone() };
+        let has_files = spec.wiring().env_files.is_some();
+        let beside = Beside { env: program.env, has_files, late: spec.wiring().late.clone() };
         spec.stop_signal = signal(&service.stop_signal, libc::SIGTERM);
         spec.needs.clone_from(&more.needs);
         spec.instances = more.instances;
@@ -293,8 +294,16 @@ impl Maker<'_> {
         command: &Command,
         process: &Process,
     ) -> Result<(ServiceSpec, ProgramSpec), Failure> {
-        let (setup, identity) =
-            Setup::resolve(process, self.values, &self.accounts).map_err(wrong("service", name))?;
+        let (setup, identity, unfit) = match Setup::resolve(process, self.values, &self.accounts) {
+            Ok((setup, identity)) => (setup, identity, None),
+            // Others can run without it.
+            Err(SetupError::Identity(error)) if error.is_missing() => (
+                Setup::default(),
+                None,
+                Some(format!("{error}; then start {} anew", self.values.manifest.name)),
+            ),
+            Err(error) => return Err(wrong("service", name)(error)),
+        };
         let paths = self.paths_of(name, &process.sandbox)?;
         let temporary = paths.as_ref().and_then(|paths| self.temporary(paths));
         let values = Values { temporary: temporary.as_deref().or(self.values.temporary), ..*self.values };
@@ -309,6 +318,12 @@ impl Maker<'_> {
         }
         if !process.render.is_empty() {
             spec.wiring_mut().files = self.files(name, &process.render)?;
+        }
+        if let Some(why) = unfit {
+            spec.wiring_mut().unfit = Some(why.into());
+        }
+        if let Some(files) = EnvFiles::of(command, process, &values).map_err(wrong("service", name))? {
+            spec.wiring_mut().env_files = Some(files);
         }
         self.limit(name, &mut spec, &process.sandbox)?;
         if paths.is_some() {
@@ -437,9 +452,14 @@ impl Maker<'_> {
                 })?
             }
             Probe::Command(command) => {
-                let (program, own) = self.program(command)?;
+                let (program, mut own) = self.program(command)?;
                 let mut program = ProgramSpec { env: beside.env.clone(), ..program };
                 for (name, text) in command.env.iter().filter(|(_, text)| !is_late(text)) {
+                    if beside.has_files {
+                        // After those, as it has the last word.
+                        own.env.push((name.into(), self.values.text(text)?.into()));
+                        continue;
+                    }
                     let env = Rc::make_mut(&mut program.env);
                     env.retain(|(known, _)| known != name.as_str());
                     env.push((name.into(), self.values.text(text)?));
@@ -463,6 +483,8 @@ impl Maker<'_> {
 /// What a probe's program has of its service's.
 struct Beside {
     env: Rc<Vec<(OsString, OsString)>>,
+    /// Variables of its service's env files join it when it starts.
+    has_files: bool,
     late: Option<Rc<Late>>,
 }
 

@@ -89,10 +89,10 @@ impl App for Fake {
         }
     }
 
-    fn surroundings(&mut self, name: &str) -> Option<Surroundings> {
-        self.status.named(name).next()?;
+    fn surroundings(&mut self, name: &str) -> Result<Surroundings, Refused> {
+        self.status.named(name).next().ok_or(Refused::Unknown)?;
         let env = vec![("A".into(), "1 2".into()), ("B".into(), "\"".into())];
-        Some(Surroundings {
+        Ok(Surroundings {
             env,
             cwd: "/tree".into(),
             umask: Some(0o27),

@@ -27,7 +27,7 @@ use crate::ports::watch::Watch;
 use crate::probe::{self, Ask};
 use crate::sandbox::{Connect, Sandbox};
 use crate::snapshot;
-use crate::spawn;
+use crate::spawn::{self, environment};
 use crate::state::{Fault, Stage, State};
 use crate::status::usage;
 use crate::sys::{Errno, errno_of};
@@ -311,7 +311,7 @@ impl Supervisor {
     }
 
     /// Notes why a unit cannot be started.
-    fn trouble(&mut self, id: Id, stage: Stage, errno: Errno, why: String) -> Fault {
+    pub(super) fn trouble(&mut self, id: Id, stage: Stage, errno: Errno, why: String) -> Fault {
         self.units[id].trouble = Some(why.into());
         spawn::fault(stage, errno)
     }
@@ -492,6 +492,7 @@ impl Supervisor {
     ) -> Result<ProgramSpec, String> {
         let mut filled = program.clone();
         let env = std::rc::Rc::make_mut(&mut filled.env);
+        environment::put(env, &self.units[id].from_files);
         let known = |it: &Reference| self.find_port(id, it);
         late.fill(&self.known(id, &known), &mut filled.argv, env)
             .map_err(|missing| self.why_missing(&missing.0))?;

@@ -127,10 +127,12 @@ pub fn how(end: End) -> String {
     }
 }
 
-/// Why a unit did not come to run: what was found about its ports and files, or what the failed stage says.
+/// Why a unit did not come to run: what was found about its user, ports and files, or what the failed stage says.
 pub fn unit_not_started(unit: &Unit, spec: &ServiceSpec, fault: Fault) -> String {
     match (&unit.trouble, fault.stage) {
-        (Some(trouble), Stage::Ports | Stage::Files) => format!("could not be started: {trouble}"),
+        (Some(trouble), Stage::Ports | Stage::Files | Stage::User) => {
+            format!("could not be started: {trouble}")
+        }
         _ => not_started(&spec.program, fault),
     }
 }
