@@ -34,7 +34,7 @@ use crate::spawn::environment::{EnvFiles, environment};
 use crate::spawn::identity::Accounts;
 use crate::spawn::{Setup, SetupError};
 use crate::state::{Ms, Readiness, Rules, Watch};
-use crate::state_folder::{self, StateLock};
+use crate::state_folder::{self, StateLock, Users, share};
 use crate::store::StoreError;
 use crate::store::place::{self, Facts};
 use crate::store::unpack::{self, Compare, InUse, Opening};
@@ -86,17 +86,25 @@ fn prepare(own: &Own, setting: &Setting<'_>) -> Result<(Bundle, (StateLock, InUs
     let tree = unpack::open_tree(&store, &opening)?;
     tree.touch();
     let name = state_folder::name(&facts, &manifest.name)?;
+    let new = share::missing_above(&facts);
     let state = state_folder::choose(&facts, &name)?;
     let lock = state_folder::lock(&state)?;
-    for planted in state_folder::plant(&tree.root, &state, &manifest.seeds)? {
-        say(&format!("state begins with {planted} in {}", state.display()));
-    }
+    let runtime = state_folder::runtime(&state)?;
     let temporary = state_folder::temporary(&facts, &state, &say);
     let temporary = temporary.as_deref();
     let values = Values { tree: &tree.root, state: Some(&state), manifest: &manifest, temporary };
     let services = specs(&manifest, &values)?;
-    let runtime = state_folder::runtime(&state)?;
+    let users = Users::of(services.iter().filter_map(|spec| spec.setup.ids.as_ref()));
+    share::share(&state, &users, &new, &say)
+        .map_err(StoreError::io("let services with a user write in", &state))?;
+    for planted in state_folder::plant(&tree.root, &state, &manifest.seeds, &users)? {
+        say(&format!("state begins with {planted} in {}", state.display()));
+    }
     let logs = log_settings(&manifest.logs, &values, &runtime, setting)?;
+    if let Some(files) = logs.files.as_ref().filter(|_| users != Users::Own) {
+        share::roots_folders(&state, &files.folder.join("file"))
+            .map_err(StoreError::io("keep logs in", &files.folder))?;
+    }
     if let Some(files) = &logs.files {
         note_log_folder(&runtime, &files.folder)
             .map_err(StoreError::io("note the log folder in", &runtime))?;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use common::{App, Temp, child, mode, noise, start};
 use kitbag_format::manifest::Seed;
-use kitbag_supervisor::state_folder::{choose, lock, plant};
+use kitbag_supervisor::state_folder::{Users, choose, lock, plant};
 use kitbag_supervisor::store::StoreError;
 use kitbag_supervisor::store::place::Facts;
 
@@ -75,7 +75,7 @@ fn seeds_are_planted_once_and_never_overwrite() {
     fs::write(state.join(".kitbag.part.7"), "left by a killed copy").unwrap();
     symlink("nowhere", state.join("dangling")).unwrap();
     let seeds = [seed("db", "deep/er/db"), seed("seed", "all"), seed("db", "kept"), seed("db", "dangling")];
-    assert_eq!(plant(&tree.root, &state, &seeds).unwrap(), ["deep/er/db", "all"]);
+    assert_eq!(plant(&tree.root, &state, &seeds, &Users::Own).unwrap(), ["deep/er/db", "all"]);
     assert_eq!(fs::read(state.join("deep/er/db")).unwrap(), b"snapshot");
     assert_eq!(fs::read(state.join("all/data")).unwrap(), noise(1, 100_000));
     assert_eq!(fs::read(state.join("kept")).unwrap(), b"mine");
@@ -83,7 +83,7 @@ fn seeds_are_planted_once_and_never_overwrite() {
     assert_eq!((mode(&state.join("deep/er/db")), mode(&state.join("all/run"))), (0o600, 0o700));
     assert_eq!((mode(&state.join("all")), mode(&state.join("all/empty"))), (0o700, 0o700));
     fs::write(state.join("deep/er/db"), "live").unwrap();
-    assert!(plant(&tree.root, &state, &seeds).unwrap().is_empty());
+    assert!(plant(&tree.root, &state, &seeds, &Users::Own).unwrap().is_empty());
     assert_eq!(fs::read(state.join("deep/er/db")).unwrap(), b"live");
     let left: Vec<String> = common::walk(&state).into_iter().filter(|name| name.contains("part")).collect();
     assert!(left.is_empty(), "{left:?}");
@@ -97,7 +97,7 @@ fn a_seed_is_not_planted_through_a_link() {
         fs::create_dir(temp.join(name)).unwrap();
     }
     symlink(temp.join("elsewhere"), temp.join("state/deep")).unwrap();
-    plant(&temp.0, &temp.join("state"), &[seed("db", "deep/db")]).unwrap_err();
+    plant(&temp.0, &temp.join("state"), &[seed("db", "deep/db")], &Users::Own).unwrap_err();
     assert_eq!(fs::read_dir(temp.join("elsewhere")).unwrap().count(), 0);
 }
 
@@ -105,7 +105,8 @@ fn a_seed_is_not_planted_through_a_link() {
 #[ignore = "a role that another test plays in a child process"]
 fn child_plants() {
     let temp = PathBuf::from(std::env::var_os("KITBAG_TEST_FOLDER").unwrap());
-    plant(&temp.join("tree"), &temp.join("state"), &[seed("big", "big"), seed("dir", "dir")]).unwrap();
+    plant(&temp.join("tree"), &temp.join("state"), &[seed("big", "big"), seed("dir", "dir")], &Users::Own)
+        .unwrap();
 }
 
 #[test]
@@ -136,7 +137,7 @@ fn a_copy_killed_at_any_moment_is_never_half_there() {
             }
         }
         let seeds = [seed("big", "big"), seed("dir", "dir")];
-        plant(&temp.join("tree"), &state, &seeds).unwrap();
+        plant(&temp.join("tree"), &state, &seeds, &Users::Own).unwrap();
         assert!(fs::read(state.join("big")).unwrap() == content);
         assert!(fs::read(state.join("dir/file")).unwrap() == content);
         assert_eq!(common::walk(&state).len(), 3);

@@ -158,7 +158,7 @@ impl EnvFiles {
         Ok(Some(Self { paths, own: command.env.keys().map(OsString::from).collect() }))
     }
 
-    /// What they say now, later ones last. `read` opens one: [`open_file`].
+    /// What they say now, later ones last. `open` opens one: [`open_file`].
     pub fn read(&self, open: &dyn Fn(&Path) -> io::Result<File>) -> Result<Variables, EnvFileError> {
         let mut all = Vec::new();
         for path in &self.paths {
@@ -169,9 +169,9 @@ impl EnvFiles {
     }
 }
 
-/// Opens a file whose bytes are there at once: a fifo or a device could be waited for.
-pub fn open_file(path: &Path) -> io::Result<File> {
-    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+/// Opens a file whose bytes are there at once: a fifo or a device could be waited for. With more flags of open(2).
+pub fn open_file(path: &Path, more: OFlag) -> io::Result<File> {
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY | more;
     let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
     if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
 }
@@ -356,7 +356,7 @@ mod tests {
 
     #[test]
     fn only_a_file_with_a_question_mark_may_be_missing() {
-        let read = |path: &str| super::read(OsStr::new(path), &open_file);
+        let read = |path: &str| super::read(OsStr::new(path), &|path| open_file(path, OFlag::empty()));
         assert_eq!(read("/none/there?").unwrap(), []);
         let error = read("/none/there").unwrap_err().to_string();
         assert!(error.starts_with("cannot read the env file /none/there: "), "{error}");
@@ -367,7 +367,10 @@ mod tests {
     fn only_a_small_regular_file_is_read() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("env");
-        let read = || super::read(path.as_os_str(), &open_file).map_err(|error| error.to_string());
+        let read = || {
+            super::read(path.as_os_str(), &|path| open_file(path, OFlag::empty()))
+                .map_err(|error| error.to_string())
+        };
         // Nobody will ever write to it.
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a fifo");
         assert!(read().unwrap_err().contains("it is no regular file; it has to be a file of at most 1 MiB"));
@@ -388,7 +391,7 @@ mod tests {
         std::fs::write(path("two"), "B=two\n").expect("a file");
         let files = EnvFiles { paths: vec![path("one"), path("two"), path("no?")], own: vec!["C".into()] };
         let mut env = vec![("A".into(), "base".into()), ("C".into(), "manifest".into())];
-        put(&mut env, &files.read(&open_file).expect("they are right"));
+        put(&mut env, &files.read(&|path| open_file(path, OFlag::empty())).expect("they are right"));
         let shown: Vec<String> =
             env.iter().map(|(name, value)| format!("{}={}", name.display(), value.display())).collect();
         assert_eq!(shown, ["A=one", "C=manifest", "B=two"]);

@@ -4,11 +4,13 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 
 use kitbag_format::port::FIRST_SOCKET;
+use nix::fcntl::OFlag;
 
 use crate::spawn::cgroup::{self, Cgroups, Limits};
 use crate::spawn::environment::{self, EnvFileError, Variables};
 use crate::spawn::{self, Setup};
 use crate::state::{End, Event, Fault, Ms, Stage, Watch};
+use crate::state_folder::share;
 use crate::status::usage;
 use crate::sys::child::Files;
 use crate::sys::{self, Errno, Pid, fd};
@@ -104,8 +106,16 @@ impl Supervisor {
 
     /// What a unit's env files say.
     fn env_files(&self, id: Id) -> Result<Variables, EnvFileError> {
-        let files = self.parts[self.units[id].part].spec.wiring().env_files.as_ref();
-        files.map_or_else(|| Ok(Vec::new()), |files| files.read(&environment::open_file))
+        let spec = &self.parts[self.units[id].part].spec;
+        let Some(files) = &spec.wiring().env_files else { return Ok(Vec::new()) };
+        let user = spec.setup.ids.as_ref().filter(|ids| ids.uid != 0);
+        files.read(&|path| {
+            if self.is_shared && path.starts_with(&self.state_folder) {
+                share::open(&self.state_folder, path, user)
+            } else {
+                environment::open_file(path, OFlag::empty())
+            }
+        })
     }
 
     /// What a command beside a unit gets of its env files: what its process has, or would have.

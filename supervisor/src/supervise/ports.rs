@@ -29,8 +29,9 @@ use crate::sandbox::{Connect, Sandbox};
 use crate::snapshot;
 use crate::spawn::{self, environment};
 use crate::state::{Fault, Stage, State};
+use crate::state_folder::share;
 use crate::status::usage;
-use crate::sys::{Errno, errno_of};
+use crate::sys::{Errno, errno_of, rights};
 
 use super::order::Part;
 use super::spec::{PortSpec, ProgramSpec, Where, Wish};
@@ -445,15 +446,23 @@ impl Supervisor {
     fn make_file(&mut self, id: Id, file: &late::File) -> Result<(), Fault> {
         let filled = self.fill(id, &file.to).and_then(|to| Ok((to, self.fill(id, &file.content)?)));
         let (to, content) = filled.map_err(|missing| self.missing(id, &missing))?;
-        let owner = self.parts[self.units[id].part].spec.setup.ids.as_ref().map(|ids| (ids.uid, ids.gid));
-        write_file(Path::new(&to), &content, owner).map_err(|error| {
-            self.trouble(
-                id,
-                Stage::Files,
-                errno_of(&error),
-                format!("write {}: {error}", Path::new(&to).display()),
-            )
+        let to = Path::new(&to);
+        self.make_with_its_rights(id, to, &content).map_err(|error| {
+            self.trouble(id, Stage::Files, errno_of(&error), format!("write {}: {error}", to.display()))
         })
+    }
+
+    /// Makes a file with the rights of the unit's user, who may have put something in its way; root's where nobody can have.
+    fn make_with_its_rights(&self, id: Id, to: &Path, content: &OsString) -> io::Result<()> {
+        let ids = self.parts[self.units[id].part].spec.setup.ids.as_ref();
+        if let Some(ids) = ids.filter(|ids| self.is_shared && ids.uid != 0) {
+            let _rights = rights::borrow(ids)?;
+            return write_file(to, content, None);
+        }
+        if self.is_shared {
+            share::roots_folders(&self.state_folder, to)?;
+        }
+        write_file(to, content, ids.map(|ids| (ids.uid, ids.gid)))
     }
 
     /// What a reference in a text of this unit stands for now.
