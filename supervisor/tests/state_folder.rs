@@ -5,14 +5,16 @@ mod common;
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use common::{App, Temp, child, mode, noise, start};
 use kitbag_format::manifest::Seed;
-use kitbag_supervisor::state_folder::{Users, choose, lock, plant};
+use kitbag_supervisor::spawn::identity::Ids;
+use kitbag_supervisor::state_folder::{Users, choose, lock, plant, share};
 use kitbag_supervisor::store::StoreError;
 use kitbag_supervisor::store::place::Facts;
+use kitbag_supervisor::sys::rights;
 
 fn facts<'a>(uid: u32, var: &'a dyn Fn(&str) -> Option<OsString>) -> Facts<'a> {
     Facts { uid, var, passwd: vec![], bundle: None }
@@ -144,4 +146,68 @@ fn a_copy_killed_at_any_moment_is_never_half_there() {
         kitbag_supervisor::store::remove(&state).unwrap();
     }
     assert!(missing > 3, "only {missing} copies were interrupted");
+}
+
+fn user(uid: u32, gid: u32) -> Ids {
+    Ids { uid, gid, groups: Some(vec![gid]) }
+}
+
+/// A file system without access control lists, until it is dropped.
+struct Plain(Temp);
+
+impl Plain {
+    fn new() -> Option<Self> {
+        let temp = Temp::new();
+        let nothing = None::<&str>;
+        nix::mount::mount(nothing, &temp.0, Some("ramfs"), nix::mount::MsFlags::empty(), nothing).ok()?;
+        Some(Self(temp))
+    }
+}
+
+impl Drop for Plain {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn without_access_control_lists_users_of_one_group_have_the_folder_by_it() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let Some(plain) = Plain::new() else { return };
+    let state = plain.0.join("state");
+    fs::create_dir(&state).unwrap();
+    let share = |all: &[Ids]| share::share(&state, &Users::of(all.iter()), &[], &|_| {});
+    share(&[user(61_234, 7), user(61_235, 7), user(0, 0)]).unwrap();
+    assert_eq!((mode(&state), fs::metadata(&state).unwrap().gid()), (0o1771, 7));
+    let refused = share(&[user(61_234, 7), user(61_235, 8)]).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EOPNOTSUPP));
+    assert_eq!(mode(&state), 0o1711, "nobody writes there");
+    share(&[]).unwrap();
+    assert_eq!(mode(&state), 0o700);
+}
+
+#[test]
+fn another_users_rights_are_his_and_given_back() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let temp = Temp::new();
+    fs::set_permissions(&temp.0, fs::Permissions::from_mode(0o777)).unwrap();
+    let (secret, made) = (temp.join("secret"), temp.join("made"));
+    fs::write(&secret, "root's").unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o640)).unwrap();
+    let status = || fs::read_to_string("/proc/thread-self/status").unwrap();
+    let line = |name: &str| status().lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+    let before = [line("Uid"), line("Gid"), line("Groups")];
+    let rights = rights::borrow(&user(61_234, 61_234)).unwrap();
+    // Root's group, which this process has too, does not help.
+    assert_eq!(fs::read(&secret).unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
+    fs::write(&made, "his").unwrap();
+    drop(rights);
+    assert_eq!(fs::metadata(&made).unwrap().uid(), 61_234);
+    assert_eq!(fs::read(&secret).unwrap(), b"root's");
+    assert_eq!([line("Uid"), line("Gid"), line("Groups")], before);
+    assert_eq!(fs::metadata("/proc/self/status").unwrap().uid(), 0);
 }
