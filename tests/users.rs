@@ -113,7 +113,7 @@ fn root_follows_nothing_that_a_services_user_leaves_in_the_state_folder() {
         assert_eq!((owner(&precious), owner(&outside), mode(&precious)), (0, 0, 0o600));
         let names: Vec<PathBuf> =
             fs::read_dir(&outside).unwrap().map(|entry| entry.unwrap().path()).collect();
-        assert_eq!(names, [precious.clone()]);
+        assert_eq!(names, std::slice::from_ref(&precious));
     };
     bundle.run(["start"]).exits(0);
     let (link, outer) = (precious.display(), outside.display());
@@ -142,7 +142,7 @@ fn root_follows_nothing_that_a_services_user_leaves_in_the_state_folder() {
     let start = bundle.run(["start"]);
     assert!(!start.status.success(), "{start}");
     unharmed();
-    as_user(&bundle, ONE, "rm deep").exits(0);
+    as_user(&bundle, ONE, "rm deep written").exits(0);
     bundle.run(["start"]).exits(0);
     assert_eq!(fs::read_to_string(state.join("deep/data/log")).unwrap(), "seed\nrun\n");
     bundle.run(["stop"]).exits(0);

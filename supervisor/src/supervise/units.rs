@@ -81,7 +81,7 @@ pub struct Unit {
     pub reason: Option<String>,
     /// What was wrong with its user, ports or files when it was to be started.
     pub trouble: Option<Box<str>>,
-    /// What its env files said at its last start.
+    /// What its env files said at its last start, as the environment of its process tells too.
     pub from_files: Box<[(OsString, OsString)]>,
     /// Its ports, in the order of its service's; those that its service has for all instances are not here.
     pub ports: Vec<Option<Held>>,
