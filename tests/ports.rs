@@ -108,6 +108,9 @@ fn services_get_numbers_of_their_own_know_each_others_and_get_them_again() {
     bundle.run(["ports", "wbe"]).exits(2).says("there is no service `wbe`");
     bundle.run(["stop"]).exits(0);
     bundle.run(["ports"]).exits(9);
+    let lines = fs::read_to_string(bundle.sandbox.state().join(".kitbag/ports")).unwrap();
+    assert!(lines.contains(&format!("#had web.http {http}/tcp\n")), "{lines}");
+    assert!(lines.lines().all(|line| line.starts_with('#')), "{lines}");
     bundle.run(["start"]).exits(0);
     assert_eq!(["web.http", "db.0.main", "db.1.main"].map(|name| number(&bundle, name)), numbers);
     // One more gets one more, and it is known.
@@ -173,7 +176,7 @@ fn instances_that_would_share_a_number_or_a_file_are_refused_with_what_to_write(
     bundle.run(["start"]).exits(0);
     let refused = bundle.run(["scale", "web=2"]).exits(2);
     refused
-        .says("cannot run 2 instances of web: the port `http` is 1 number")
+        .says("cannot run 2 instances of web: the port `http` has fewer numbers")
         .says("`socket = true` in the manifest");
     let refused = bundle.run(["scale", "conf=3"]).exits(2);
     refused
@@ -195,7 +198,9 @@ fn a_range_of_which_all_are_taken_says_so() {
         (number..number + 3).filter_map(|it| TcpListener::bind(("::", it)).ok()).collect();
     let bundle = web(&format!("{{ range = \"{number}-{}\" }}", number + 2)).pack();
     let refused = bundle.run(["start", "--timeout", "1s"]).exits(10);
-    refused.says(&format!("all ports from {number} to {}/tcp are taken", number + 2));
+    let told =
+        format!("all ports from {number} to {}/tcp are taken; declare a larger range, or `any`", number + 2);
+    refused.says(&format!("{told}; {number} by process {}, `", std::process::id()));
     drop(taken);
     bundle.run(["wait", "--ready", "--timeout", "30s"]).exits(0);
     bundle.run(["stop"]).exits(0);
@@ -864,4 +869,21 @@ fn a_thousand_ports_start_and_the_same_ones_come_back() {
     bundle.run(["stop"]).exits(0);
     // The benchmark has the figure; this is a bound for slow machines and unoptimized programs.
     assert!(took < Duration::from_secs(20), "{took:?}");
+}
+
+#[test]
+fn a_registry_that_somebody_has_named_and_cannot_be_used_is_named_once() {
+    let bundle = web("\"any\"").pack();
+    let file = bundle.sandbox.path().join("file");
+    fs::write(&file, "").unwrap();
+    let command = |word: &str| bundle.command([word]).env("KITBAG_RUN", &file);
+    command("ports")
+        .args(["--host"])
+        .run()
+        .exits(0)
+        .says(&format!("not read: {} (KITBAG_RUN): it is not a folder", file.display()));
+    command("start").run().exits(0);
+    let log = bundle.run(["logs", "_kitbag"]).text();
+    assert!(!log.contains("do not see this one's ports"), "{log}");
+    command("stop").run().exits(0);
 }

@@ -476,10 +476,9 @@ pub enum WhenSlow {
 /// A path of which each instance has its own: `web.conf` as `web-${instance}.conf`.
 #[must_use]
 pub fn with_instance(path: &str) -> String {
-    let (folder, name) =
-        path.rsplit_once('/').map_or(("", path), |(folder, _)| path.split_at(folder.len() + 1));
-    match name.rsplit_once('.') {
-        Some((stem, end)) if !stem.is_empty() => format!("{folder}{stem}-${{instance}}.{end}"),
-        _ => format!("{folder}{name}-${{instance}}"),
-    }
+    let name = path.rfind('/').map_or(0, |at| at + 1);
+    let end = path[name..].rfind('.').filter(|at| *at > 0).map_or(path.len(), |at| name + at);
+    let mut path = path.to_owned();
+    path.insert_str(end, "-${instance}");
+    path
 }

@@ -118,8 +118,8 @@ pub struct Unit {
     pub helper: Option<(Process, Ms)>,
     /// Its cgroup's folder.
     pub cgroup: Option<String>,
-    /// Processes that its cgroup had lost for memory when the run began.
-    pub lost_for_memory: u64,
+    /// How short of memory its cgroup had been when the run began: `oom` and `oom_kill` of `memory.events`.
+    pub short_of_memory: [u64; 2],
     /// Its last end was for its memory limit.
     pub out_of_memory: bool,
     /// The value of its `NOTIFY_SOCKET`, which a running program keeps.
@@ -336,7 +336,7 @@ impl Unit {
             since: (self.since.0, to(self.since.1)),
             helper: None,
             cgroup: None,
-            lost_for_memory: 0,
+            short_of_memory: [0; 2],
             notify_socket: None,
             descriptors: Descriptors::default(),
             ..self

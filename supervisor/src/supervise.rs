@@ -370,6 +370,7 @@ impl Supervisor {
             self.publish_rest();
             self.write();
             if self.whole.phase == Phase::Over {
+                self.leave_ports();
                 self.leave_cgroups();
                 return self.exit_code();
             }

@@ -377,8 +377,12 @@ fn a_units_cgroup_has_its_limits() {
     let unit = cgroups.unit("web.2", limits).expect("a unit");
     assert_eq!(written("kitbag-77.web.2/memory.max"), "67108864");
     assert_eq!(written("kitbag-77.web.2/pids.max"), "20");
-    fs::write(own.join("kitbag-77.web.2/memory.events"), "low 0\noom 2\noom_kill 1\n").unwrap();
-    assert_eq!(unit.killed_for_memory(), 1);
+    let events = |text| fs::write(own.join("kitbag-77.web.2/memory.events"), text).unwrap();
+    events("low 0\noom 2\noom_kill 1\noom_group_kill 0\n");
+    assert_eq!(unit.short_of_memory(), [2, 1]);
+    assert!(unit.has_reached_memory([1, 0]));
+    assert!(!unit.has_reached_memory([2, 0]), "it was the machine's memory");
+    assert!(!unit.has_reached_memory([1, 1]), "nothing was killed");
     let procs = unit.procs().expect("a path");
     assert_eq!(procs.to_str().unwrap(), own.join("kitbag-77.web.2/cgroup.procs").to_str().unwrap());
 }
@@ -389,8 +393,22 @@ fn a_controller_that_is_not_delegated_is_named() {
     let own = fake_cgroup(&temp, "cpu pids\n");
     let limits = Limits { memory: Some(1 << 20), pids: None };
     let error = Cgroups::enter_at(own.clone(), 77, limits).expect_err("there is no memory controller");
-    assert!(matches!(error, Unavailable::Controller("memory", _)), "{error:?}");
+    assert!(matches!(&error, Unavailable::Controller("memory", _)), "{error:?}");
     assert!(!own.join("kitbag-77").exists());
+}
+
+#[test]
+fn limits_whose_controller_is_there_hold_without_the_others() {
+    let temp = Temp::new();
+    let own = fake_cgroup(&temp, "cpu pids\n");
+    let limits = Limits { memory: Some(1 << 20), pids: Some(3) };
+    let cgroups = Cgroups::enter_at(own.clone(), 77, limits).expect("it is ready");
+    let missing = cgroups.missing().expect("memory");
+    assert!(matches!(&missing, Unavailable::Controller("memory", _)), "{missing:?}");
+    assert_eq!(fs::read_to_string(own.join("cgroup.subtree_control")).unwrap(), "+pids");
+    let unit = cgroups.unit("web", limits).expect("a unit");
+    assert_eq!(fs::read_to_string(unit.path().join("pids.max")).unwrap(), "3");
+    assert!(!unit.path().join("memory.max").exists());
 }
 
 /// The real thing, as far as this machine has it: joining before exec, killing all at once, removing.
@@ -416,6 +434,8 @@ fn a_real_cgroup_holds_and_ends_what_joined_it() {
     let text = String::from_utf8_lossy(&bytes[..length]).into_owned();
     assert!(text.contains(&format!("kitbag-{stand_in}.web\n")), "{text}");
     assert_eq!(unit.is_populated(), Some(true));
+    assert_eq!(cgroups.unit_of(pid).as_deref(), Some("web"));
+    assert_eq!(cgroups.unit_of(stand_in), None);
     assert!(unit.remove().is_err(), "a process is in it");
     unit.kill().expect("Linux 5.14");
     waitpid(nix::unistd::Pid::from_raw(pid), None).expect("our child");

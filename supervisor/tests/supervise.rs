@@ -152,6 +152,7 @@ const TESTS: &[(&str, fn())] = tests![
     whole::what_needs_a_service_that_gives_up_fails_with_the_reason,
     whole::a_stop_takes_what_needs_the_service_along_and_a_start_what_it_needs,
     whole::a_restart_of_all_goes_by_needs_both_ways,
+    whole::a_restart_of_all_runs_a_task_of_the_start_again_if_it_has_failed,
     whole::a_readiness_descriptor_that_closes_silently_is_not_ready_and_a_late_service_fails,
     whole::a_service_tells_of_itself_by_sd_notify,
     whole::a_start_that_asks_for_more_time_gets_it,

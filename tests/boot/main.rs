@@ -5,9 +5,11 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kitbag_tests::{App, Bundle, Cmd, Folder, Running, eventually, kept, tools, unmet, workspace};
+
+mod limits;
 
 /// How long an emulated machine may take.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -35,14 +37,20 @@ fn kernel() -> Option<PathBuf> {
     Some(folder.join("vmlinuz"))
 }
 
-/// The bundle: one service, which looks around, and then ends or stays.
-fn bundle(arguments: &[&str]) -> Bundle {
+/// A program of this folder as one static file, and the folder that has it.
+fn compiled(name: &str) -> (Folder, PathBuf) {
     let folder = Folder::new();
-    let program = folder.join("first");
-    let source = workspace().join("tests/boot/first.c");
+    let program = folder.join(name);
+    let source = workspace().join(format!("tests/boot/{name}.c"));
     let mut gcc = Command::new("gcc");
     let made = gcc.args(["-static", "-O1", "-o"]).arg(&program).arg(source).output().expect("gcc");
     assert!(made.status.success(), "{made:?}");
+    (folder, program)
+}
+
+/// The bundle: one service, which looks around, and then ends or stays.
+fn bundle(arguments: &[&str]) -> Bundle {
+    let (_folder, program) = compiled("first");
     let quoted: Vec<String> = arguments.iter().map(|argument| format!(", \"{argument}\"")).collect();
     let manifest = format!(
         "name = \"alone\"\nversion = \"1\"\n[[include]]\nfrom = \"tree\"\nto = \".\"\n\
@@ -60,10 +68,17 @@ struct Machine {
 }
 
 impl Machine {
+    /// Boots a bundle as the first process.
     fn boot(kernel: &Path, bundle: &Bundle, kind: &str) -> Self {
+        Self::boot_with(kernel, &[("init", bundle)], kind, "quiet")
+    }
+
+    /// The same with these files at the root, `init` among them, and more for the kernel's command line.
+    fn boot_with(kernel: &Path, files: &[(&str, &Bundle)], kind: &str, options: &str) -> Self {
         let folder = Folder::new();
         let (initramfs, monitor) = (folder.join("initramfs"), folder.join("monitor"));
-        fs::write(&initramfs, archive("init", &fs::read(&bundle.file).expect("the bundle"))).expect("a file");
+        let read = |(name, bundle): &(_, &Bundle)| (*name, fs::read(&bundle.file).expect("the bundle"));
+        fs::write(&initramfs, archive(&files.iter().map(read).collect::<Vec<_>>())).expect("a file");
         let qemu = Cmd::new("qemu-system-x86_64")
             .args(["-M", kind, "-cpu", "max", "-m", "256", "-no-reboot", "-nodefaults", "-no-user-config"])
             .args(["-display", "none", "-serial", "stdio", "-monitor"])
@@ -71,7 +86,8 @@ impl Machine {
             .args([Path::new("-kernel"), kernel, Path::new("-initrd"), &initramfs])
             // A kernel that has lost its first process panics, and then restarts: qemu ends.
             // Told how fast the clock is, it needs not measure: in one boot of ten of an emulated microvm that never ends.
-            .args(["-append", "console=ttyS0 quiet panic=-1 tsc_early_khz=2000000"]);
+            .arg("-append")
+            .arg(format!("console=ttyS0 panic=-1 tsc_early_khz=2000000 {options}"));
         Self { running: qemu.start(), monitor, _folder: folder }
     }
 
@@ -84,7 +100,11 @@ impl Machine {
 
     /// All that it printed until it was switched off.
     fn until_off(mut self) -> String {
-        eventually(PATIENCE, "the machine is off", || self.running.has_ended());
+        let begin = Instant::now();
+        while !self.running.has_ended() {
+            assert!(begin.elapsed() < PATIENCE, "it is not switched off:\n{}", self.running.text());
+            std::thread::sleep(Duration::from_millis(20));
+        }
         self.running.text()
     }
 
@@ -102,11 +122,13 @@ impl Machine {
     }
 }
 
-/// A cpio archive of one executable file, as the kernel reads it (Documentation/driver-api/early-userspace/buffer-format).
-fn archive(name: &str, contents: &[u8]) -> Vec<u8> {
+/// A cpio archive of executable files, as the kernel reads it (Documentation/driver-api/early-userspace/buffer-format).
+fn archive(files: &[(&str, Vec<u8>)]) -> Vec<u8> {
     let mut bytes = Vec::new();
-    for (name, contents, mode) in [(name, contents, 0o100_755_u32), ("TRAILER!!!", &[], 0)] {
-        let fields = [1, mode, 0, 0, 1, 0, contents.len() as u32, 0, 0, 0, 0, name.len() as u32 + 1, 0];
+    let trailer = ("TRAILER!!!", Vec::new());
+    for (number, (name, contents)) in (1..).zip(files.iter().chain([&trailer])) {
+        let mode = if contents.is_empty() { 0 } else { 0o100_755_u32 };
+        let fields = [number, mode, 0, 0, 1, 0, contents.len() as u32, 0, 0, 0, 0, name.len() as u32 + 1, 0];
         bytes.extend_from_slice(b"070701");
         fields.iter().for_each(|field| bytes.extend_from_slice(format!("{field:08X}").as_bytes()));
         bytes.extend_from_slice(name.as_bytes());

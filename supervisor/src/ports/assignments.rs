@@ -89,6 +89,15 @@ impl Assignments {
         }
     }
 
+    /// None has any more, and each would like the same again. False if none had.
+    pub fn free_all(&mut self) -> bool {
+        let mut any = !std::mem::take(&mut self.paths).is_empty();
+        for assigned in self.numbers.values_mut() {
+            any |= std::mem::take(&mut assigned.is_leased);
+        }
+        any
+    }
+
     /// Writes the file, whole or not at all.
     pub fn write(&self, folder: &Path) -> io::Result<()> {
         let part = folder.join(format!(".{NAME}.part"));
@@ -140,6 +149,12 @@ mod tests {
         ports.place("rpc", "main", Path::new("/s\n/rpc.main.sock"));
         ports.free("web.2", "http");
         ports.write(folder.path()).expect("it is written");
+        let mut ended = ports.clone();
+        assert!(ended.free_all() && !ended.free_all());
+        assert_eq!(
+            ended.text(),
+            "#had dns.dns 5353/udp\n#had web.2.http 20124/tcp\n#had web.http 20123/tcp\n"
+        );
         let text = fs::read_to_string(folder.path().join(NAME)).expect("it is there");
         let lines = "dns.dns 5353/udp\n#had web.2.http 20124/tcp\nweb.http 20123/tcp\n# rpc.main /s\\n/rpc.main.sock\n";
         assert_eq!(text, lines);

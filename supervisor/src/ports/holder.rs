@@ -55,6 +55,8 @@ pub struct Process {
     pub bundle: Option<String>,
     /// The bundle's service or instance that declares the number.
     pub unit: Option<String>,
+    /// The bundle's user, if that is another one than this process's.
+    pub user: Option<u32>,
 }
 
 impl Holder {
@@ -99,6 +101,9 @@ impl fmt::Display for Process {
             _ => {}
         }
         write!(to, "process {}", self.pid)?;
+        if let Some(uid) = self.user {
+            write!(to, " of uid {uid}")?;
+        }
         if !self.command.is_empty() {
             write!(to, ", `{}`", self.command)?;
         }
@@ -156,6 +161,7 @@ fn process(pid: Pid, known: Option<(&Seen, &str)>, seen: &[Seen]) -> Process {
         command,
         bundle: owner.map(|owner| owner.entry.bundle.clone()),
         unit: unit.filter(|_| owner.is_some()).map(|(_, unit)| unit.to_owned()),
+        user: owner.map(|owner| owner.entry.uid).filter(|uid| *uid != nix::unistd::geteuid().as_raw()),
     }
 }
 

@@ -56,8 +56,6 @@ pub enum Refused {
 pub enum PathFault {
     /// It does not fit into an address, which holds so many bytes (unix(7)).
     TooLong(usize),
-    /// Its folder cannot be used, for this reason.
-    Folder(Box<str>),
     /// Something else is there.
     NotASocket,
     /// This process listens there.
@@ -145,7 +143,6 @@ impl fmt::Display for PathFault {
                 "its path has more than the {most} bytes that an address holds; KITBAG_STATE names a state folder with \
                  a shorter one"
             ),
-            Self::Folder(why) => to.write_str(why),
             Self::NotASocket => to.write_str("something else is there; move it away"),
             Self::Taken(Some(holder)) => write!(to, "{holder} listens there; {}", holder.remedy()),
             Self::Taken(None) => to.write_str("a process listens there; stop it"),

@@ -1,14 +1,12 @@
 //! Where the unix sockets of a bundle lie, and which users get there.
 
-use std::fs::{self, DirBuilder, Permissions};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, lchown};
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use nix::unistd::geteuid;
-
 use super::refused::{PathFault, Refused};
-use crate::store::owned::{self, Refusal};
+use super::unix;
+use crate::sys::{Errno, errno_of};
 
 /// Everybody may pass through, and only its owner sees and changes what is in it. A socket's own permissions say who connects.
 const PASSABLE: u32 = 0o711;
@@ -60,15 +58,12 @@ impl SocketFolder {
             }
             Self::Shared(folder) => folder,
         };
-        let refused = |path: &Path, why: Refusal| {
-            Refused::Path(path.to_owned(), PathFault::Folder(why.to_string().into()))
-        };
-        passable(folder).map_err(|why| refused(folder, why))?;
+        made(folder, None)?;
         if wanted.is_inherited {
             return Ok(folder.clone());
         }
         let own = folder.join(wanted.service);
-        handed_over(&own, wanted.owner).map_err(|error| refused(&own, error.into()))?;
+        made(&own, wanted.owner)?;
         Ok(own)
     }
 }
@@ -84,31 +79,21 @@ impl Drop for SocketFolder {
     }
 }
 
-/// Makes a folder that is this user's, or checks it.
-fn passable(folder: &Path) -> Result<(), Refusal> {
-    let (Some(above), Some(name)) = (folder.parent(), folder.file_name()) else {
-        return Err(Refusal::NotAbsolute);
-    };
-    owned::below(above, &name.to_string_lossy(), geteuid().as_raw(), PASSABLE)?;
-    // Whatever the umask was.
-    Ok(fs::set_permissions(folder, Permissions::from_mode(PASSABLE))?)
-}
-
-/// Makes a folder and gives it to `owner`; what is there is a predecessor's. Nobody but this user can swap it.
-fn handed_over(folder: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
-    match DirBuilder::new().mode(0o700).create(folder) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
-    if let Some((uid, gid)) = owner {
-        lchown(folder, Some(uid), Some(gid))?;
-    }
-    fs::set_permissions(folder, Permissions::from_mode(PASSABLE))
+/// Makes a folder that all may pass, and gives it to `owner`; what is there is a predecessor's. Nobody but this user can swap
+/// it, as the one that it is in is this user's.
+fn made(folder: &Path, owner: Option<(u32, u32)>) -> Result<(), Refused> {
+    // Where that fails, it is not there, or is no folder.
+    let _ = DirBuilder::new().mode(0o700).create(folder);
+    let found = fs::symlink_metadata(folder).and_then(|found| {
+        if found.is_dir() { unix::hand_over(folder, owner, PASSABLE) } else { Err(Errno::ENOTDIR.into()) }
+    });
+    found.map_err(|error| Refused::Path(folder.to_owned(), PathFault::Io(errno_of(&error))))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{MetadataExt, symlink};
+    use std::fs::Permissions;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
     use super::*;
 
@@ -144,13 +129,13 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_somebody_else_has_made_is_refused() {
+    fn a_link_in_a_folders_place_is_refused() {
         let temp = tempfile::tempdir().expect("a folder");
         let folder = SocketFolder::shared(temp.path(), "web", Path::new("/state"));
         let top = folder.of(wanted("a", true)).expect("a folder");
         fs::remove_dir(&top).expect("removed");
         symlink(temp.path(), &top).expect("a link");
         let refused = folder.of(wanted("a", false)).expect_err("a link");
-        assert_eq!(refused.to_string(), format!("the socket {}: it is a symbolic link", top.display()));
+        assert_eq!(refused.to_string(), format!("the socket {}: Not a directory", top.display()));
     }
 }

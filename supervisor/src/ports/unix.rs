@@ -105,18 +105,10 @@ impl UnixLease {
         let make = || {
             let opened = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
             bind(opened.as_raw_fd(), &UnixAddr::new(&self.path)?)?;
-            self.hand_over(mode & 0o777).map_err(|error| errno_of(&error))?;
+            hand_over(&self.path, self.owner, mode & 0o777).map_err(|error| errno_of(&error))?;
             Ok(opened)
         };
         make().map_err(|errno| self.refused(errno))
-    }
-
-    /// Says whose the socket is. Nobody else can swap it: the supervisor makes sockets in folders of its own alone.
-    fn hand_over(&self, mode: u32) -> io::Result<()> {
-        if let Some((uid, gid)) = self.owner {
-            lchown(&self.path, Some(uid), Some(gid))?;
-        }
-        fs::set_permissions(&self.path, Permissions::from_mode(mode))
     }
 
     fn refused(&self, errno: Errno) -> Refused {
@@ -128,6 +120,15 @@ impl Drop for UnixLease {
     fn drop(&mut self) {
         let _ = if self.inherited.is_some() { remove(&self.path) } else { clear(&self.path) };
     }
+}
+
+/// Says whose a socket or its folder is, and what others may. Nobody else can swap it: what is handed over is in a folder of
+/// this user's alone.
+pub(super) fn hand_over(path: &Path, owner: Option<(u32, u32)>, mode: u32) -> io::Result<()> {
+    if let Some((uid, gid)) = owner {
+        lchown(path, Some(uid), Some(gid))?;
+    }
+    fs::set_permissions(path, Permissions::from_mode(mode))
 }
 
 /// Removes the socket that a dead process has left.

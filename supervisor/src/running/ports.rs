@@ -7,7 +7,7 @@ use super::{Line, Running, good};
 use crate::commands::{Failure, print, say};
 use crate::control::client::PATIENCE;
 use crate::open::Own;
-use crate::ports::registry::{Entry, Folders, Published, Registry};
+use crate::ports::registry::{Entry, Folders, Published, Registry, VARIABLE};
 use crate::store::place::Facts;
 
 /// `ports [--host] [--json] [SVC…]`
@@ -39,7 +39,8 @@ pub fn ports(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
 /// Those of all bundles that run here, whoever's they are.
 fn of_host(own: &Own, as_json: bool) -> Result<(), Failure> {
     let facts = Facts::of_process(Some(&own.path));
-    let (seen, skipped) = Registry::look(facts.uid, Folders::of(&facts)).all();
+    let registry = Registry::look(facts.uid, Folders::of(&facts));
+    let (seen, skipped) = registry.all();
     if as_json {
         let bundles: Vec<_> = seen.iter().map(|seen| seen.entry.to_json()).collect();
         let skipped: Vec<_> = skipped
@@ -56,6 +57,10 @@ fn of_host(own: &Own, as_json: bool) -> Result<(), Failure> {
         table(&["BUNDLE", "NAME", "PORT", "ADDRESS", "SOCKET", "PROCESS", "USER", "STATE"], rows).as_bytes(),
     )?;
     skipped.iter().for_each(|skipped| say(&format!("not read: {skipped}")));
+    // A default folder that is not there has no bundles; the one that somebody has named may be meant to be another.
+    if std::env::var_os(VARIABLE).is_some() {
+        registry.tried().iter().for_each(|tried| say(&format!("not read: {tried}")));
+    }
     Ok(())
 }
 

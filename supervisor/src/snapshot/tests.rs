@@ -152,7 +152,7 @@ fn unit(service: Service) -> Unit {
         says: Some(String::new()),
         helper: Some((Process { pid: 5, start: None }, 9)),
         cgroup: Some("/sys/fs/cgroup/a".into()),
-        lost_for_memory: 2,
+        short_of_memory: [2, u64::MAX],
         out_of_memory: true,
         notify_socket: Some("@kitbag/00".into()),
         descriptors: Descriptors { stdout: Some([3, 4]), stderr: None, newline: Some(9), notify: None },

@@ -80,15 +80,22 @@ pub struct Cgroups {
     prefix: String,
     /// Controllers that the leaves have.
     controllers: Vec<&'static str>,
+    /// Which one they do not have, though they were to.
+    missing: Option<Unavailable>,
 }
 
 impl Cgroups {
     /// Finds the supervisor's own cgroup and makes it ready for units with controllers for `limits`, those of all units
-    /// together. Moves this process.
+    /// together, as far as it has them. Moves this process.
+    ///
+    /// # Errors
+    /// No limit holds.
     pub fn enter(limits: Limits) -> Result<Self, Unavailable> {
         let text = fs::read_to_string("/proc/self/cgroup").map_err(|_| Unavailable::NoCgroup2)?;
-        let path = text.lines().find_map(|line| line.strip_prefix("0::/")).ok_or(Unavailable::NoCgroup2)?;
-        let own = MOUNTS.iter().map(|mount| Path::new(mount).join(path));
+        let path = text.lines().find_map(|line| line.strip_prefix("0::")).ok_or(Unavailable::NoCgroup2)?;
+        // The root's name is empty.
+        let path = if path == "/" { "" } else { path };
+        let own = MOUNTS.iter().map(|mount| PathBuf::from([mount, path].concat()));
         let own = own.into_iter().find(|own| own.join("cgroup.controllers").exists());
         let pid = std::process::id().cast_signed();
         Self::enter_at(own.ok_or(Unavailable::NoCgroup2)?, pid, limits)
@@ -102,13 +109,19 @@ impl Cgroups {
         };
         let there =
             fs::read_to_string(own.join("cgroup.controllers")).map_err(wrong("cgroup.controllers"))?;
-        let controllers: Vec<_> = limits.files().map(|(controller, ..)| controller).collect();
-        if let Some(missing) =
-            controllers.iter().find(|name| !there.split_whitespace().any(|have| have == **name))
-        {
-            return Err(Unavailable::Controller(missing, own));
+        let (mut controllers, mut missing) = (Vec::new(), None);
+        for (name, ..) in limits.files() {
+            if there.split_ascii_whitespace().any(|have| have == name) {
+                controllers.push(name);
+            } else {
+                missing = Some(Unavailable::Controller(name, own.clone()));
+            }
         }
-        let cgroups = Self { prefix: format!("kitbag-{pid}"), controllers, own: own.clone() };
+        let missing = match missing {
+            Some(missing) if controllers.is_empty() => return Err(missing),
+            missing => missing,
+        };
+        let cgroups = Self { prefix: format!("kitbag-{pid}"), controllers, missing, own: own.clone() };
         let leaf = own.join(&cgroups.prefix);
         make(&leaf).map_err(wrong(&cgroups.prefix))?;
         let entered = fs::write(leaf.join("cgroup.procs"), pid.to_string())
@@ -121,6 +134,11 @@ impl Cgroups {
                 Err(error)
             }
         }
+    }
+
+    /// Why some of the limits do not hold, if it is so.
+    pub const fn missing(&self) -> Option<&Unavailable> {
+        self.missing.as_ref()
     }
 
     /// Gives the leaves their controllers (`+`), or takes them away.
@@ -136,15 +154,22 @@ impl Cgroups {
         })
     }
 
-    /// Makes a unit's cgroup. One that is left over from before gets the limits anew.
+    /// Makes a unit's cgroup, with the limits that have a controller. One that is left over from before gets them anew.
     pub fn unit(&self, name: &str, limits: Limits) -> Result<Unit, Unavailable> {
         let path = self.own.join(format!("{}.{name}", self.prefix));
         make(&path).map_err(|error| Unavailable::Io(path.clone(), error))?;
-        for (_, file, value) in limits.files() {
+        for (_, file, value) in limits.files().filter(|(name, ..)| self.controllers.contains(name)) {
             let file = path.join(file);
             fs::write(&file, value.to_string()).map_err(|error| Unavailable::Io(file, error))?;
         }
         Ok(Unit { path })
+    }
+
+    /// The name of the unit whose cgroup a process is in, or below, though it may have ended (proc_pid_cgroup(5)).
+    pub fn unit_of(&self, pid: Pid) -> Option<String> {
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        let mut names = text.lines().find_map(|line| line.strip_prefix("0::"))?.split('/');
+        names.find_map(|name| name.strip_prefix(&*self.prefix)?.strip_prefix('.')).map(str::to_owned)
     }
 
     /// Undoes what [`enter`](Self::enter) did, as far as it can be undone: units that are not empty stay.
@@ -183,10 +208,15 @@ impl Unit {
         Some(self.value("cgroup.events", "populated")? != 0)
     }
 
-    /// How many of its processes were killed for its memory limit, or the machine's. To be compared with what it was
-    /// before.
-    pub fn killed_for_memory(&self) -> u64 {
-        self.value("memory.events", "oom_kill").unwrap_or(0)
+    /// How often its memory limit left the kernel no way out, and how many of its processes were killed for want of
+    /// memory: its own, or the machine's.
+    pub fn short_of_memory(&self) -> [u64; 2] {
+        ["oom", "oom_kill"].map(|key| self.value("memory.events", key).unwrap_or(0))
+    }
+
+    /// True if it has lost processes for its own memory limit since it was so [short](Self::short_of_memory).
+    pub fn has_reached_memory(&self, before: [u64; 2]) -> bool {
+        self.short_of_memory().iter().zip(before).all(|(now, before)| *now > before)
     }
 
     /// Bytes of memory that it has now.
@@ -194,9 +224,14 @@ impl Unit {
         fs::read_to_string(self.path.join("memory.current")).ok()?.trim().parse().ok()
     }
 
-    /// Removes it; fails while a process is in it.
+    /// True if no process can join it: what was in it has given controllers to cgroups below it, and not taken them back.
+    pub fn is_shut(&self) -> bool {
+        fs::read_to_string(self.path.join("cgroup.subtree_control")).is_ok_and(|text| !text.trim().is_empty())
+    }
+
+    /// Removes it and what is below it; fails while a process is there.
     pub fn remove(&self) -> io::Result<()> {
-        fs::remove_dir(&self.path)
+        remove(&self.path)
     }
 
     /// A value of a file with lines `key value`.
@@ -205,6 +240,17 @@ impl Unit {
         let values = text.lines().filter_map(|line| line.split_once(' '));
         values.into_iter().find(|(found, _)| *found == key)?.1.parse().ok()
     }
+}
+
+/// Removes a cgroup after those below it: its files go with it.
+fn remove(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove(&entry.path())?;
+        }
+    }
+    fs::remove_dir(path)
 }
 
 fn make(path: &Path) -> io::Result<()> {

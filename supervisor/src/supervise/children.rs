@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 
-use crate::state::{End, Event, Phase, Turn};
+use crate::state::{End, Event, Phase, State, Turn};
 use crate::sys::wait::{self, Children};
 use crate::sys::{Pid, signal};
 
@@ -60,7 +60,7 @@ impl Supervisor {
                     return;
                 }
                 self.logs.ended(id, self.now());
-                self.note_memory(id);
+                self.note_memory(id, end);
                 self.feed(id, Event::Exited(end));
                 wait::reap(pid);
                 self.pids.remove(pid);
@@ -84,11 +84,13 @@ impl Supervisor {
         }
     }
 
-    /// Finds out whether a unit's cgroup has lost a process for its memory limit.
-    fn note_memory(&mut self, id: Id) {
+    /// Finds out whether a unit's end, unless it is a good one or was asked for, comes of its memory limit.
+    fn note_memory(&mut self, id: Id, end: End) {
         let unit = &mut self.units[id];
-        let lost = unit.cgroup.as_ref().map_or(0, |cgroup| cgroup.killed_for_memory());
-        unit.out_of_memory = lost > unit.lost_for_memory;
+        let is_asked = matches!(unit.service.state, State::Stopping { .. } | State::Killing { .. });
+        let is_wanted = is_asked || self.parts[unit.part].spec.rules.is_good(end);
+        let cgroup = unit.cgroup.as_ref().filter(|_| !is_wanted);
+        unit.out_of_memory = cgroup.is_some_and(|cgroup| cgroup.has_reached_memory(unit.short_of_memory));
     }
 
     // --- What services left behind ---

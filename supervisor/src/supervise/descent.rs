@@ -3,7 +3,7 @@
 //! Whoever loses its parent becomes our child (prctl(2), `PR_SET_CHILD_SUBREAPER`). So when a unit's leader is reaped, each
 //! process that descends from it has one of our children above it, or is one; where no child of ours is the unit's, nothing
 //! is. Children that are nobody's leader are known by their mark ([`crate::mark`]), or by their session, which is the
-//! leader's. They are listed once in a turn of the loop, for all units that are being ended, and not at all while none is.
+//! leader's, or by their cgroup where it has one. They are listed once in a turn of the loop, for all units that are being ended, and not at all while none is.
 //!
 //! What a unit has left behind is asked to end when the unit is, or when it comes to us after that, and is killed
 //! when the unit is. As it may fork faster than it is killed, it is stopped first.
@@ -236,9 +236,16 @@ impl Supervisor {
             return None;
         }
         let unit = self.descent.marked_child(pid).filter(|id| *id < self.units.len());
-        let orphan = Orphan { unit: unit.or_else(|| self.unit_of_session(pid)), told: Told::Nothing };
+        let unit = unit.or_else(|| self.unit_of_cgroup(pid)).or_else(|| self.unit_of_session(pid));
+        let orphan = Orphan { unit, told: Told::Nothing };
         self.descent.orphans.insert(pid, orphan);
         Some(orphan)
+    }
+
+    /// The unit whose cgroup a child is in: a way out of it takes rights that few have.
+    fn unit_of_cgroup(&self, pid: Pid) -> Option<Id> {
+        let name = self.cgroups.as_ref()?.unit_of(pid)?;
+        self.units.iter().position(|unit| unit.name == name)
     }
 
     /// The unit whose leader has made the session that a child is in. While it is, the session's number is not given to

@@ -53,6 +53,7 @@ impl Supervisor {
         self.name_sockets(id, &mut env);
         let ruleset = self.sandbox(id)?.ruleset(self.kernel)?;
         self.lend_ports(id);
+        self.open_cgroup(id);
         let mark = self.mark(id);
         let [stdout, stderr] = self.logs.open(id).map_err(pipes)?;
         let unit = &mut self.units[id];
@@ -76,7 +77,7 @@ impl Supervisor {
             mark,
         };
         let joined = unit.cgroup.as_ref().map(|cgroup| {
-            unit.lost_for_memory = cgroup.killed_for_memory();
+            unit.short_of_memory = cgroup.short_of_memory();
             Setup { cgroup: cgroup.procs(), ..spec.setup.clone() }
         });
         let setup = joined.as_ref().unwrap_or(&spec.setup);
@@ -203,7 +204,12 @@ impl Supervisor {
             return;
         }
         match Cgroups::enter(limits) {
-            Ok(cgroups) => self.cgroups = Some(cgroups),
+            Ok(cgroups) => {
+                if let Some(missing) = cgroups.missing() {
+                    self.logs.say(&format!("some limits do not hold: {missing}"));
+                }
+                self.cgroups = Some(cgroups);
+            }
             Err(error) => self.logs.say(&format!("limits on memory and processes do not hold: {error}")),
         }
     }
@@ -218,6 +224,16 @@ impl Supervisor {
                 self.logs.say(&format!("the limits of {name} do not hold: {error}"));
                 None
             }
+        }
+    }
+
+    /// Makes a unit's cgroup anew if its last run has left it so that none can join it.
+    fn open_cgroup(&mut self, id: Id) {
+        let unit = &self.units[id];
+        // What is in it all the same keeps it: then the start fails, and says so.
+        if unit.cgroup.as_ref().is_some_and(|cgroup| cgroup.is_shut() && cgroup.remove().is_ok()) {
+            let name = unit.name.clone();
+            self.units[id].cgroup = self.cgroup_of(unit.part, &name);
         }
     }
 

@@ -14,7 +14,7 @@ use nix::unistd::{getegid, geteuid};
 
 use crate::endpoint::Endpoint;
 use crate::late::{self, Known, Late, Missing, Text};
-use crate::ports::assignments::Assignments;
+use crate::ports::assignments::{self, Assignments};
 use crate::ports::holder;
 use crate::ports::lease::{Host, Kind, Lease, Net, Search, Want};
 use crate::ports::looked::Looked;
@@ -305,7 +305,8 @@ impl Supervisor {
     }
 
     /// The same, with who it is that has the number.
-    fn explained(&mut self, refused: Refused) -> Refused {
+    #[inline(never)] // One copy: it is large, and rare.
+    fn explained(&mut self, refused: Refused) -> String {
         let now = self.now();
         let Ports { looked, registry, .. } = &mut self.ports;
         looked.explained(refused, now, |number, net| holder::of(number, net, registry.as_ref()))
@@ -613,25 +614,40 @@ impl Supervisor {
             return;
         }
         let entry = self.entry();
-        if let Some(registry) = &mut self.ports.registry
-            && let Err(error) = registry.publish(&entry)
-        {
-            self.logs.say(&format!("other bundles do not see this one's ports: {error}"));
+        if let Some(Err(error)) = self.ports.registry.as_mut().map(|registry| registry.publish(&entry)) {
+            self.say_unseen(&error);
         }
         if let Some(folder) = &self.ports.folder
             && let Err(error) = self.ports.assignments.write(folder)
         {
-            self.logs.say(&format!("the next start may get other ports: {}: {error}", folder.display()));
+            let file = folder.join(assignments::NAME);
+            self.logs.say(&format!("the next start may get other ports: {}: {error}", file.display()));
+        }
+    }
+
+    /// The supervisor ends, and with it every lease: the file says so.
+    pub(super) fn leave_ports(&mut self) {
+        if let Some(folder) = &self.ports.folder
+            && self.ports.assignments.free_all()
+        {
+            // What cannot be written now could not be written before, which was said.
+            let _ = self.ports.assignments.write(folder);
         }
     }
 
     /// Tells others again, if what they were told is gone.
     pub(super) fn mend_registry(&mut self) {
         let entry = self.entry();
-        if let Some(registry) = &mut self.ports.registry
-            && let Err(error) = registry.mend(&entry)
-        {
-            self.logs.say(&format!("other bundles do not see this one's ports: {error}"));
+        if let Some(Err(error)) = self.ports.registry.as_mut().map(|registry| registry.mend(&entry)) {
+            self.say_unseen(&error);
+        }
+    }
+
+    /// Says where telling others has failed. Where there is no folder for that, the start has said so.
+    fn say_unseen(&mut self, error: &io::Error) {
+        if let Some(folder) = self.ports.registry.as_ref().and_then(Registry::folder) {
+            let place = folder.display().to_string();
+            self.logs.say(&format!("other bundles do not see this one's ports: {place}: {error}"));
         }
     }
 

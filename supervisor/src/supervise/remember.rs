@@ -75,7 +75,7 @@ impl Supervisor {
                 .as_ref()
                 .map(|helper| (Process { pid: helper.pid, start: self.told(helper.start) }, helper.late_at)),
             cgroup: unit.cgroup.as_ref().map(|cgroup| cgroup.path().to_string_lossy().into_owned()),
-            lost_for_memory: unit.lost_for_memory,
+            short_of_memory: unit.short_of_memory,
             out_of_memory: unit.out_of_memory,
             notify_socket: self.notify.address(id as u64),
             descriptors: Descriptors {

@@ -162,15 +162,26 @@ impl Supervisor {
         self.parts.iter().position(|members| members.spec.name == name)
     }
 
-    /// Restarts the instances of all services, and tasks that run, as a stop and a start of all would: what needs another
-    /// stops before it, and starts when that is ready again.
+    /// Restarts the instances of all services, tasks that run, and those of the start that have failed, as a stop and a
+    /// start of all would: what needs another stops before it, and starts when that is ready again.
     fn restart_all(&mut self) -> Vec<Id> {
         let restarts = |id: &Id| {
             let unit = &self.units[*id];
-            let is_service = self.parts[unit.part].spec.schedule.is_none();
-            !unit.retired && (is_service || !unit.service.state.is_at_rest())
+            let state = unit.service.state;
+            !unit.retired
+                && match &self.parts[unit.part].spec.schedule {
+                    None => true,
+                    Some(schedule) if matches!(schedule.when, When::Start) => {
+                        state.has_failed() || !state.is_at_rest()
+                    }
+                    Some(_) => !state.is_at_rest(),
+                }
         };
-        let ids: Vec<Id> = (0..self.units.len()).filter(restarts).collect();
+        let is_task = |id: &Id| self.parts[self.units[*id].part].spec.schedule.is_some();
+        // Tasks come first: what needs one that has failed would fail once more before it is under way.
+        let (mut ids, services): (Vec<Id>, Vec<Id>) =
+            (0..self.units.len()).filter(restarts).partition(is_task);
+        ids.extend(services);
         for &id in &ids {
             self.doom(id);
             self.units[id].returns = true;
@@ -292,9 +303,8 @@ impl Supervisor {
         if count > MOST_INSTANCES {
             return Err(Refused::Wrong(format!("have more than {MOST_INSTANCES} instances")));
         }
-        if let Some(shared) = shared::by(&self.parts[part].spec, count, &self.state_folder) {
-            let what = format!("run {count} instances of {name}: {}", shared.why);
-            return Err(Refused::Unfit(what, shared.remedy));
+        if let Some((why, remedy)) = shared::by(&self.parts[part].spec, count, &self.state_folder) {
+            return Err(Refused::Unfit(format!("run {count} instances of {name}: {why}"), remedy));
         }
         let before = self.parts[part].wanted;
         self.parts[part].wanted = count;
@@ -408,7 +418,7 @@ impl Supervisor {
         let how = match end {
             End::NotStarted(fault) => words::unit_not_started(unit, spec, fault),
             End::Signal(0) => "is being ended".to_owned(),
-            _ => words::how(end),
+            _ => words::how_unit(unit, end),
         };
         // What was wrong first; the signal only followed from it.
         let how = match last.trouble {

@@ -72,7 +72,7 @@ pub struct Plan {
 
 impl Plan {
     /// The plan at the start of the supervisor, at `now` on its clock and `time` on the wall's, and whether a run was missed
-    /// that shall be caught up. `last`: when it began last.
+    /// that shall be caught up. `last`: when it began last, or when it came to be known.
     pub fn begin(schedule: &Schedule, now: Ms, time: Seconds, last: Option<Seconds>) -> (Self, bool) {
         let last = last.filter(|_| schedule.catch_up);
         match &schedule.when {
@@ -148,11 +148,28 @@ pub fn read_record(folder: &Path, task: &str) -> Option<Record> {
     Record::from_text(&fs::read_to_string(folder.join(task)).ok()?)
 }
 
-/// Writes a task's record: whole, or not at all. A few bytes, so that the loop can wait for it.
+/// Writes a task's record.
 pub fn write_record(folder: &Path, task: &str, record: &Record) -> io::Result<()> {
+    write(folder, task, &record.to_text())
+}
+
+/// Since when a task that has never run is known, at `time`: what was due after that was missed. Its file says so until the
+/// first run's record takes its place.
+pub fn known_since(folder: &Path, task: &str, time: Seconds) -> Seconds {
+    let text = fs::read_to_string(folder.join(task)).unwrap_or_default();
+    let known = text.trim_end().strip_prefix("known=").and_then(|since| since.parse().ok());
+    known.unwrap_or_else(|| {
+        // Where it cannot be written the first run's record cannot be either, which is said then.
+        let _ = write(folder, task, &format!("known={time}\n"));
+        time
+    })
+}
+
+/// Writes a task's file: whole, or not at all. A few bytes, so that the loop can wait for it.
+fn write(folder: &Path, task: &str, text: &str) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     let part = folder.join(format!(".{task}.part"));
-    fs::write(&part, record.to_text())?;
+    fs::write(&part, text)?;
     fs::rename(&part, folder.join(task))
 }
 
@@ -265,6 +282,28 @@ mod tests {
         assert!(begin(&every(3_600_000, true), Some(99 * HOUR)));
         let (plan, missed) = Plan::begin(&every(3_600_000, true), 0, 100 * HOUR, Some(100 * HOUR - 600));
         assert_eq!((plan.at, missed), (Some(3_000_000), false));
+    }
+
+    #[test]
+    fn a_task_that_never_ran_was_missed_since_it_is_known() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let task = cron("0 3 * * *", true);
+        let evening = 20 * 3600;
+        assert_eq!(known_since(folder.path(), "backup", evening), evening);
+        assert!(!Plan::begin(&task, 0, evening, Some(evening)).1, "nothing was missed at the first start");
+        let morning = evening + 12 * 3600;
+        assert_eq!(known_since(folder.path(), "backup", morning), evening);
+        assert!(Plan::begin(&task, 0, morning, Some(evening)).1);
+        assert_eq!(read_record(folder.path(), "backup"), None, "it has no last run");
+        let record = Record { began: morning, ..Record::default() };
+        write_record(folder.path(), "backup", &record).expect("it can be written");
+        assert_eq!(read_record(folder.path(), "backup"), Some(record));
+        fs::write(folder.path().join("backup"), "known=soon\n").expect("it can be written");
+        assert_eq!(
+            known_since(folder.path(), "backup", morning),
+            morning,
+            "what makes no sense is written anew"
+        );
     }
 
     #[test]

@@ -4,60 +4,39 @@ use std::path::Path;
 
 use kitbag_format::service::with_instance;
 
-use crate::late::{self, Known, Piece};
+use crate::late::{Known, Piece};
 
 use super::spec::{PortSpec, ServiceSpec, Where, Wish};
 
-/// Why so many instances cannot run, and what to write in the manifest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shared {
-    /// A sentence's end: `all have one file …`.
-    pub why: String,
-    /// What to write.
-    pub remedy: String,
-}
-
-/// What `count` instances of this service would have to share; `None`: nothing.
-pub fn by(spec: &ServiceSpec, count: u32, state: &Path) -> Option<Shared> {
+/// What `count` instances of this service would have to share, as a sentence's end, and what to do about it; `None`: nothing.
+pub fn by(spec: &ServiceSpec, count: u32, state: &Path) -> Option<(String, String)> {
     if count < 2 {
         return None;
     }
     let wiring = spec.wiring();
-    let file = || wiring.files.iter().find_map(|file| one_file(file, state));
-    wiring.ports.iter().find_map(|port| few_numbers(port, count)).or_else(file)
-}
-
-/// A file that each instance would render.
-fn one_file(file: &late::File, state: &Path) -> Option<Shared> {
-    if file.to.0.contains(&Piece::Instance) {
-        return None;
+    if let Some(port) = wiring.ports.iter().find(|port| numbers(port) < count) {
+        let remedy = "say `socket = true` in the manifest, and all share the supervisor's socket; or give it a larger \
+                      `range`, or `\"any\"`";
+        return Some((format!("the port `{}` has fewer numbers", port.name), remedy.to_owned()));
     }
+    let file = wiring.files.iter().find(|file| !file.to.0.contains(&Piece::Instance))?;
     let to = file.to.fill(&Known { instance: 0, port: &|_| None }).ok()?;
     let to = Path::new(&to);
     let to = to.strip_prefix(state).unwrap_or(to).to_string_lossy();
-    Some(Shared {
-        why: format!("all have one file `{to}`"),
-        remedy: format!("give each its own in the manifest: `to = \"{}\"`", with_instance(&to)),
-    })
+    let remedy = format!("give each its own in the manifest: `to = \"{}\"`", with_instance(&to));
+    Some((format!("all have one file `{to}`"), remedy))
 }
 
-/// A port that has fewer numbers than there would be instances.
-fn few_numbers(port: &PortSpec, count: u32) -> Option<Shared> {
-    let (Where::Net { wish, .. }, None) = (&port.place, port.socket) else { return None };
-    let there = match *wish {
-        Wish::Any => return None,
-        Wish::Fixed(_) => 1,
-        Wish::Range(preferred, range) => {
+/// How many instances can have a number of this port, or have it together.
+fn numbers(port: &PortSpec) -> u32 {
+    match (&port.place, port.socket) {
+        (Where::Net { wish: Wish::Fixed(_), .. }, None) => 1,
+        (Where::Net { wish: Wish::Range(preferred, range), .. }, None) => {
             let outside = preferred.is_some_and(|number| !range.has(number));
             u32::from(range.high - range.low) + 1 + u32::from(outside)
         }
-    };
-    (there < count).then(|| Shared {
-        why: format!("the port `{}` is {there} number{}", port.name, if there == 1 { "" } else { "s" }),
-        remedy: "say `socket = true` in the manifest, and all share the supervisor's socket; or give it a larger `range`, \
-                 or `\"any\"`"
-            .to_owned(),
-    })
+        _ => u32::MAX,
+    }
 }
 
 #[cfg(test)]
@@ -68,7 +47,7 @@ mod tests {
     use kitbag_format::port::Socket;
 
     use super::*;
-    use crate::late::Text;
+    use crate::late::{self, Text};
     use crate::ports::lease::{Listen, Net};
     use crate::ports::range::Range;
     use crate::supervise::spec::ProgramSpec;
@@ -88,13 +67,13 @@ mod tests {
     /// What so many share; empty: nothing.
     fn told(spec: &ServiceSpec, count: u32) -> String {
         by(spec, count, Path::new("/state"))
-            .map_or_else(String::new, |it| format!("{}; {}", it.why, it.remedy))
+            .map_or_else(String::new, |(why, remedy)| format!("{why}; {remedy}"))
     }
 
     #[test]
     fn a_port_has_a_number_for_each_or_one_socket() {
         let one = with_port(Wish::Fixed(80), None);
-        assert!(told(&one, 2).starts_with("the port `http` is 1 number; say `socket = true`"));
+        assert!(told(&one, 2).starts_with("the port `http` has fewer numbers; say `socket = true`"));
         assert_eq!(told(&one, 1), "");
         assert_eq!(told(&with_port(Wish::Fixed(80), Some(Socket::default())), 9), "");
         assert_eq!(told(&with_port(Wish::Any, None), 1000), "");
@@ -102,7 +81,7 @@ mod tests {
         for (preferred, enough) in [(None, 3), (Some(8001), 3), (Some(9000), 4)] {
             let spec = with_port(Wish::Range(preferred, range), None);
             assert_eq!(told(&spec, enough), "");
-            assert!(told(&spec, enough + 1).contains(&format!("is {enough} numbers")), "{preferred:?}");
+            assert!(told(&spec, enough + 1).contains("has fewer numbers"), "{preferred:?}");
         }
     }
 

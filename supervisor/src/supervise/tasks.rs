@@ -20,7 +20,10 @@ impl Supervisor {
             let spec = &self.parts[part].spec;
             let Some(schedule) = &spec.schedule else { continue };
             let last = self.tasks.as_ref().and_then(|folder| schedule::read_record(folder, &spec.name));
-            let (plan, missed) = Plan::begin(schedule, now, time, last.as_ref().map(|last| last.began));
+            let began = last.as_ref().map(|last| last.began);
+            let folder = self.tasks.as_ref().filter(|_| schedule.catch_up);
+            let began = began.or_else(|| Some(schedule::known_since(folder?, &spec.name, time)));
+            let (plan, missed) = Plan::begin(schedule, now, time, began);
             if schedule.when.is_repeated() {
                 self.repeated.push(part);
             }

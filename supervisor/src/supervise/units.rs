@@ -95,8 +95,8 @@ pub struct Unit {
     pub helper: Option<Box<Helper>>,
     /// Its cgroup, if it has limits that need one.
     pub cgroup: Option<cgroup::Unit>,
-    /// Processes that its cgroup had lost for memory when it was started.
-    pub lost_for_memory: u64,
+    /// How short of memory its cgroup had been when it was started.
+    pub short_of_memory: [u64; 2],
     /// Its last end was for its memory limit.
     pub out_of_memory: bool,
 }
@@ -127,7 +127,7 @@ impl Unit {
             ruleset: None,
             helper: None,
             cgroup: None,
-            lost_for_memory: 0,
+            short_of_memory: [0; 2],
             out_of_memory: false,
         }
     }

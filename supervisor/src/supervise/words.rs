@@ -58,10 +58,7 @@ pub fn sentence(unit: &Unit, spec: &ServiceSpec, note: Note) -> String {
 pub fn reason(unit: &Unit, spec: &ServiceSpec, note: Note) -> Option<String> {
     match note {
         Note::Ended { end: End::NotStarted(fault), .. } => Some(unit_not_started(unit, spec, fault)),
-        Note::Ended { end, .. } if unit.out_of_memory => {
-            Some(format!("{} (its cgroup has reached its memory limit)", how(end)))
-        }
-        Note::Ended { end, .. } => Some(how(end)),
+        Note::Ended { end, .. } => Some(how_unit(unit, end)),
         Note::Failing { trouble, .. } => Some(why(unit, spec, trouble)),
         Note::Overdue | Note::Undead | Note::NeedFailed | Note::ReloadLate => None,
     }
@@ -125,6 +122,12 @@ pub fn how(end: End) -> String {
             format!("could not be started: {stage:?}: {}", Errno::from_raw(errno).desc())
         }
     }
+}
+
+/// How a unit's process ended, and whether that was for its memory limit.
+pub fn how_unit(unit: &Unit, end: End) -> String {
+    let why = if unit.out_of_memory { " (its cgroup has reached its memory limit)" } else { "" };
+    format!("{}{why}", how(end))
 }
 
 /// Why a unit did not come to run: what was found about its user, ports and files, or what the failed stage says.

@@ -334,6 +334,25 @@ pub fn a_restart_of_all_goes_by_needs_both_ways() {
     app.running.ends_with(exit::OK);
 }
 
+pub fn a_restart_of_all_runs_a_task_of_the_start_again_if_it_has_failed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mended = folder.path().join("mended");
+    let script = format!("echo x >>{0}/runs; test -e {0}/mended", folder.path().display());
+    let services = json!({"web": sh("exec sleep 1000", json!({"needs": ["migrate"]}))});
+    let app = app(services, json!({"migrate": task(&script, json!({}))}));
+    app.comes_to("web", "failed");
+    fs::write(&mended, "").expect("a file");
+    app.post("/v1/restart");
+    app.comes_to("web", "ready");
+    let runs = || fs::read_to_string(folder.path().join("runs")).expect("it ran").lines().count();
+    assert_eq!((app.state_of("migrate").as_str(), runs()), ("done", 2));
+    let before = app.unit("web")["pid"].clone();
+    app.post("/v1/restart");
+    eventually("web is another", || app.state_of("web") == "ready" && app.unit("web")["pid"] != before);
+    assert_eq!(runs(), 2, "what is done is not done again");
+    app.stops();
+}
+
 // --- Readiness ---
 
 pub fn a_readiness_descriptor_that_closes_silently_is_not_ready_and_a_late_service_fails() {
