@@ -71,7 +71,8 @@ pub fn missing_above(facts: &Facts) -> Vec<PathBuf> {
 /// it that have been made with it, and root's usual one, let all pass then; `say` is told of another one that lets nobody.
 ///
 /// # Errors
-/// Those of chmod(2) and fsetxattr(2). A file system without access control lists is none where all users have one group.
+/// Those of chmod(2) and fsetxattr(2). Without access control lists users that share one group have the folder by that one;
+/// for others it stays closed, which is said.
 pub fn share(state: &Path, users: &Users, new: &[PathBuf], say: &dyn Fn(&str)) -> io::Result<()> {
     let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
     let folder = OpenOptions::new().read(true).custom_flags(flags.bits()).open(state)?;
@@ -96,6 +97,14 @@ pub fn share(state: &Path, users: &Users, new: &[PathBuf], say: &dyn Fn(&str)) -
         Err(Errno::EOPNOTSUPP) if users.ids().iter().all(|ids| ids.gid == first.gid) => {
             fchown(&folder, None, Some(first.gid))?;
             set_mode(STICKY | 0o771)
+        }
+        Err(Errno::EOPNOTSUPP) => {
+            say(&format!(
+                "services with a `user` cannot make files in {} itself: its file system has no access control lists, and they \
+                 have several groups; give them one `group`",
+                state.display()
+            ));
+            Ok(())
         }
         other => Ok(other?),
     }
