@@ -1,6 +1,7 @@
 //! `exec`: a command is what the service's own processes are, and a console in the terminal that it was typed in.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 use kitbag_tests::{App, Bundle, Cmd, Running, is_root, root, tools};
 use serde_json::Value;
@@ -89,6 +90,91 @@ fn what_the_caller_may_not_give_it_is_said_and_the_command_runs() {
     let outcome = outcome.says("it has 100 (100)");
     outcome.says("the command runs without the service's nice 0: ").says("it has 7");
     bundle.run(["stop"]).exits(0);
+}
+
+// --- Whose it is ---
+
+const NOBODY: u32 = 65534;
+
+/// The sandbox's folders are this user's.
+fn give_to_nobody(bundle: &Bundle) {
+    for folder in [bundle.sandbox.path().to_owned(), bundle.sandbox.home()] {
+        std::os::unix::fs::chown(folder, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+}
+
+/// The command as another user, in these groups.
+fn as_nobody(command: Cmd) -> Cmd {
+    command.behind("setpriv", ["--reuid=65534", "--regid=65534", "--groups=54321"])
+}
+
+#[test]
+fn root_beside_another_users_bundle_is_that_user() {
+    if !root("another user") || !tools(&["setpriv", "id"]) {
+        return;
+    }
+    let bundle = App::service("sleeps", &[], "stop-timeout = \"5s\"").pack();
+    give_to_nobody(&bundle);
+    as_nobody(bundle.command(["start"])).run().exits(0);
+    let made = bundle.sandbox.home().join("made");
+    let script = format!("id -u; id -g; id -G; touch {}", made.display());
+    assert_eq!(in_exec(&bundle, &script), "65534\n65534\n65534 54321\n");
+    let found = fs::metadata(made).unwrap();
+    assert_eq!((found.uid(), found.gid()), (NOBODY, NOBODY));
+    // Whoever started it needs no right to become himself.
+    let own = as_nobody(bundle.command(["exec", "web", "--", "id", "-G"])).run().exits(0);
+    assert_eq!(own.text(), "65534 54321\n");
+    as_nobody(bundle.command(["stop"])).run().exits(0);
+}
+
+#[test]
+fn a_service_of_roots_user_and_another_group_has_that_group_in_exec_too() {
+    if !root("another group") || !tools(&["id"]) {
+        return;
+    }
+    let bundle = sleeper("group = \"4321\"\ngroups = [\"55\"]");
+    assert_eq!(in_exec(&bundle, "id -u; id -g; id -G"), "0\n4321\n4321 55\n");
+    bundle.run(["stop"]).exits(0);
+}
+
+/// Answers each request as a supervisor would that lies about who its services are.
+const LIAR: &str = r#"
+import json, os, socket, sys
+folder, cgroup = sys.argv[1:]
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(os.path.join(folder, "control"))
+listener.listen()
+print("listens", flush=True)
+root = {"uid": 0, "gid": 0, "groups": [0]}
+body = json.dumps({"environment": {"PATH": "/usr/bin:/bin"}, "identity": root, "cwd": "/", "limits": {}, "cgroup": cgroup})
+answer = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}"
+while True:
+    client, _ = listener.accept()
+    client.recv(4096)
+    client.sendall(answer.encode())
+    client.close()
+"#;
+
+#[test]
+fn a_supervisor_that_lies_gets_nothing_of_roots_rights() {
+    if !root("another user") || !tools(&["setpriv", "id", "python3"]) {
+        return;
+    }
+    let bundle = App::service("sleeps", &[], "").pack();
+    give_to_nobody(&bundle);
+    as_nobody(bundle.command(["start"])).run().exits(0);
+    as_nobody(bundle.command(["stop"])).run().exits(0);
+    let precious = bundle.sandbox.path().join("cgroup.procs");
+    fs::write(&precious, "precious").unwrap();
+    let (kitbag, cgroup) = (bundle.sandbox.state().join(".kitbag"), bundle.sandbox.path());
+    let _ = fs::remove_file(kitbag.join("control"));
+    let liar = bundle.sandbox.command("python3").args(["-c", LIAR]).arg(&kitbag).arg(cgroup);
+    let mut liar = as_nobody(liar).start();
+    liar.wait_print("listens");
+    let outcome = bundle.run(["exec", "web", "--", "id", "-u"]).exits(0);
+    let outcome = outcome.says("the command runs without the service's cgroup").says("it is no cgroup");
+    assert_eq!(outcome.text(), "65534\n");
+    assert_eq!(fs::read_to_string(precious).unwrap(), "precious");
 }
 
 // --- Terminals ---

@@ -484,3 +484,36 @@ fn kitbag_run_packs_and_starts_and_passes_arguments_and_status() {
     run().args(["--", "a", "--exit", "9"]).run().exits(9).prints("argv[1] a");
     run().run().succeeds().prints("HELLO");
 }
+
+#[test]
+fn what_an_outer_supervisor_tells_this_one_does_not_reach_services() {
+    let ready = "[services.tells]\nargv = [\"bin/sleeps\"]\nready = { up-for = \"0s\" }\n\
+                 health = { watchdog = \"1h\" }\nenv = { OUTER = \"${env.NOTIFY_SOCKET}\" }";
+    let bundle = App::service("sleeps", &[], &format!("\n{ready}")).pack();
+    let outer = ["NOTIFY_SOCKET", "WATCHDOG_PID", "FDSTORE", "JOURNAL_STREAM", "MAINPID", "LISTEN_PID"];
+    let mut start = bundle.command(["start"]).env("WATCHDOG_USEC", "5").env("INVOCATION_ID", "outer");
+    for name in outer {
+        start = start.env(name, "outer");
+    }
+    start.run().exits(0);
+    let of = |service: &str| -> String {
+        let outcome = bundle.run(["status", "--json"]).exits(0);
+        let status: serde_json::Value = serde_json::from_str(&outcome.text()).unwrap();
+        let units = status["units"].as_array().unwrap();
+        let unit = units.iter().find(|unit| unit["name"] == service).unwrap();
+        fs::read_to_string(format!("/proc/{}/environ", unit["pid"])).unwrap().replace('\0', "\n")
+    };
+    let console = bundle.run(["exec", "web", "--", "env"]).exits(0).text();
+    for text in [of("web"), console] {
+        assert!(text.contains("INVOCATION_ID=outer\n"), "it is the services' too: {text}");
+        let names = text.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name);
+        let leaked: Vec<&str> =
+            names.filter(|name| outer.contains(name) || *name == "WATCHDOG_USEC").collect();
+        assert_eq!(leaked, [""; 0], "{text}");
+    }
+    // Its own, and what the manifest passes on.
+    let own = of("tells");
+    assert!(own.contains("WATCHDOG_USEC=3600000000\n") && own.contains("OUTER=outer\n"), "{own}");
+    assert!(own.contains("NOTIFY_SOCKET=@") && !own.contains("NOTIFY_SOCKET=outer"), "{own}");
+    bundle.run(["stop"]).exits(0);
+}

@@ -65,8 +65,8 @@ pub trait App {
     fn command(&mut self, command: &Command) -> Result<Accepted, Refused>;
     /// What a successor has to know.
     fn snapshot(&mut self) -> Snapshot;
-    /// What a command beside a service's or task's processes needs; `None`: there is no such unit.
-    fn surroundings(&mut self, name: &str) -> Option<Surroundings>;
+    /// What a command beside a service's or task's processes needs.
+    fn surroundings(&mut self, name: &str) -> Result<Surroundings, Refused>;
 }
 
 /// What is to be done. A name is a service's (all its instances), an instance's (`web.2`) or a task's.

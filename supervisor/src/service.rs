@@ -29,12 +29,12 @@ use crate::probe::{self, Ask};
 use crate::running::background::Report;
 use crate::running::{default_log_folder, note_log_folder};
 use crate::sandbox::{self, Connect};
-use crate::spawn::Setup;
 use crate::spawn::cgroup::Limits;
-use crate::spawn::environment::environment;
+use crate::spawn::environment::{EnvFiles, environment};
 use crate::spawn::identity::Accounts;
+use crate::spawn::{Setup, SetupError};
 use crate::state::{Ms, Readiness, Rules, Watch};
-use crate::state_folder::{self, StateLock};
+use crate::state_folder::{self, StateLock, Users, share};
 use crate::store::StoreError;
 use crate::store::place::{self, Facts};
 use crate::store::unpack::{self, Compare, InUse, Opening};
@@ -86,17 +86,25 @@ fn prepare(own: &Own, setting: &Setting<'_>) -> Result<(Bundle, (StateLock, InUs
     let tree = unpack::open_tree(&store, &opening)?;
     tree.touch();
     let name = state_folder::name(&facts, &manifest.name)?;
+    let new = share::missing_above(&facts);
     let state = state_folder::choose(&facts, &name)?;
     let lock = state_folder::lock(&state)?;
-    for planted in state_folder::plant(&tree.root, &state, &manifest.seeds)? {
-        say(&format!("state begins with {planted} in {}", state.display()));
-    }
+    let runtime = state_folder::runtime(&state)?;
     let temporary = state_folder::temporary(&facts, &state, &say);
     let temporary = temporary.as_deref();
     let values = Values { tree: &tree.root, state: Some(&state), manifest: &manifest, temporary };
     let services = specs(&manifest, &values)?;
-    let runtime = state_folder::runtime(&state)?;
+    let users = Users::of(services.iter().filter_map(|spec| spec.setup.ids.as_ref()));
+    share::share(&state, &users, &new, &say)
+        .map_err(StoreError::io("let services with a user write in", &state))?;
+    for planted in state_folder::plant(&tree.root, &state, &manifest.seeds, &users)? {
+        say(&format!("state begins with {planted} in {}", state.display()));
+    }
     let logs = log_settings(&manifest.logs, &values, &runtime, setting)?;
+    if let Some(files) = logs.files.as_ref().filter(|_| users != Users::Own) {
+        share::roots_folders(&state, &files.folder.join("file"))
+            .map_err(StoreError::io("keep logs in", &files.folder))?;
+    }
     if let Some(files) = &logs.files {
         note_log_folder(&runtime, &files.folder)
             .map_err(StoreError::io("note the log folder in", &runtime))?;
@@ -154,7 +162,7 @@ fn log_settings(
 /// The services and tasks of a service bundle, with every template filled in and every name looked up on this host.
 ///
 /// # Errors
-/// What this host does not have: a user, an environment file, a time zone.
+/// What this host does not have, such as a time zone. A user or an env file that is missing fails its service alone.
 pub fn specs(manifest: &Manifest, values: &Values) -> Result<Vec<ServiceSpec>, Failure> {
     let Run::Services(services) = &manifest.run else { return Ok(Vec::new()) };
     let maker = Maker {
@@ -180,7 +188,8 @@ impl Maker<'_> {
     fn service(&self, name: &str, service: &Service) -> Result<ServiceSpec, Failure> {
         let more = &service.more;
         let (mut spec, program) = self.spec(name, &service.command, &more.process)?;
-        let beside = Beside { env: program.env, late: spec.wiring().late.clone() };
+        let has_files = spec.wiring().env_files.is_some();
+        let beside = Beside { env: program.env, has_files, late: spec.wiring().late.clone() };
         spec.stop_signal = signal(&service.stop_signal, libc::SIGTERM);
         spec.needs.clone_from(&more.needs);
         spec.instances = more.instances;
@@ -293,8 +302,16 @@ impl Maker<'_> {
         command: &Command,
         process: &Process,
     ) -> Result<(ServiceSpec, ProgramSpec), Failure> {
-        let (setup, identity) =
-            Setup::resolve(process, self.values, &self.accounts).map_err(wrong("service", name))?;
+        let (setup, identity, unfit) = match Setup::resolve(process, self.values, &self.accounts) {
+            Ok((setup, identity)) => (setup, identity, None),
+            // Others can run without it.
+            Err(SetupError::Identity(error)) if error.is_missing() => (
+                Setup::default(),
+                None,
+                Some(format!("{error}; then start {} anew", self.values.manifest.name)),
+            ),
+            Err(error) => return Err(wrong("service", name)(error)),
+        };
         let paths = self.paths_of(name, &process.sandbox)?;
         let temporary = paths.as_ref().and_then(|paths| self.temporary(paths));
         let values = Values { temporary: temporary.as_deref().or(self.values.temporary), ..*self.values };
@@ -309,6 +326,12 @@ impl Maker<'_> {
         }
         if !process.render.is_empty() {
             spec.wiring_mut().files = self.files(name, &process.render)?;
+        }
+        if let Some(why) = unfit {
+            spec.wiring_mut().unfit = Some(why.into());
+        }
+        if let Some(files) = EnvFiles::of(command, process, &values).map_err(wrong("service", name))? {
+            spec.wiring_mut().env_files = Some(files);
         }
         self.limit(name, &mut spec, &process.sandbox)?;
         if paths.is_some() {
@@ -437,9 +460,14 @@ impl Maker<'_> {
                 })?
             }
             Probe::Command(command) => {
-                let (program, own) = self.program(command)?;
+                let (program, mut own) = self.program(command)?;
                 let mut program = ProgramSpec { env: beside.env.clone(), ..program };
                 for (name, text) in command.env.iter().filter(|(_, text)| !is_late(text)) {
+                    if beside.has_files {
+                        // After those, as it has the last word.
+                        own.env.push((name.into(), self.values.text(text)?.into()));
+                        continue;
+                    }
                     let env = Rc::make_mut(&mut program.env);
                     env.retain(|(known, _)| known != name.as_str());
                     env.push((name.into(), self.values.text(text)?));
@@ -463,6 +491,8 @@ impl Maker<'_> {
 /// What a probe's program has of its service's.
 struct Beside {
     env: Rc<Vec<(OsString, OsString)>>,
+    /// Variables of its service's env files join it when it starts.
+    has_files: bool,
     late: Option<Rc<Late>>,
 }
 

@@ -8,11 +8,16 @@ use std::path::{Path, PathBuf};
 use kitbag_format::manifest::{Seed, is_name};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg, OFlag};
-use nix::unistd::{AccessFlags, access, linkat};
+use nix::unistd::{AccessFlags, access, geteuid, linkat};
 
 use crate::store::owned::{self, Refusal};
 use crate::store::place::{Candidate, Facts};
 use crate::store::{self, StoreError, lock_file, read_pid};
+use crate::sys::rights;
+
+pub mod share;
+
+pub use share::Users;
 
 /// Name of the lock in a state folder.
 const LOCK: &str = ".kitbag.lock";
@@ -40,10 +45,12 @@ pub fn name(facts: &Facts, own: &str) -> Result<String, StoreError> {
 /// conventional place of root or user.
 pub fn choose(facts: &Facts, name: &str) -> Result<PathBuf, StoreError> {
     let mut tried = Vec::new();
+    // Services of root's bundles may have other users: see [`share`].
+    let shared = if facts.uid == 0 { owned::STICKY } else { 0 };
     for (why, path) in candidates(facts, name) {
         let explicit = why == "KITBAG_STATE" && path.is_some();
         let verdict = match &path {
-            Some(path) => owned::folder(path, facts.uid, 0o700),
+            Some(path) => owned::folder(path, facts.uid, 0o700 | shared),
             None => Err(Refusal::NotSet),
         };
         match verdict {
@@ -68,12 +75,9 @@ pub fn find(facts: &Facts, name: &str) -> Option<PathBuf> {
 /// Makes the supervisor's own folder in a state folder, for its user alone.
 pub fn runtime(state: &Path) -> Result<PathBuf, StoreError> {
     let folder = runtime_in(state);
-    match fs::DirBuilder::new().mode(0o700).create(&folder) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            Err(StoreError::io("make", &folder)(error))
-        }
-        _ => Ok(folder),
-    }
+    owned::below(state, RUNTIME, geteuid().as_raw(), 0o700)
+        .map_err(|why| StoreError::io("use", &folder)(io::Error::other(why.to_string())))?;
+    Ok(folder)
 }
 
 /// Where [`runtime`] makes it.
@@ -104,7 +108,7 @@ pub fn user_of(state: &Path) -> Option<u32> {
 fn candidates(facts: &Facts, name: &str) -> Vec<(&'static str, Option<PathBuf>)> {
     let mut all = vec![("KITBAG_STATE", facts.path("KITBAG_STATE"))];
     if facts.uid == 0 {
-        all.push(("root's state", Some(Path::new("/var/lib/kitbag").join(name))));
+        all.push(("root's state", Some(Path::new(share::OF_ROOT).join(name))));
         return all;
     }
     let kitbag = |path: PathBuf| path.join("kitbag").join(name);
@@ -164,25 +168,40 @@ pub fn lock(state: &Path) -> Result<StateLock, StoreError> {
 /// Copies each seed from the tree to the state folder where nothing is there yet. What is there is left
 /// alone, whatever it is. A copy is whole and on the disk before it has its name. Who plants at the same time
 /// waits. Returns the seeds that were planted.
-pub fn plant(tree: &Path, state: &Path, seeds: &[Seed]) -> Result<Vec<String>, StoreError> {
+///
+/// In a folder where several users write ([`Users::Several`]), the copies are root's, and all may read them.
+pub fn plant(tree: &Path, state: &Path, seeds: &[Seed], users: &Users) -> Result<Vec<String>, StoreError> {
+    let _rights = match users {
+        Users::One(ids) => Some(rights::borrow(ids).map_err(StoreError::sys("plant seeds in", state))?),
+        Users::Own | Users::Several(_) => None,
+    };
+    let several = matches!(users, Users::Several(_));
+    // Nobody else may meddle with half a copy.
+    let parts = if several { runtime_in(state) } else { state.to_owned() };
     let _alone = if seeds.is_empty() { None } else { Some(wait_to_plant(state)?) };
     let mut planted = Vec::new();
     for (number, seed) in seeds.iter().enumerate() {
-        let part = state.join(format!("{PART}{number}"));
+        let part = parts.join(format!("{PART}{number}"));
         store::remove(&part).map_err(StoreError::io("remove", &part))?;
         let to = state.join(&seed.to);
         if fs::symlink_metadata(&to).is_ok() {
             continue;
         }
-        make_parents(state, &to)?;
+        if several {
+            let folder = Path::new(&seed.to).parent().unwrap_or(Path::new(""));
+            owned::within(state, folder, geteuid().as_raw(), 0o711)
+                .map_err(|why| StoreError::io("plant a seed in", state)(io::Error::other(why.to_string())))?;
+        } else {
+            make_parents(state, &to)?;
+        }
         let from = tree.join(&seed.from);
-        copy(&from, &part)?;
+        copy(&from, &part, if several { 0o055 } else { 0 })?;
         if publish(&part, &to)? {
             planted.push(seed.to.clone());
         }
         store::remove(&part).map_err(StoreError::io("remove", &part))?;
     }
-    remove_leftovers(state)?;
+    remove_leftovers(&parts)?;
     Ok(planted)
 }
 
@@ -212,7 +231,8 @@ fn make_parents(state: &Path, to: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn copy(from: &Path, to: &Path) -> Result<(), StoreError> {
+/// Copies; `others` is what others may do with it.
+fn copy(from: &Path, to: &Path, others: u32) -> Result<(), StoreError> {
     let failed = |error| StoreError::io("copy the seed", from)(error);
     let found = fs::symlink_metadata(from).map_err(failed)?;
     if found.is_symlink() {
@@ -220,22 +240,26 @@ fn copy(from: &Path, to: &Path) -> Result<(), StoreError> {
         return std::os::unix::fs::symlink(target, to).map_err(failed);
     }
     if !found.is_dir() {
-        return copy_file(from, to, found.mode()).map_err(failed);
+        return copy_file(from, to, found.mode(), others).map_err(failed);
     }
     fs::create_dir(to).map_err(failed)?;
-    set_mode(to, 0o700)?;
+    set_mode(to, 0o700 | others)?;
     for entry in fs::read_dir(from).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
-        copy(&from.join(&name), &to.join(&name))?;
+        copy(&from.join(&name), &to.join(&name), others)?;
     }
     sync(to)
 }
 
-fn copy_file(from: &Path, to: &Path, mode: u32) -> io::Result<()> {
+fn copy_file(from: &Path, to: &Path, mode: u32, others: u32) -> io::Result<()> {
     let mut source = OpenOptions::new().read(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(from)?;
-    let mode = if mode & 0o111 == 0 { 0o600 } else { 0o700 };
+    let mode = if mode & 0o111 == 0 { 0o600 | (others & 0o044) } else { 0o700 | others };
     let mut target = OpenOptions::new().write(true).create_new(true).mode(mode).open(to)?;
     io::copy(&mut source, &mut target)?;
+    if others != 0 {
+        // Whatever the umask was.
+        target.set_permissions(fs::Permissions::from_mode(mode))?;
+    }
     target.sync_all()
 }
 
@@ -264,11 +288,15 @@ fn publish(part: &Path, to: &Path) -> Result<bool, StoreError> {
     }
 }
 
-fn remove_leftovers(state: &Path) -> Result<(), StoreError> {
-    for entry in fs::read_dir(state).map_err(StoreError::io("read", state))?.flatten() {
+fn remove_leftovers(folder: &Path) -> Result<(), StoreError> {
+    for entry in fs::read_dir(folder).map_err(StoreError::io("read", folder))?.flatten() {
         let path = entry.path();
         if entry.file_name().as_encoded_bytes().starts_with(PART.as_bytes()) {
-            store::remove(&path).map_err(StoreError::io("remove", &path))?;
+            match store::remove(&path) {
+                // Of a time when it had no other users.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                other => _ = other.map_err(StoreError::io("remove", &path))?,
+            }
         }
     }
     Ok(())

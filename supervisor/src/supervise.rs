@@ -28,6 +28,7 @@ use crate::sandbox::Kernel;
 use crate::spawn::Spawner;
 use crate::spawn::cgroup::Cgroups;
 use crate::state::{Action, Deed, Event, Group, Ms, Note, Outcome, Phase, State, Trouble, Turn, Whole};
+use crate::state_folder::Users;
 use crate::status::{self, UnixMs, usage};
 use crate::sys::wait::{self, Children, List};
 use crate::sys::{self, Errno, Pid, fd, signal};
@@ -165,6 +166,8 @@ struct Supervisor {
     bundle: String,
     version: String,
     state_folder: PathBuf,
+    /// Other users than this one write there.
+    is_shared: bool,
     log_folder: Option<PathBuf>,
     /// Services and tasks.
     parts: Vec<Members>,
@@ -263,10 +266,13 @@ impl Supervisor {
         }
         let listener = bundle.control.as_ref().map(Control::listener);
         let nothing = fd::nothing().map_err(|errno| ("standard input", errno))?;
+        let all_ids = bundle.services.iter().filter_map(|spec| spec.setup.ids.as_ref());
+        let is_shared = Users::of(all_ids) != Users::Own;
         let mut supervisor = Self {
             bundle: bundle.name,
             version: bundle.version,
             state_folder: bundle.state_folder,
+            is_shared,
             log_folder: bundle.log_folder,
             parts: Vec::new(),
             units: Vec::new(),

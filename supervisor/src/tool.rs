@@ -19,6 +19,7 @@ use crate::expand::{self, Values};
 use crate::open::{self, Own};
 use crate::state_folder;
 use crate::state_folder::TMPDIR;
+use crate::state_folder::Users;
 use crate::store::StoreError;
 use crate::store::place::{self, Facts};
 use crate::store::unpack::{self, Compare, Opening, Tree};
@@ -70,7 +71,7 @@ fn state(
         return Ok(None);
     }
     let state = state_folder::choose(facts, &manifest.name)?;
-    state_folder::plant(&tree.root, &state, &manifest.seeds)?;
+    state_folder::plant(&tree.root, &state, &manifest.seeds, &Users::Own)?;
     Ok(Some(state))
 }
 

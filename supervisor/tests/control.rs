@@ -63,7 +63,7 @@ impl App for Fake {
         }
         if *command == Command::RunTask("web".into()) {
             let (what, to_fix) = ("web is a service".into(), "`start web` starts it".into());
-            return Err(Refused::Kind { what, to_fix });
+            return Err(Refused::Unfit { what, to_fix });
         }
         if *command == Command::Start("backup".into()) {
             return Err(Refused::Conflict("the bundle is stopping".into()));
@@ -90,10 +90,10 @@ impl App for Fake {
         }
     }
 
-    fn surroundings(&mut self, name: &str) -> Option<Surroundings> {
-        self.status.named(name).next()?;
+    fn surroundings(&mut self, name: &str) -> Result<Surroundings, Refused> {
+        self.status.named(name).next().ok_or(Refused::Unknown)?;
         let env = vec![("A".into(), "1 2".into()), ("B".into(), "\"".into())];
-        Some(Surroundings {
+        Ok(Surroundings {
             env,
             cwd: "/tree".into(),
             umask: Some(0o27),

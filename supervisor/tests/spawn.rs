@@ -17,13 +17,14 @@ use common::Temp;
 use kitbag_format::service::Process;
 use kitbag_supervisor::expand::Values;
 use kitbag_supervisor::spawn::cgroup::{Cgroups, Limits, Unavailable};
-use kitbag_supervisor::spawn::environment::environment;
+use kitbag_supervisor::spawn::environment::{EnvFiles, environment, open_file, put};
 use kitbag_supervisor::spawn::identity::{Accounts, Ids};
 use kitbag_supervisor::spawn::limits;
 use kitbag_supervisor::spawn::{Program, Setup, Spawner};
 use kitbag_supervisor::state::{Fault, Stage};
 use kitbag_supervisor::sys::child::Files;
 use kitbag_supervisor::sys::{Pid, fd, wait};
+use nix::fcntl::OFlag;
 use nix::sys::wait::{WaitStatus, waitpid};
 
 /// The user that stands for any.
@@ -273,13 +274,16 @@ fn of_the_same_variable_the_later_source_wins() {
         env: BTreeMap::from([("C".into(), "${name}".into())]),
         ..Default::default()
     };
-    let env = environment(&command, &process, None, &values).expect("the files are right");
+    let files = EnvFiles::of(&command, &process, &values).expect("no placeholder").expect("files");
+    let mut env = environment(&command, &process, None, &values).expect("no placeholder");
+    put(&mut env, &files.read(&|path| open_file(path, OFlag::empty())).expect("the files are right"));
+    env.sort();
     let found: Vec<String> =
         env.iter().map(|(name, value)| format!("{}={}", name.display(), value.display())).collect();
     let path = std::env::var("PATH").expect("tests have it");
     assert_eq!(found, ["A=one", "B=two", "C=app", "HOME=one", &format!("PATH={path}")]);
     fs::write(temp.join("two"), "B=two\nC\n").unwrap();
-    let error = environment(&command, &process, None, &values).expect_err("line 2 is wrong").to_string();
+    let error = files.read(&|path| open_file(path, OFlag::empty())).expect_err("line 2 is wrong").to_string();
     let expected = format!("{}/two:2: there is no `=`", temp.0.display());
     assert!(error.starts_with(&expected), "{error}");
 }

@@ -5,14 +5,16 @@ mod common;
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use common::{App, Temp, child, mode, noise, start};
 use kitbag_format::manifest::Seed;
-use kitbag_supervisor::state_folder::{choose, lock, plant};
+use kitbag_supervisor::spawn::identity::Ids;
+use kitbag_supervisor::state_folder::{Users, choose, lock, plant, share};
 use kitbag_supervisor::store::StoreError;
 use kitbag_supervisor::store::place::Facts;
+use kitbag_supervisor::sys::rights;
 
 fn facts<'a>(uid: u32, var: &'a dyn Fn(&str) -> Option<OsString>) -> Facts<'a> {
     Facts { uid, var, passwd: vec![], bundle: None }
@@ -75,7 +77,7 @@ fn seeds_are_planted_once_and_never_overwrite() {
     fs::write(state.join(".kitbag.part.7"), "left by a killed copy").unwrap();
     symlink("nowhere", state.join("dangling")).unwrap();
     let seeds = [seed("db", "deep/er/db"), seed("seed", "all"), seed("db", "kept"), seed("db", "dangling")];
-    assert_eq!(plant(&tree.root, &state, &seeds).unwrap(), ["deep/er/db", "all"]);
+    assert_eq!(plant(&tree.root, &state, &seeds, &Users::Own).unwrap(), ["deep/er/db", "all"]);
     assert_eq!(fs::read(state.join("deep/er/db")).unwrap(), b"snapshot");
     assert_eq!(fs::read(state.join("all/data")).unwrap(), noise(1, 100_000));
     assert_eq!(fs::read(state.join("kept")).unwrap(), b"mine");
@@ -83,7 +85,7 @@ fn seeds_are_planted_once_and_never_overwrite() {
     assert_eq!((mode(&state.join("deep/er/db")), mode(&state.join("all/run"))), (0o600, 0o700));
     assert_eq!((mode(&state.join("all")), mode(&state.join("all/empty"))), (0o700, 0o700));
     fs::write(state.join("deep/er/db"), "live").unwrap();
-    assert!(plant(&tree.root, &state, &seeds).unwrap().is_empty());
+    assert!(plant(&tree.root, &state, &seeds, &Users::Own).unwrap().is_empty());
     assert_eq!(fs::read(state.join("deep/er/db")).unwrap(), b"live");
     let left: Vec<String> = common::walk(&state).into_iter().filter(|name| name.contains("part")).collect();
     assert!(left.is_empty(), "{left:?}");
@@ -97,7 +99,7 @@ fn a_seed_is_not_planted_through_a_link() {
         fs::create_dir(temp.join(name)).unwrap();
     }
     symlink(temp.join("elsewhere"), temp.join("state/deep")).unwrap();
-    plant(&temp.0, &temp.join("state"), &[seed("db", "deep/db")]).unwrap_err();
+    plant(&temp.0, &temp.join("state"), &[seed("db", "deep/db")], &Users::Own).unwrap_err();
     assert_eq!(fs::read_dir(temp.join("elsewhere")).unwrap().count(), 0);
 }
 
@@ -105,7 +107,8 @@ fn a_seed_is_not_planted_through_a_link() {
 #[ignore = "a role that another test plays in a child process"]
 fn child_plants() {
     let temp = PathBuf::from(std::env::var_os("KITBAG_TEST_FOLDER").unwrap());
-    plant(&temp.join("tree"), &temp.join("state"), &[seed("big", "big"), seed("dir", "dir")]).unwrap();
+    plant(&temp.join("tree"), &temp.join("state"), &[seed("big", "big"), seed("dir", "dir")], &Users::Own)
+        .unwrap();
 }
 
 #[test]
@@ -136,11 +139,78 @@ fn a_copy_killed_at_any_moment_is_never_half_there() {
             }
         }
         let seeds = [seed("big", "big"), seed("dir", "dir")];
-        plant(&temp.join("tree"), &state, &seeds).unwrap();
+        plant(&temp.join("tree"), &state, &seeds, &Users::Own).unwrap();
         assert!(fs::read(state.join("big")).unwrap() == content);
         assert!(fs::read(state.join("dir/file")).unwrap() == content);
         assert_eq!(common::walk(&state).len(), 3);
         kitbag_supervisor::store::remove(&state).unwrap();
     }
     assert!(missing > 3, "only {missing} copies were interrupted");
+}
+
+fn user(uid: u32, gid: u32) -> Ids {
+    Ids { uid, gid, groups: Some(vec![gid]) }
+}
+
+/// A file system without access control lists, until it is dropped.
+struct Plain(Temp);
+
+impl Plain {
+    fn new() -> Option<Self> {
+        let temp = Temp::new();
+        let nothing = None::<&str>;
+        nix::mount::mount(nothing, &temp.0, Some("ramfs"), nix::mount::MsFlags::empty(), nothing).ok()?;
+        Some(Self(temp))
+    }
+}
+
+impl Drop for Plain {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn without_access_control_lists_users_of_one_group_have_the_folder_by_it() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let Some(plain) = Plain::new() else { return };
+    let state = plain.0.join("state");
+    fs::create_dir(&state).unwrap();
+    let said = std::cell::RefCell::new(String::new());
+    let say = |text: &str| said.borrow_mut().push_str(text);
+    let share = |all: &[Ids]| share::share(&state, &Users::of(all.iter()), &[], &say);
+    share(&[user(61_234, 7), user(61_235, 7), user(0, 0)]).unwrap();
+    assert_eq!((mode(&state), fs::metadata(&state).unwrap().gid()), (0o1771, 7));
+    assert_eq!(*said.borrow(), "");
+    share(&[user(61_234, 7), user(61_235, 8)]).unwrap();
+    assert!(said.borrow().contains("they have several groups; give them one `group`"), "{}", said.borrow());
+    assert_eq!(mode(&state), 0o1711, "nobody writes there");
+    share(&[]).unwrap();
+    assert_eq!(mode(&state), 0o700);
+}
+
+#[test]
+fn another_users_rights_are_his_and_given_back() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let temp = Temp::new();
+    fs::set_permissions(&temp.0, fs::Permissions::from_mode(0o777)).unwrap();
+    let (secret, made) = (temp.join("secret"), temp.join("made"));
+    fs::write(&secret, "root's").unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o640)).unwrap();
+    let status = || fs::read_to_string("/proc/thread-self/status").unwrap();
+    let line = |name: &str| status().lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+    let before = [line("Uid"), line("Gid"), line("Groups")];
+    let rights = rights::borrow(&user(61_234, 61_234)).unwrap();
+    // Root's group, which this process has too, does not help.
+    assert_eq!(fs::read(&secret).unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
+    fs::write(&made, "his").unwrap();
+    drop(rights);
+    assert_eq!(fs::metadata(&made).unwrap().uid(), 61_234);
+    assert_eq!(fs::read(&secret).unwrap(), b"root's");
+    assert_eq!([line("Uid"), line("Gid"), line("Groups")], before);
+    assert_eq!(fs::metadata("/proc/self/status").unwrap().uid(), 0);
 }

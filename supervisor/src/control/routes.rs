@@ -152,8 +152,8 @@ pub(super) fn route(request: &Request, app: &mut dyn App) -> Reply {
         }
         ("GET", ["v1", "wait"]) => wait(request, app),
         ("GET", ["v1", "services", name, "environment"]) => match app.surroundings(name) {
-            Some(surroundings) => Reply::Json(200, surroundings_json(&surroundings)),
-            None => unknown(name, app),
+            Ok(surroundings) => Reply::Json(200, surroundings_json(&surroundings)),
+            Err(refused) => refusal(refused, name, app),
         },
         ("POST", ["v1", "stop"]) => obey(&Command::Shutdown, "", app),
         ("POST", ["v1", "restart"]) => obey(&Command::Restart(None), "", app),
@@ -199,10 +199,16 @@ pub(crate) fn signal_number(text: &str) -> Option<i32> {
 fn obey(command: &Command, name: &str, app: &mut dyn App) -> Reply {
     match app.command(command) {
         Ok(Accepted { units }) => Reply::Json(202, json!({"accepted": true, "units": units})),
-        Err(Refused::Unknown) => unknown(name, app),
-        Err(Refused::Wrong(what)) => error(400, &format!("cannot {what}"), "the status shows what is what"),
-        Err(Refused::Unfit { what, to_fix }) => error(400, &what, &to_fix),
-        Err(Refused::Conflict(what)) => error(409, &what, "try again later, or see the status"),
+        Err(refused) => refusal(refused, name, app),
+    }
+}
+
+fn refusal(refused: Refused, name: &str, app: &mut dyn App) -> Reply {
+    match refused {
+        Refused::Unknown => unknown(name, app),
+        Refused::Wrong(what) => error(400, &format!("cannot {what}"), "the status shows what is what"),
+        Refused::Unfit { what, to_fix } => error(400, &what, &to_fix),
+        Refused::Conflict(what) => error(409, &what, "try again later, or see the status"),
     }
 }
 

@@ -2,17 +2,22 @@
 //! with their limits, priority and cgroup as far as the caller may give it those. What he may not is said.
 
 use std::ffi::{CString, OsString};
-use std::io;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use lexopt::prelude::*;
+use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::execve;
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
+use nix::unistd::{Gid, execve, getegid, geteuid, getgid, getgroups, getuid};
 use serde_json::Value as Json;
 
 use super::{PATIENCE, Running, good};
 use crate::commands::{Failure, say};
+use crate::control::Identity;
 use crate::control::http::encoded;
 use crate::open::Own;
 use crate::spawn::limits;
@@ -36,13 +41,15 @@ pub fn exec(own: &Own, mut parser: lexopt::Parser) -> Result<(), Failure> {
     }
     let running = Running::of(own)?;
     let target = format!("/v1/services/{}/environment", encoded(&name.string()?));
-    let surroundings = good(running.ask("GET", &target, PATIENCE)?)?;
-    let Err(error) = run(&surroundings, &command);
+    let answer = running.ask("GET", &target, PATIENCE)?;
+    let peer = answer.identity.clone();
+    let surroundings = good(answer)?;
+    let Err(error) = run(&surroundings, peer, &command);
     Err(Failure::NotStarted { program: PathBuf::from(&command[0]), error })
 }
 
 /// Returns only why there is no such program.
-fn run(surroundings: &Json, command: &[OsString]) -> io::Result<std::convert::Infallible> {
+fn run(surroundings: &Json, peer: Identity, command: &[OsString]) -> io::Result<std::convert::Infallible> {
     let empty = serde_json::Map::new();
     let variables = surroundings["environment"].as_object().unwrap_or(&empty);
     let text = |name: &str| variables.get(name).and_then(Json::as_str);
@@ -62,7 +69,7 @@ fn run(surroundings: &Json, command: &[OsString]) -> io::Result<std::convert::In
     // While there still are the rights to do so.
     take_limits(&surroundings["limits"]);
     take_weight(surroundings);
-    take_identity(&surroundings["identity"])?;
+    become_it(&identity(&surroundings["identity"], peer))?;
     std::env::set_current_dir(surroundings["cwd"].as_str().unwrap_or("/"))?;
     let mut why = Errno::ENOENT;
     for program in candidates(&command[0], text("PATH").unwrap_or(PATH)) {
@@ -113,7 +120,7 @@ fn shown(limit: libc::rlim_t) -> String {
 fn take_weight(surroundings: &Json) {
     let number = |key: &str| surroundings[key].as_i64().and_then(|value| i32::try_from(value).ok());
     if let Some(folder) = surroundings["cgroup"].as_str()
-        && let Err(error) = std::fs::write(Path::new(folder).join("cgroup.procs"), "0")
+        && let Err(error) = join_cgroup(Path::new(folder))
     {
         lacks(
             &format!("cgroup {folder}"),
@@ -135,18 +142,47 @@ fn take_weight(surroundings: &Json) {
     }
 }
 
+/// Joins a cgroup. The folder is what another user may have said: nothing but a cgroup's file is written to.
+fn join_cgroup(folder: &Path) -> io::Result<()> {
+    let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
+    let path = folder.join("cgroup.procs");
+    let mut file = OpenOptions::new().write(true).custom_flags(flags).open(path)?;
+    if fstatfs(&file)?.filesystem_type() != CGROUP2_SUPER_MAGIC {
+        return Err(io::Error::other("it is no cgroup"));
+    }
+    file.write_all(b"0")
+}
+
 /// The command runs without something that the service has.
 fn lacks(what: &str, why: &str, instead: &str) {
     say(&format!("the command runs without the service's {what}: {why}; {instead}"));
 }
 
-fn take_identity(identity: &Json) -> io::Result<()> {
+/// Who the service is. Only root's supervisor can have made it another than itself; what another user's one says of that is
+/// no reason to give anybody more than that user has.
+fn identity(told: &Json, supervisor: Identity) -> Identity {
     let number = |value: &Json| value.as_u64().and_then(|number| u32::try_from(number).ok());
-    let (Some(uid), Some(gid)) = (number(&identity["uid"]), number(&identity["gid"])) else { return Ok(()) };
-    if nix::unistd::geteuid().as_raw() == uid {
+    let (Some(uid), Some(gid), 0) = (number(&told["uid"]), number(&told["gid"]), supervisor.uid) else {
+        return supervisor;
+    };
+    let groups = told["groups"].as_array().map(|groups| groups.iter().filter_map(number).collect());
+    Identity { uid, gid, groups: groups.or(supervisor.groups) }
+}
+
+/// Becomes it, which root can. Whoever else may ask is the supervisor's user already.
+fn become_it(who: &Identity) -> io::Result<()> {
+    if !geteuid().is_root() || is_already(who) {
         return Ok(());
     }
-    let groups = identity["groups"].as_array();
-    let groups = groups.map(|groups| groups.iter().filter_map(number).collect::<Vec<u32>>());
-    Ok(become_user(uid, gid, groups.as_deref())?)
+    Ok(become_user(who.uid, who.gid, who.groups.as_deref())?)
+}
+
+/// True if nothing has to change, for which rights might be missing.
+fn is_already(who: &Identity) -> bool {
+    let own = (getuid().as_raw(), geteuid().as_raw(), getgid().as_raw(), getegid().as_raw());
+    let same_groups = || {
+        let own: Vec<u32> = getgroups().unwrap_or_default().into_iter().map(Gid::as_raw).collect();
+        who.groups.as_ref().is_none_or(|groups| *groups == own)
+    };
+    own == (who.uid, who.uid, who.gid, who.gid) && same_groups()
 }

@@ -1,26 +1,59 @@
-//! The environment of a service's program: what it inherits, what goes with its user, its env files, its manifest.
+//! The environment of a service's program: what it inherits, what goes with its user, its manifest, and its env files.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::{fmt, fs, io};
 
 use kitbag_format::manifest::Command;
 use kitbag_format::service::Process;
 use kitbag_format::sort;
+use nix::fcntl::OFlag;
 
 use crate::expand::{self, ExpandError, Values};
 use crate::spawn::identity::Identity;
 use crate::state_folder::TMPDIR;
 
-/// Variables that were meant for the supervisor: what it is called, and sockets that it inherited (sd_listen_fds(3)).
-const OURS: &[&[u8]] = &[b"KITBAG_NAME", b"LISTEN_PID", b"LISTEN_FDS", b"LISTEN_FDNAMES"];
+/// Variables that were meant for the supervisor: what it is called; sockets that it inherited (sd_listen_fds(3)); whom it
+/// tells how it is (sd_notify(3), sd_watchdog_enabled(3)), who would take a service's words for its own; what its output and
+/// its stored descriptors are, which are not its services' (`JOURNAL_STREAM` and `FDSTORE` of systemd.exec(5)); and which
+/// process is controlled (`MAINPID` there). What is true of services too stays, such as `INVOCATION_ID`.
+const OURS: &[&str] = &[
+    "KITBAG_NAME",
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+    "FDSTORE",
+    "JOURNAL_STREAM",
+    "MAINPID",
+    "MAINPIDFDID",
+];
 
-/// Why an environment cannot be made.
+/// Bytes of the longest env file. execve(2) takes no more than 2 MiB of arguments and environment by default.
+const LONGEST_FILE: u64 = 1 << 20;
+
+/// Variables, each with its value.
+pub type Variables = Vec<(OsString, OsString)>;
+
+/// The env files of a command. They are read at each of its starts.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct EnvFiles {
+    /// Their paths, in their order; one that ends in `?` may be missing.
+    pub paths: Vec<OsString>,
+    /// Variables that the manifest sets, whatever the files say.
+    pub own: Vec<OsString>,
+}
+
+/// Why env files say nothing.
 #[derive(Debug)]
-pub enum EnvironmentError {
-    /// A template.
-    Expand(ExpandError),
+pub enum EnvFileError {
     /// An env file that cannot be read.
     Read(PathBuf, io::Error),
     /// A line of an env file, from 1, that says nothing.
@@ -42,16 +75,18 @@ pub enum Mistake {
     Nul,
 }
 
-impl fmt::Display for EnvironmentError {
+impl fmt::Display for EnvFileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Expand(error) => error.fmt(f),
-            Self::Read(path, error) => write!(
-                f,
-                "cannot read the env file {}: {error}; make it, or end its name with `?` in the manifest if it may \
-                 be missing",
-                path.display()
-            ),
+            Self::Read(path, error) => {
+                let remedy = match error.kind() {
+                    io::ErrorKind::NotFound => {
+                        "make it, or end its name with `?` in the manifest if it may be missing"
+                    }
+                    _ => "it has to be a file of at most 1 MiB that the supervisor can read",
+                };
+                write!(f, "cannot read the env file {}: {error}; {remedy}", path.display())
+            }
             Self::Line(path, line, mistake) => {
                 let what = match mistake {
                     Mistake::NoEquals => "there is no `=`",
@@ -66,24 +101,19 @@ impl fmt::Display for EnvironmentError {
     }
 }
 
-impl std::error::Error for EnvironmentError {}
+impl std::error::Error for EnvFileError {}
 
-impl From<ExpandError> for EnvironmentError {
-    fn from(error: ExpandError) -> Self {
-        Self::Expand(error)
-    }
-}
-
-/// The environment of a command, sorted by name, without what is filled in when it starts ([`expand::is_late`]). Later ones win: what the supervisor has and `pass_env` lets
-/// through; TMPDIR, where that one's does not do; HOME, LOGNAME, SHELL and USER where the user is another; the env files in their order; the manifest's.
+/// The environment of a command, sorted by name, without what is filled in when it starts ([`expand::is_late`]) and what
+/// its env files say. Later ones win: what the supervisor has and `pass_env` lets through; TMPDIR, where that one's does not
+/// do; HOME, LOGNAME, SHELL and USER where the user is another; the manifest's.
 pub fn environment(
     command: &Command,
     process: &Process,
     identity: Option<&Identity>,
     values: &Values<'_>,
-) -> Result<Vec<(OsString, OsString)>, EnvironmentError> {
+) -> Result<Variables, ExpandError> {
     let passes = |name: &OsStr| {
-        !OURS.contains(&name.as_encoded_bytes())
+        !OURS.iter().any(|our| name == *our)
             && process
                 .pass_env
                 .as_ref()
@@ -94,9 +124,6 @@ pub fn environment(
     let temporary = values.temporary.filter(|_| identity.is_none());
     env.extend(temporary.map(|folder| (TMPDIR.into(), folder.into())));
     env.extend(identity.into_iter().flat_map(|identity| identity.env.iter().cloned()));
-    for file in &process.env_files {
-        env.extend(read(&values.text(file)?)?);
-    }
     for (name, text) in &command.env {
         if expand::is_late(text) {
             env.remove(OsStr::new(name));
@@ -107,17 +134,63 @@ pub fn environment(
     Ok(env.into_iter().collect())
 }
 
+/// Puts variables in the places of those that have their names.
+pub fn put(env: &mut Variables, variables: &[(OsString, OsString)]) {
+    for (name, value) in variables {
+        match env.iter_mut().find(|(known, _)| known == name) {
+            Some((_, known)) => known.clone_from(value),
+            None => env.push((name.clone(), value.clone())),
+        }
+    }
+}
+
+impl EnvFiles {
+    /// Those of a command; `None`: it has none.
+    pub fn of(
+        command: &Command,
+        process: &Process,
+        values: &Values<'_>,
+    ) -> Result<Option<Self>, ExpandError> {
+        if process.env_files.is_empty() {
+            return Ok(None);
+        }
+        let paths = process.env_files.iter().map(|file| values.text(file)).collect::<Result<_, _>>()?;
+        Ok(Some(Self { paths, own: command.env.keys().map(OsString::from).collect() }))
+    }
+
+    /// What they say now, later ones last. `open` opens one: [`open_file`].
+    pub fn read(&self, open: &dyn Fn(&Path) -> io::Result<File>) -> Result<Variables, EnvFileError> {
+        let mut all = Vec::new();
+        for path in &self.paths {
+            all.extend(read(path, open)?);
+        }
+        all.retain(|(name, _)| !self.own.contains(name));
+        Ok(all)
+    }
+}
+
+/// Opens a file whose bytes are there at once: a fifo or a device could be waited for. With more flags of open(2).
+pub fn open_file(path: &Path, more: OFlag) -> io::Result<File> {
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY | more;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
+}
+
 /// Reads an env file; one whose name ends in `?` may be missing.
-fn read(name: &OsStr) -> Result<Vec<(OsString, OsString)>, EnvironmentError> {
+fn read(name: &OsStr, open: &dyn Fn(&Path) -> io::Result<File>) -> Result<Variables, EnvFileError> {
     let optional = name.as_bytes().strip_suffix(b"?");
     let path = Path::new(optional.map_or(name, OsStr::from_bytes));
-    match fs::read(path) {
-        Ok(text) => {
-            parse(&text).map_err(|(line, mistake)| EnvironmentError::Line(path.into(), line, mistake))
-        }
+    match open(path).and_then(whole) {
+        Ok(text) => parse(&text).map_err(|(line, mistake)| EnvFileError::Line(path.into(), line, mistake)),
         Err(error) if error.kind() == io::ErrorKind::NotFound && optional.is_some() => Ok(Vec::new()),
-        Err(error) => Err(EnvironmentError::Read(path.into(), error)),
+        Err(error) => Err(EnvFileError::Read(path.into(), error)),
     }
+}
+
+fn whole(file: File) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    file.take(LONGEST_FILE + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > LONGEST_FILE { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(text) }
 }
 
 /// Reads lines `NAME=value`, each with an `export ` before it or not. A value is
@@ -127,7 +200,7 @@ fn read(name: &OsStr) -> Result<Vec<(OsString, OsString)>, EnvironmentError> {
 ///
 /// No variable is expanded and no other `\` means anything. Empty lines and those that begin with `#` say nothing.
 /// An error has the line's number.
-pub fn parse(text: &[u8]) -> Result<Vec<(OsString, OsString)>, (usize, Mistake)> {
+pub fn parse(text: &[u8]) -> Result<Variables, (usize, Mistake)> {
     let mut cursor = Cursor { rest: text, line: 1 };
     let mut variables = Vec::new();
     while !cursor.rest.is_empty() {
@@ -240,6 +313,8 @@ fn is_name(name: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     /// Variables as `NAME=value`.
@@ -281,8 +356,44 @@ mod tests {
 
     #[test]
     fn only_a_file_with_a_question_mark_may_be_missing() {
-        assert_eq!(super::read(OsStr::new("/none/there?")).unwrap(), []);
-        let error = super::read(OsStr::new("/none/there")).unwrap_err();
-        assert!(error.to_string().starts_with("cannot read the env file /none/there: "), "{error}");
+        let read = |path: &str| super::read(OsStr::new(path), &|path| open_file(path, OFlag::empty()));
+        assert_eq!(read("/none/there?").unwrap(), []);
+        let error = read("/none/there").unwrap_err().to_string();
+        assert!(error.starts_with("cannot read the env file /none/there: "), "{error}");
+        assert!(error.ends_with("; make it, or end its name with `?` in the manifest if it may be missing"));
+    }
+
+    #[test]
+    fn only_a_small_regular_file_is_read() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("env");
+        let read = || {
+            super::read(path.as_os_str(), &|path| open_file(path, OFlag::empty()))
+                .map_err(|error| error.to_string())
+        };
+        // Nobody will ever write to it.
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a fifo");
+        assert!(read().unwrap_err().contains("it is no regular file; it has to be a file of at most 1 MiB"));
+        std::fs::remove_file(&path).expect("it is there");
+        let file = File::create(&path).expect("a file");
+        (&file).write_all(b"A=1\nB=").expect("room");
+        assert_eq!(read(), Ok(vec![("A".into(), "1".into()), ("B".into(), "".into())]));
+        file.set_len(LONGEST_FILE + 1).expect("a hole");
+        assert!(read().unwrap_err().contains("file too large"));
+        drop(folder);
+    }
+
+    #[test]
+    fn the_manifest_has_the_last_word_and_a_later_file_the_one_before() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name).into_os_string();
+        std::fs::write(path("one"), "A=one\nB=one\nC=one\n").expect("a file");
+        std::fs::write(path("two"), "B=two\n").expect("a file");
+        let files = EnvFiles { paths: vec![path("one"), path("two"), path("no?")], own: vec!["C".into()] };
+        let mut env = vec![("A".into(), "base".into()), ("C".into(), "manifest".into())];
+        put(&mut env, &files.read(&|path| open_file(path, OFlag::empty())).expect("they are right"));
+        let shown: Vec<String> =
+            env.iter().map(|(name, value)| format!("{}={}", name.display(), value.display())).collect();
+        assert_eq!(shown, ["A=one", "C=manifest", "B=two"]);
     }
 }

@@ -64,6 +64,13 @@ impl fmt::Display for IdentityError {
 
 impl std::error::Error for IdentityError {}
 
+impl IdentityError {
+    /// True if the host lacks somebody, rather than this process a right.
+    pub const fn is_missing(&self) -> bool {
+        !matches!(self, Self::NotRoot(_))
+    }
+}
+
 /// The host's users and groups, and who asks.
 #[derive(Debug, Clone)]
 pub struct Accounts {

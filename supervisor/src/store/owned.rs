@@ -86,20 +86,25 @@ impl fmt::Display for Size {
     }
 }
 
+/// What others may write to and only the owner of an entry can rename or remove it (inode(7)).
+pub const STICKY: u32 = 0o1000;
+
 /// Makes `path` with all that is missing above it, with permissions `mode`, or checks the folder that is
-/// there. Returns its real path: links in its parents are resolved, it is none itself.
+/// there. Returns its real path: links in its parents are resolved, it is none itself. With [`STICKY`] in `mode`, one that is
+/// sticky may be writable to its group, which stands for those whom an access control list names.
 pub fn folder(path: &Path, uid: u32, mode: u32) -> Result<PathBuf, Refusal> {
     let real = resolve(path)?;
     let found = real.ancestors().find(|above| fs::symlink_metadata(above).is_ok());
     for above in found.into_iter().flat_map(Path::ancestors).filter(|above| *above != real) {
         parent(above, uid)?;
     }
-    match fs::DirBuilder::new().recursive(true).mode(mode).create(&real) {
+    match fs::DirBuilder::new().recursive(true).mode(mode & 0o777).create(&real) {
         // What is there already is examined, whatever it is.
         Err(error) if fs::symlink_metadata(&real).is_err() => return Err(refused(error)),
         _ => {}
     }
-    own(&real, uid)?;
+    let others = if mode & STICKY == 0 { 0o022 } else { 0o002 };
+    own_but(&real, uid, others)?;
     Ok(real)
 }
 
@@ -125,8 +130,23 @@ pub fn below(folder: &Path, name: &str, uid: u32, mode: u32) -> Result<(), Refus
     own(&path, uid)
 }
 
+/// Makes folders below one that is ours, each in the one before, or checks them: none is a link, or somebody else's.
+pub fn within(folder: &Path, names: &Path, uid: u32, mode: u32) -> Result<(), Refusal> {
+    let mut above = folder.to_owned();
+    for name in names {
+        below(&above, &name.to_string_lossy(), uid, mode)?;
+        above.push(name);
+    }
+    Ok(())
+}
+
 /// A real folder, ours, that nobody else can write to.
 fn own(path: &Path, uid: u32) -> Result<(), Refusal> {
+    own_but(path, uid, 0o022)
+}
+
+/// The same, where `others` are the permissions that others may not have unless it is sticky.
+fn own_but(path: &Path, uid: u32, others: u32) -> Result<(), Refusal> {
     let found = fs::symlink_metadata(path)?;
     if found.is_symlink() {
         return Err(Refusal::Link);
@@ -137,7 +157,8 @@ fn own(path: &Path, uid: u32) -> Result<(), Refusal> {
     if found.uid() != uid {
         return Err(Refusal::Owner(found.uid()));
     }
-    if found.mode() & 0o022 != 0 {
+    let denied = if found.mode() & STICKY == 0 { 0o022 } else { others };
+    if found.mode() & denied != 0 {
         return Err(Refusal::Writable(found.mode() & 0o7777));
     }
     Ok(())

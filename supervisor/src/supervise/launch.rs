@@ -4,10 +4,13 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 
 use kitbag_format::port::FIRST_SOCKET;
+use nix::fcntl::OFlag;
 
 use crate::spawn::cgroup::{self, Cgroups, Limits};
+use crate::spawn::environment::{self, EnvFileError, Variables};
 use crate::spawn::{self, Setup};
 use crate::state::{End, Event, Fault, Ms, Stage, Watch};
+use crate::state_folder::share;
 use crate::status::usage;
 use crate::sys::child::Files;
 use crate::sys::{self, Errno, Pid, fd};
@@ -42,6 +45,8 @@ impl Supervisor {
     fn launch(&mut self, id: Id) -> Result<Pid, Fault> {
         let pipes = |errno| spawn::fault(Stage::Pipes, errno);
         self.units[id].trouble = None;
+        self.is_fit(id)?;
+        self.read_env_files(id)?;
         self.take_ports(id)?;
         let newline = self.open_newline(id).map_err(pipes)?;
         let mut env = self.environment(id).map_err(pipes)?;
@@ -84,6 +89,43 @@ impl Supervisor {
         Ok(pid)
     }
 
+    /// True for all that this host has what a unit's manifest asks for.
+    fn is_fit(&mut self, id: Id) -> Result<(), Fault> {
+        match self.parts[self.units[id].part].spec.wiring().unfit.as_deref().map(str::to_owned) {
+            Some(why) => Err(self.trouble(id, Stage::User, Errno::ENOENT, why)),
+            None => Ok(()),
+        }
+    }
+
+    /// Reads what a unit's env files say now.
+    fn read_env_files(&mut self, id: Id) -> Result<(), Fault> {
+        match self.env_files(id) {
+            Ok(said) => self.units[id].from_files = said.into(),
+            Err(error) => return Err(self.trouble(id, Stage::Files, Errno::EINVAL, error.to_string())),
+        }
+        Ok(())
+    }
+
+    /// What a unit's env files say.
+    fn env_files(&self, id: Id) -> Result<Variables, EnvFileError> {
+        let spec = &self.parts[self.units[id].part].spec;
+        let Some(files) = &spec.wiring().env_files else { return Ok(Vec::new()) };
+        let user = spec.setup.ids.as_ref().filter(|ids| ids.uid != 0);
+        files.read(&|path| {
+            if self.is_shared && path.starts_with(&self.state_folder) {
+                share::open(&self.state_folder, path, user)
+            } else {
+                environment::open_file(path, OFlag::empty())
+            }
+        })
+    }
+
+    /// What a command beside a unit gets of its env files: what its process has, or would have.
+    pub(super) fn said_by_files(&self, id: Id) -> Result<Variables, EnvFileError> {
+        let unit = &self.units[id];
+        if unit.service.state.run().is_some() { Ok(unit.from_files.to_vec()) } else { self.env_files(id) }
+    }
+
     /// What marks a unit's processes, unless its manifest has another use for that limit.
     fn mark(&self, id: Id) -> Option<libc::rlimit> {
         let limits = &self.parts[self.units[id].part].spec.setup.limits;
@@ -108,6 +150,7 @@ impl Supervisor {
         let unit = &self.units[id];
         let spec = &self.parts[unit.part].spec;
         let mut env = spec.program.env.to_vec();
+        environment::put(&mut env, &unit.from_files);
         let mut set = |name: &str, value: String| {
             env.retain(|(known, _)| known != name);
             env.push((name.into(), value.into()));

@@ -27,10 +27,11 @@ use crate::ports::watch::Watch;
 use crate::probe::{self, Ask};
 use crate::sandbox::{Connect, Sandbox};
 use crate::snapshot;
-use crate::spawn;
+use crate::spawn::{self, environment};
 use crate::state::{Fault, Stage, State};
+use crate::state_folder::share;
 use crate::status::usage;
-use crate::sys::{Errno, errno_of};
+use crate::sys::{Errno, errno_of, rights};
 
 use super::order::Part;
 use super::spec::{PortSpec, ProgramSpec, Where, Wish};
@@ -312,7 +313,7 @@ impl Supervisor {
     }
 
     /// Notes why a unit cannot be started.
-    fn trouble(&mut self, id: Id, stage: Stage, errno: Errno, why: String) -> Fault {
+    pub(super) fn trouble(&mut self, id: Id, stage: Stage, errno: Errno, why: String) -> Fault {
         self.units[id].trouble = Some(why.into());
         spawn::fault(stage, errno)
     }
@@ -446,15 +447,23 @@ impl Supervisor {
     fn make_file(&mut self, id: Id, file: &late::File) -> Result<(), Fault> {
         let filled = self.fill(id, &file.to).and_then(|to| Ok((to, self.fill(id, &file.content)?)));
         let (to, content) = filled.map_err(|missing| self.missing(id, &missing))?;
-        let owner = self.parts[self.units[id].part].spec.setup.ids.as_ref().map(|ids| (ids.uid, ids.gid));
-        write_file(Path::new(&to), &content, owner).map_err(|error| {
-            self.trouble(
-                id,
-                Stage::Files,
-                errno_of(&error),
-                format!("write {}: {error}", Path::new(&to).display()),
-            )
+        let to = Path::new(&to);
+        self.make_with_its_rights(id, to, &content).map_err(|error| {
+            self.trouble(id, Stage::Files, errno_of(&error), format!("write {}: {error}", to.display()))
         })
+    }
+
+    /// Makes a file with the rights of the unit's user, who may have put something in its way; root's where nobody can have.
+    fn make_with_its_rights(&self, id: Id, to: &Path, content: &OsString) -> io::Result<()> {
+        let ids = self.parts[self.units[id].part].spec.setup.ids.as_ref();
+        if let Some(ids) = ids.filter(|ids| self.is_shared && ids.uid != 0) {
+            let _rights = rights::borrow(ids)?;
+            return write_file(to, content, None);
+        }
+        if self.is_shared {
+            share::roots_folders(&self.state_folder, to)?;
+        }
+        write_file(to, content, ids.map(|ids| (ids.uid, ids.gid)))
     }
 
     /// What a reference in a text of this unit stands for now.
@@ -493,6 +502,7 @@ impl Supervisor {
     ) -> Result<ProgramSpec, String> {
         let mut filled = program.clone();
         let env = std::rc::Rc::make_mut(&mut filled.env);
+        environment::put(env, &self.units[id].from_files);
         let known = |it: &Reference| self.find_port(id, it);
         late.fill(&self.known(id, &known), &mut filled.argv, env)
             .map_err(|missing| self.why_missing(&missing.0))?;

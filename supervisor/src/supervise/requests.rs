@@ -4,7 +4,7 @@ use crate::control::{Accepted, App, Command, Identity, Refused, Surroundings};
 use crate::ports::registry::Published;
 use crate::snapshot::Snapshot;
 use crate::spawn::Setup;
-use crate::spawn::limits;
+use crate::spawn::{environment, limits};
 use crate::state::{End, Event, Ms, Outcome, Phase, State, Turn};
 use crate::status::{self, Ended, Kind, Status, UnixMs, usage};
 use crate::sys::{self, signal};
@@ -70,11 +70,16 @@ impl App for Supervisor {
         self.remember()
     }
 
-    fn surroundings(&mut self, name: &str) -> Option<Surroundings> {
-        let id = self.beside(name)?;
+    fn surroundings(&mut self, name: &str) -> Result<Surroundings, Refused> {
+        let id = self.beside(name).ok_or(Refused::Unknown)?;
         let unit = &self.units[id];
         let spec = &self.parts[unit.part].spec;
+        if let Some(why) = &spec.wiring().unfit {
+            return Err(Refused::Conflict(format!("{name} cannot be started: {why}")));
+        }
         let mut env = spec.program.env.to_vec();
+        let said = self.said_by_files(id);
+        environment::put(&mut env, &said.map_err(|error| Refused::Conflict(error.to_string()))?);
         if spec.schedule.is_none() {
             env.retain(|(known, _)| known != "KITBAG_INSTANCE");
             env.push(("KITBAG_INSTANCE".into(), unit.instance.to_string().into()));
@@ -85,7 +90,7 @@ impl App for Supervisor {
             gid: ids.gid,
             groups: ids.groups.clone(),
         });
-        Some(Surroundings {
+        Ok(Surroundings {
             env,
             cwd: spec.program.cwd.to_path_buf(),
             identity,

@@ -13,6 +13,7 @@ use crate::ports::range::Range;
 use crate::probe::Ask;
 use crate::sandbox::{Connect, Paths};
 use crate::spawn::cgroup::Limits;
+use crate::spawn::environment::EnvFiles;
 use crate::spawn::{Program, Setup};
 use crate::state::{Ms, Rules};
 use crate::time::cron::Expression;
@@ -124,7 +125,7 @@ pub struct ProgramSpec {
     pub path: Rc<Path>,
     /// Its arguments, the first one included.
     pub argv: Vec<OsString>,
-    /// Its complete environment. A thousand services have the same, most of them.
+    /// Its environment, but for what is known when it starts. A thousand services have the same, most of them.
     pub env: Rc<Vec<(OsString, OsString)>>,
     /// Its working directory.
     pub cwd: Rc<Path>,
@@ -144,6 +145,10 @@ pub struct Wiring {
     pub late: Option<Rc<Late>>,
     /// Files that are made before.
     pub files: Vec<late::File>,
+    /// Files with variables that are read then.
+    pub env_files: Option<EnvFiles>,
+    /// Why it cannot be started on this host, whatever happens.
+    pub unfit: Option<Box<str>>,
     /// Its ports.
     pub ports: Vec<PortSpec>,
     /// It may bind no TCP port but those and 0.
@@ -161,6 +166,8 @@ impl Wiring {
     const NONE: &Self = &Self {
         late: None,
         files: Vec::new(),
+        env_files: None,
+        unfit: None,
         ports: Vec::new(),
         binds_declared: false,
         connect: None,

@@ -1,6 +1,7 @@
 //! Units (instances of services, and tasks) and how they are found: by process, by time.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 
 use crate::spawn::cgroup;
@@ -78,8 +79,10 @@ pub struct Unit {
     pub timer: Option<Ms>,
     /// Why it stands where it stands.
     pub reason: Option<String>,
-    /// What was wrong with its ports or files when it was to be started.
+    /// What was wrong with its user, ports or files when it was to be started.
     pub trouble: Option<Box<str>>,
+    /// What its env files said at its last start, as the environment of its process tells too.
+    pub from_files: Box<[(OsString, OsString)]>,
     /// Its ports, in the order of its service's; those that its service has for all instances are not here.
     pub ports: Vec<Option<Held>>,
     /// What it says of itself.
@@ -117,6 +120,7 @@ impl Unit {
             timer: None,
             reason: None,
             trouble: None,
+            from_files: Box::default(),
             ports: Vec::new(),
             says: None,
             newline: None,

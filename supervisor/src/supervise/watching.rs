@@ -1,8 +1,10 @@
 //! What services say, and what they are asked: newlines, sd_notify(3), probes.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 
 use crate::notify::Message;
+use crate::spawn::environment;
 use crate::state::{End, Event, State};
 use crate::sys::{fd, signal};
 
@@ -131,7 +133,10 @@ impl Supervisor {
                 Err(why) => Some(why),
             },
             What::Program(program) => {
-                let program = program.clone();
+                let mut program = program.clone();
+                if !unit.from_files.is_empty() {
+                    environment::put(Rc::make_mut(&mut program.env), &unit.from_files);
+                }
                 let started = self.start_helper(id, &program, late_at);
                 started.map_err(|fault| words::not_started(&program, fault)).err()
             }

@@ -148,10 +148,10 @@ pub fn how_unit(unit: &Unit, end: End) -> String {
     format!("{}{why}", how(end))
 }
 
-/// Why a unit did not come to run: what was found about its ports, files or sandbox, or what the failed stage says.
+/// Why a unit did not come to run: what was found about its user, ports, files or sandbox, or what the failed stage says.
 pub fn unit_not_started(unit: &Unit, spec: &ServiceSpec, fault: Fault) -> String {
     match (&unit.trouble, fault.stage) {
-        (Some(trouble), Stage::Ports | Stage::Files | Stage::Exec) => {
+        (Some(trouble), Stage::Ports | Stage::Files | Stage::User | Stage::Exec) => {
             format!("could not be started: {trouble}")
         }
         _ => not_started(&spec.program, fault),

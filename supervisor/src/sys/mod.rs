@@ -13,6 +13,7 @@ pub mod code;
 pub mod fd;
 pub mod landlock;
 pub mod net;
+pub mod rights;
 pub mod signal;
 pub mod socket;
 pub mod wait;

@@ -152,6 +152,30 @@ fn take_control(head: &libc::msghdr, datagram: &mut Datagram) {
     }
 }
 
+/// The supplementary groups of the process that a unix socket is connected to, as they were when that one began to listen
+/// (`SO_PEERGROUPS`, Linux 4.13).
+pub fn groups_of_peer(socket: BorrowedFd<'_>) -> Result<Vec<u32>, Errno> {
+    let mut groups = vec![0_u32; 32];
+    loop {
+        let mut length = size_of_val(groups.as_slice()) as libc::socklen_t;
+        // SAFETY: `groups` is writable for the length that is passed, and the kernel writes whole `gid_t`s.
+        let answer = check(unsafe {
+            let to = groups.as_mut_ptr().cast();
+            libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERGROUPS, to, &raw mut length)
+        });
+        let count = length as usize / size_of::<u32>();
+        match answer {
+            // The length is then the one that is needed.
+            Err(Errno::ERANGE) if count > groups.len() => groups.resize(count, 0),
+            Err(errno) => return Err(errno),
+            Ok(_) => {
+                groups.truncate(count);
+                return Ok(groups);
+            }
+        }
+    }
+}
+
 /// Fills `bytes` at random without ever waiting: before the kernel has gathered randomness (getrandom(2)), which on a
 /// small machine's first seconds is so, they are what it has by then.
 pub fn random(bytes: &mut [u8]) -> Result<(), Errno> {

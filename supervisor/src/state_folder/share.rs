@@ -1,0 +1,157 @@
+//! A state folder of root's in which services with other users write.
+//!
+//! It stays root's and gets sticky, so that nobody can put something else in the place of what the supervisor has in it. Who
+//! may make files there stands in an access control list (acl(5)).
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+use nix::unistd::geteuid;
+
+use crate::spawn::environment;
+use crate::spawn::identity::Ids;
+use crate::store::owned::{self, STICKY};
+use crate::store::place::Facts;
+use crate::sys::{Errno, rights};
+
+/// The folder in which root's state folders are.
+pub const OF_ROOT: &str = "/var/lib/kitbag";
+/// What holds an access control list, and the version of its layout (`include/uapi/linux/posix_acl_xattr.h`).
+const ACL: &std::ffi::CStr = c"system.posix_acl_access";
+const ACL_VERSION: u32 = 2;
+
+/// The users beside the supervisor's that services have.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Users {
+    /// None.
+    #[default]
+    Own,
+    /// All that have another one have this one.
+    One(Ids),
+    /// Each of these has some.
+    Several(Vec<Ids>),
+}
+
+impl Users {
+    /// Of these identities, those that are another user's than root; whoever is not root has no other.
+    pub fn of<'a>(all: impl Iterator<Item = &'a Ids>) -> Self {
+        let mut users: Vec<Ids> = Vec::new();
+        for ids in all.filter(|ids| geteuid().is_root() && ids.uid != 0) {
+            if users.iter().all(|known| known.uid != ids.uid) {
+                users.push(ids.clone());
+            }
+        }
+        match users.len() {
+            0 => Self::Own,
+            1 => users.pop().map_or(Self::Own, Self::One),
+            _ => Self::Several(users),
+        }
+    }
+
+    fn ids(&self) -> &[Ids] {
+        match self {
+            Self::Own => &[],
+            Self::One(ids) => std::slice::from_ref(ids),
+            Self::Several(all) => all,
+        }
+    }
+}
+
+/// Folders above the one that `KITBAG_STATE` names that are not there yet, and will be made with it.
+pub fn missing_above(facts: &Facts) -> Vec<PathBuf> {
+    let named = facts.path("KITBAG_STATE").unwrap_or_default();
+    named.ancestors().skip(1).take_while(|above| !above.exists()).map(Path::to_owned).collect()
+}
+
+/// Lets these users make files in a state folder, whose own files are there already, and nobody else any more. Folders above
+/// it that have been made with it, and root's usual one, let all pass then; `say` is told of another one that lets nobody.
+///
+/// # Errors
+/// Those of chmod(2) and fsetxattr(2). Without access control lists users that share one group have the folder by that one;
+/// for others it stays closed, which is said.
+pub fn share(state: &Path, users: &Users, new: &[PathBuf], say: &dyn Fn(&str)) -> io::Result<()> {
+    let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+    let folder = OpenOptions::new().read(true).custom_flags(flags.bits()).open(state)?;
+    let set_mode = |mode| folder.set_permissions(Permissions::from_mode(mode));
+    let Some(first) = users.ids().first() else {
+        // Without its mask the list gives nothing.
+        return if folder.metadata()?.mode() & STICKY == 0 { Ok(()) } else { set_mode(0o700) };
+    };
+    let usual = state.parent().filter(|above| *above == Path::new(OF_ROOT));
+    for above in new.iter().map(PathBuf::as_path).chain(usual) {
+        fs::set_permissions(above, Permissions::from_mode(0o711))?;
+    }
+    let is_closed = |above: &&Path| fs::metadata(above).is_ok_and(|found| found.mode() & 0o011 == 0);
+    if let Some(closed) = state.ancestors().skip(1).find(is_closed) {
+        let (state, closed) = (state.display(), closed.display());
+        say(&format!(
+            "services with a `user` cannot get to {state}, as {closed} lets only root pass: `chmod o+x {closed}`"
+        ));
+    }
+    set_mode(STICKY | 0o711)?;
+    match rights::set_attribute(folder.as_fd(), ACL, &list(users.ids())) {
+        Err(Errno::EOPNOTSUPP) if users.ids().iter().all(|ids| ids.gid == first.gid) => {
+            fchown(&folder, None, Some(first.gid))?;
+            set_mode(STICKY | 0o771)
+        }
+        Err(Errno::EOPNOTSUPP) => {
+            say(&format!(
+                "services with a `user` cannot make files in {} itself: its file system has no access control lists, and they \
+                 have several groups; give them one `group`",
+                state.display()
+            ));
+            Ok(())
+        }
+        other => Ok(other?),
+    }
+}
+
+/// An access control list: all for the owner and these users, nothing for the group, passing through for others.
+fn list(users: &[Ids]) -> Vec<u8> {
+    const NOBODY: u32 = u32::MAX;
+    let mut uids: Vec<u32> = users.iter().map(|ids| ids.uid).collect();
+    kitbag_format::sort::sort(&mut uids);
+    let named = uids.into_iter().map(|uid| (0x02, 7, uid));
+    let entries = [(0x01, 7, NOBODY)].into_iter().chain(named);
+    let entries = entries.chain([(0x04, 0, NOBODY), (0x10, 7, NOBODY), (0x20, 1, NOBODY)]);
+    let mut bytes = ACL_VERSION.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        bytes.extend_from_slice(&u16::to_le_bytes(tag));
+        bytes.extend_from_slice(&u16::to_le_bytes(permissions));
+        bytes.extend_from_slice(&u32::to_le_bytes(id));
+    }
+    bytes
+}
+
+/// Makes the folders above `path` in a state folder where other users write: root's, and none of them a link.
+///
+/// # Errors
+/// Which folder is somebody else's.
+pub fn roots_folders(state: &Path, path: &Path) -> io::Result<()> {
+    let Ok(inner) = path.strip_prefix(state) else { return Ok(()) };
+    let folders = inner.parent().unwrap_or(Path::new(""));
+    owned::within(state, folders, geteuid().as_raw(), 0o700)
+        .map_err(|why| io::Error::other(format!("a folder above it in {}: {why}", state.display())))
+}
+
+/// Opens a file in a state folder where other users write, for a service of one of them, or of root: nobody else's, and
+/// nothing that the service's user cannot read himself but what root has put into the folder itself.
+pub fn open(state: &Path, path: &Path, user: Option<&Ids>) -> io::Result<File> {
+    let in_itself = path.parent() == Some(state);
+    let _rights = user.filter(|_| !in_itself).map(rights::borrow).transpose()?;
+    let file = environment::open_file(path, OFlag::O_NOFOLLOW)?;
+    let found = file.metadata()?;
+    let is_allowed = found.uid() == 0 || user.is_some_and(|ids| ids.uid == found.uid());
+    if !is_allowed {
+        return Err(io::Error::other(format!("it belongs to user {}", found.uid())));
+    }
+    // A second name may be one that the user has given to a file elsewhere.
+    if in_itself && found.nlink() > 1 {
+        return Err(io::Error::other("it has another name elsewhere"));
+    }
+    Ok(file)
+}
