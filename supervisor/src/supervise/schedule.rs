@@ -1,12 +1,13 @@
 //! When a task is due next, and the record of its last run: pure but for the two functions at the end.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::state::Ms;
+use crate::state_folder;
 use crate::time::cron::next_after;
 
 use super::spec::{Schedule, When};
@@ -145,14 +146,14 @@ pub fn elapsed(from: Seconds, to: Seconds) -> Ms {
 
 /// The record of a task in this folder; `None`: there is none that can be read.
 pub fn read_record(folder: &Path, task: &str) -> Option<Record> {
-    Record::from_text(&fs::read_to_string(folder.join(task)).ok()?)
+    Record::from_text(&io::read_to_string(state_folder::open(&folder.join(task)).ok()?).ok()?)
 }
 
 /// Writes a task's record: whole, or not at all. A few bytes, so that the loop can wait for it.
 pub fn write_record(folder: &Path, task: &str, record: &Record) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     let part = folder.join(format!(".{task}.part"));
-    fs::write(&part, record.to_text())?;
+    state_folder::create(&part)?.write_all(record.to_text().as_bytes())?;
     fs::rename(&part, folder.join(task))
 }
 
