@@ -26,11 +26,20 @@ pub fn called() -> String {
 /// A word as a shell reads it back (POSIX.1-2024, XCU 2.2 Quoting).
 fn quoted(word: &OsStr) -> String {
     let word = word.to_string_lossy();
-    let is_plain = |letter: char| letter.is_alphanumeric() || "%+,-./:=@_".contains(letter);
-    if !word.is_empty() && word.chars().all(is_plain) {
+    let is_plain =
+        |byte: u8| !byte.is_ascii() || byte.is_ascii_alphanumeric() || b"%+,-./:=@_".contains(&byte);
+    if !word.is_empty() && word.bytes().all(is_plain) {
         return word.into_owned();
     }
-    format!("'{}'", word.replace('\'', r"'\''"))
+    let mut text = String::from("'");
+    for letter in word.chars() {
+        match letter {
+            '\'' => text.push_str(r"'\''"),
+            other => text.push(other),
+        }
+    }
+    text.push('\'');
+    text
 }
 
 #[cfg(test)]

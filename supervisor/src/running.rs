@@ -89,16 +89,19 @@ impl Running {
             }
             Err((path, error)) => return Err(closed(&path, &error)),
         };
-        let services = match &manifest.run {
-            Run::Services(services) => Some(services),
-            Run::Command(_) => None,
-        };
-        let services = || services.into_iter().flatten();
-        let names = services().map(|(name, _)| name);
-        let unproven = services().filter(|(_, service)| service.more.ready.when == ReadyWhen::UpFor(0));
+        let (mut parts, mut unproven) = (Vec::new(), Vec::new());
+        if let Run::Services(services) = &manifest.run {
+            for (name, service) in services {
+                parts.push(name.clone());
+                if service.more.ready.when == ReadyWhen::UpFor(0) {
+                    unproven.push(name.clone());
+                }
+            }
+        }
+        parts.extend(manifest.tasks.keys().cloned());
         Ok(Self {
-            parts: names.chain(manifest.tasks.keys()).cloned().collect(),
-            unproven: unproven.map(|(name, _)| name.clone()).collect(),
+            parts,
+            unproven,
             name,
             state,
             format: manifest.logs.format,
@@ -556,19 +559,23 @@ impl Running {
         }
         loop {
             let status = self.status()?;
-            let concerned =
-                || names.iter().flat_map(|name| status.named(name)).filter(|it| self.is_unproven(it));
-            let has_failed = |unit: &&Unit| {
-                let ended_ill = || unit.last_end.as_ref().is_some_and(|end| !end.well);
-                unit.state == State::Failed || (unit.state == State::Retrying && ended_ill())
-            };
-            let failed: Vec<Value> = concerned().filter(has_failed).map(unready).collect();
+            let (mut failed, mut left) = (Vec::new(), 0);
+            for unit in &status.units {
+                if !self.is_unproven(unit) || !names.iter().any(|name| is_named(unit, name)) {
+                    continue;
+                }
+                let ended_ill = unit.last_end.as_ref().is_some_and(|end| !end.well);
+                match unit.state {
+                    State::Ready => left = left.max(SETTLED.saturating_sub(unit.for_ms)),
+                    State::Failed => failed.push(unready(unit)),
+                    State::Retrying if ended_ill => failed.push(unready(unit)),
+                    _ => {}
+                }
+            }
             if !failed.is_empty() {
                 return Err(self.tell_unready(&serde_json::json!({"units": failed}), true));
             }
-            let runs = |unit: &&Unit| unit.state == State::Ready;
-            let left = concerned().filter(runs).map(|unit| SETTLED.saturating_sub(unit.for_ms)).max();
-            match left.unwrap_or(0).min(self.left()) {
+            match left.min(self.left()) {
                 0 => return Ok(()),
                 left => std::thread::sleep(Duration::from_millis(left)),
             }
@@ -663,6 +670,11 @@ impl Running {
             tell(&format!("  {unit} | {line}"));
         }
     }
+}
+
+/// True for all units if the name is empty, for a service's instances, and for the one of this name.
+fn is_named(unit: &Unit, name: &str) -> bool {
+    name.is_empty() || unit.service == name || unit.name == name
 }
 
 /// As `/v1/wait` tells of one that is not ready.
