@@ -245,7 +245,7 @@ next:
     #[test]
     fn who_stops_is_not_told_to_start_a_service() {
         let (mut status, extras) = night();
-        status.units[1].state = State::Stopped;
+        (status.units[1].state, status.units[1].awaited) = (State::Stopped, true);
         let shown = |status: &Status| render(status, &extras, Look::default(), "./shop");
         assert!(shown(&status).ends_with("  ./shop start worker.1   it was told to stop; this starts it\n"));
         status.stopping = true;
