@@ -224,7 +224,7 @@ fn a_start_tells_what_it_waits_for_and_that_it_goes_on_after_an_interrupt() {
         let mut start = bundle.command(["start"]).start();
         start.wait_say("still waiting: web is not ready (starting)");
         start.signal(signal);
-        let said = start.ended().dies_by(signal as i32).says("app goes on in the background: `");
+        let said = start.ended().dies_by(signal as i32).says("it goes on in the background: `");
         assert_eq!(said.said().matches("still waiting").count(), 1, "{said}");
         bundle.run(["status"]).exits(0).prints("web   starting");
         bundle.run(["stop"]).exits(0);

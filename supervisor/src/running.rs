@@ -77,7 +77,7 @@ impl Running {
     pub fn of(own: &Own) -> Result<Self, Failure> {
         let manifest = own.bundle.manifest()?;
         let facts = Facts::of_process(Some(&own.path));
-        let name = name_of(own)?;
+        let name = state_folder::name(&facts, &manifest.name)?;
         let state = match state_folder::find(&facts, &name) {
             Ok(Found::State(state)) => state,
             Ok(Found::Nothing(looked)) => {
@@ -213,12 +213,6 @@ impl Running {
         );
         if late && self.left() == 0 { Failure::Late(text) } else { Failure::Running(text) }
     }
-}
-
-/// What this copy is called.
-fn name_of(own: &Own) -> Result<String, Failure> {
-    let facts = Facts::of_process(Some(&own.path));
-    Ok(state_folder::name(&facts, &own.bundle.manifest()?.name)?)
 }
 
 /// This user may not see what is there.
@@ -559,21 +553,22 @@ impl Running {
         }
         loop {
             let status = self.status()?;
-            let (mut failed, mut left) = (Vec::new(), 0);
+            let (mut has_failed, mut left) = (false, 0);
             for unit in &status.units {
                 if !self.is_unproven(unit) || !names.iter().any(|name| is_named(unit, name)) {
                     continue;
                 }
                 let ended_ill = unit.last_end.as_ref().is_some_and(|end| !end.well);
-                match unit.state {
-                    State::Ready => left = left.max(SETTLED.saturating_sub(unit.for_ms)),
-                    State::Failed => failed.push(unready(unit)),
-                    State::Retrying if ended_ill => failed.push(unready(unit)),
-                    _ => {}
+                if unit.state == State::Ready {
+                    left = left.max(SETTLED.saturating_sub(unit.for_ms));
+                } else if unit.state == State::Failed || (unit.state == State::Retrying && ended_ill) {
+                    self.tell_one(Some(&status), &unit.name, unit.state.name(), &unit.why());
+                    has_failed = true;
                 }
             }
-            if !failed.is_empty() {
-                return Err(self.tell_unready(&serde_json::json!({"units": failed}), true));
+            if has_failed {
+                self.tell_what_runs(&status);
+                return Err(Failure::Found(exit::SERVICE_FAILED));
             }
             match left.min(self.left()) {
                 0 => return Ok(()),
@@ -588,21 +583,31 @@ impl Running {
 
     /// Tells who is not ready. The exit code says whether that may change.
     fn tell_unready(&self, answer: &Value, never: bool) -> Failure {
-        let status = self.status().ok();
+        let status = self.status();
         for unit in answer["units"].as_array().into_iter().flatten() {
             let text = |key: &str| unit[key].as_str().unwrap_or("?");
-            tell(&format!("{} is not ready ({}): {}", text("unit"), text("state"), text("why")));
-            if let Some(status) = &status {
-                self.tell_last_lines(status, text("unit"));
-            }
+            self.tell_one(status.as_ref().ok(), text("unit"), text("state"), text("why"));
         }
+        self.tell_what_runs(&status.unwrap_or_default());
+        Failure::Found(if never { exit::SERVICE_FAILED } else { exit::NOT_READY })
+    }
+
+    /// Tells of one that is not ready, with the end of its log.
+    fn tell_one(&self, status: Option<&Status>, unit: &str, state: &str, why: &str) {
+        tell(&format!("{unit} is not ready ({state}): {why}"));
+        if let Some(status) = status {
+            self.tell_last_lines(status, unit);
+        }
+    }
+
+    /// Tells what becomes of a bundle that is not ready.
+    fn tell_what_runs(&self, status: &Status) {
         let (name, called) = (&self.name, called());
-        tell(&if status.is_some_and(|status| status.stopping) {
+        tell(&if status.stopping {
             format!("{name} is stopping: `{called} start` waits for that, and starts it again")
         } else {
             format!("{name} goes on running: `{called} status` says more, `{called} stop` ends it")
         });
-        Failure::Found(if never { exit::SERVICE_FAILED } else { exit::NOT_READY })
     }
 
     /// Stops everything, and waits until it is gone.
@@ -625,15 +630,7 @@ impl Running {
         let units = self.order_each(names, "stop")?;
         let mut stopping = Vec::new();
         for name in names {
-            self.wait("ended", name, STOP_LOOK, &mut |_| self.started_since(name, &before, &mut stopping))
-                .map_err(|failure| match failure {
-                    Failure::NotReady { answer, .. } => Failure::Late(format!(
-                        "{}\n  to fix  `{} status` says more; wait longer with --timeout",
-                        answer["error"].as_str().unwrap_or("not all have ended"),
-                        called()
-                    )),
-                    other => other,
-                })?;
+            self.wait("ended", name, STOP_LOOK, &mut |_| self.started_since(name, &before, &mut stopping))?;
         }
         print(format!("stopped: {}\n", units.join(", ")).as_bytes())
     }
@@ -675,11 +672,6 @@ impl Running {
 /// True for all units if the name is empty, for a service's instances, and for the one of this name.
 fn is_named(unit: &Unit, name: &str) -> bool {
     name.is_empty() || unit.service == name || unit.name == name
-}
-
-/// As `/v1/wait` tells of one that is not ready.
-fn unready(unit: &Unit) -> Value {
-    serde_json::json!({"unit": unit.name, "state": unit.state.name(), "why": unit.why()})
 }
 
 /// A sentence on standard error.

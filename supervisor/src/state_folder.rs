@@ -1,7 +1,7 @@
 //! The folder where an app writes, and the files that travel inside the bundle and become its state.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -265,14 +265,19 @@ pub fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).open(path)
 }
 
-/// Opens a regular file of a state folder to read it; anything else is an error, and holds nobody up.
+/// Reads a regular file of a state folder, so many bytes at most; anything else is an error, and holds nobody up.
 ///
 /// # Errors
-/// Of open(2).
-pub fn open(path: &Path) -> io::Result<File> {
+/// Of open(2) and read(2).
+pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
+    if !file.metadata()?.is_file() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Copies each seed from the tree to the state folder where nothing is there yet. What is there is left

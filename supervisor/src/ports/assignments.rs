@@ -14,7 +14,7 @@ use kitbag_format::sort;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{self, Read, Write as _};
+use std::io::{self, Write as _};
 use std::path::Path;
 
 use super::lease::Net;
@@ -48,9 +48,7 @@ pub struct Assignments {
 impl Assignments {
     /// Those of the last time, none of them leased yet. A file that is not there, or not readable, has none.
     pub fn read(folder: &Path) -> Self {
-        let mut bytes = Vec::new();
-        let file = state_folder::open(&folder.join(NAME));
-        let _ = file.and_then(|file| file.take(LONGEST).read_to_end(&mut bytes));
+        let bytes = state_folder::read(&folder.join(NAME), LONGEST).unwrap_or_default();
         Self::parse(&bytes)
     }
 

@@ -148,9 +148,9 @@ fn supervise(own: &Own, report: Report) -> ! {
 /// Waits with the person in front until all is ready.
 fn attend(own: &Own, report: &OwnedFd, until: Instant) -> Result<Start, Failure> {
     let begin = Instant::now();
-    let (name, called) = (super::name_of(own)?, called());
+    let called = called();
     background::say_last(format!(
-        "\nkitbag: {name} goes on in the background: `{called} status`, `{called} stop`\n"
+        "\nkitbag: it goes on in the background: `{called} status`, `{called} stop`\n"
     ));
     if !has_word(report, SILENCE[0]) {
         tell("still waiting: the bundle is being unpacked, or its state made");

@@ -16,6 +16,9 @@ use super::spec::{Schedule, When};
 /// correction, and the new time counts. (cron(8) has the same three hours.)
 const REPEATED: i64 = 3 * 3600;
 
+/// The longest record of a run, in bytes.
+const LONGEST_RECORD: u64 = 1 << 16;
+
 /// Seconds of the Unix epoch, by the wall clock.
 pub type Seconds = i64;
 
@@ -146,7 +149,8 @@ pub fn elapsed(from: Seconds, to: Seconds) -> Ms {
 
 /// The record of a task in this folder; `None`: there is none that can be read.
 pub fn read_record(folder: &Path, task: &str) -> Option<Record> {
-    Record::from_text(&io::read_to_string(state_folder::open(&folder.join(task)).ok()?).ok()?)
+    let bytes = state_folder::read(&folder.join(task), LONGEST_RECORD).ok()?;
+    Record::from_text(std::str::from_utf8(&bytes).ok()?)
 }
 
 /// Writes a task's record: whole, or not at all. A few bytes, so that the loop can wait for it.
