@@ -33,7 +33,7 @@ fn is_gone(bundle: &Bundle) {
 #[test]
 fn start_returns_when_all_is_ready_and_stop_when_all_is_gone() {
     let bundle = sleeper();
-    bundle.run(["status"]).exits(9).says("is not running").says("`FILE start` starts it");
+    bundle.run(["status"]).exits(9).says("is not running").says("/bundle start` starts it");
     bundle.run(["start"]).exits(0).prints("app is ready after ");
     let told = status(&bundle);
     assert_eq!((&told["bundle"], &told["ready"]), (&"app".into(), &true.into()), "{told}");

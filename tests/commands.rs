@@ -72,7 +72,7 @@ fn what_does_not_run_is_told_so_by_every_command() {
             &["run-task", "tidy", "--wait"],
             &["exec", "web", "--", "true"],
         ] {
-            let outcome = bundle.run(command).exits(9).says("app is not running").says("`FILE start`");
+            let outcome = bundle.run(command).exits(9).says("app is not running").says("/bundle start`");
             assert_eq!(outcome.text(), "", "{outcome}");
         }
         bundle.run(["start"]).exits(0);

@@ -13,6 +13,7 @@ use kitbag_format::report::{self, Summary};
 use kitbag_format::{Error, exit, extract};
 use lexopt::prelude::*;
 
+use crate::called::called;
 use crate::expand::ExpandError;
 use crate::open::{self, Own};
 use crate::service::Setting;
@@ -45,8 +46,8 @@ pub enum Failure {
     NotRunning {
         /// Its name.
         name: String,
-        /// Where its state is; `None`: there is none yet.
-        state: Option<PathBuf>,
+        /// Where that was seen, as the words after "is not running".
+        place: String,
     },
     /// It runs, and what was asked of it did not work: a sentence.
     Running(String),
@@ -59,6 +60,8 @@ pub enum Failure {
         /// It is not going to by itself.
         never: bool,
     },
+    /// It did not come to what was waited for, nor did it say why: a sentence, and what to do.
+    Late(String),
     /// Found and reported; only the code is left to say.
     Found(u8),
 }
@@ -97,14 +100,12 @@ impl fmt::Display for Failure {
             Self::NotStarted { program, error } => write!(f, "cannot start {}: {error}", program.display()),
             Self::Usage(why) => write!(f, "{why}\n  to fix  see `--help`; of a tool bundle, `--kitbag help`"),
             Self::Service(why) => f.write_str(why),
-            Self::NotRunning { name, state } => {
-                write!(f, "{name} is not running")?;
-                if let Some(state) = state {
-                    write!(f, " with its state in {}", state.display())?;
-                }
-                f.write_str("\n  to fix  `FILE start` starts it; KITBAG_STATE names another state folder")
-            }
-            Self::Running(what) | Self::Refused(what) => f.write_str(what),
+            Self::NotRunning { name, place } => write!(
+                f,
+                "{name} is not running{place}\n  to fix  `{} start` starts it; KITBAG_STATE names another state folder",
+                called()
+            ),
+            Self::Running(what) | Self::Refused(what) | Self::Late(what) => f.write_str(what),
             Self::NotReady { answer, .. } => {
                 f.write_str(answer["error"].as_str().unwrap_or("it is not ready"))
             }
@@ -121,6 +122,7 @@ impl Failure {
             Self::Found(code) => *code,
             Self::NotRunning { .. } => exit::NOT_RUNNING,
             Self::Running(_) => exit::FAILURE,
+            Self::Late(_) => exit::NOT_READY,
             Self::NotReady { never, .. } => {
                 if *never {
                     exit::SERVICE_FAILED
@@ -184,7 +186,7 @@ const COMMANDS: &[Command] = &[
     Command {
         whose: For::Services,
         name: "stop",
-        arguments: "[--oknodo] [SVC…]",
+        arguments: "[--timeout 5m] [--oknodo] [SVC…]",
         about: "stop everything that runs, or these services, and return when it is gone",
         run: running::stop,
     },
@@ -368,8 +370,16 @@ fn help(own: &Own) -> Result<String, Failure> {
         ));
     }
     text.push_str(
-        "\nEnvironment:\n  KITBAG_STORE   folder to unpack in\n  KITBAG_STATE   folder of this app's state\n  \
-         KITBAG_GC=off  keep unpacked bundles until `gc` is asked for\n\n\
+        "\nEnvironment:\n  KITBAG_STORE   folder to unpack in\n  KITBAG_STATE   folder of this app's state\n",
+    );
+    if !tool {
+        text.push_str(
+            "  KITBAG_NAME    what this copy is called: a further one has a name, and state, of its own\n  \
+             KITBAG_RUN     folder of the registry of ports\n",
+        );
+    }
+    text.push_str(
+        "  KITBAG_GC=off  keep unpacked bundles until `gc` is asked for\n\n\
          Exit codes: 0 done, 1 failed, 2 usage, 4 damaged, 5 no place or disk full, 6 running already,\n\
          7 a service failed, 9 not running, 10 not ready in time, 125 the tool's program could not be started\n",
     );

@@ -1,5 +1,6 @@
 //! The static runtime that every bundle starts with, as a library, so that its parts can be tested.
 
+pub mod called;
 pub mod commands;
 pub mod control;
 pub mod endpoint;

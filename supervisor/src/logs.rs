@@ -30,7 +30,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use self::files::Files;
 use self::lines::{Batch, LONGEST_LINE, Partial, Stream, cut};
 use self::sink::Sink;
-use self::standard::Standard;
+use self::standard::{Carries, Standard};
 use crate::state::Ms;
 use crate::sys::fd::{self, Target};
 use crate::sys::{Errno, Pid};
@@ -150,6 +150,7 @@ pub struct Logs {
 impl Logs {
     /// Standard output and error as they were inherited, and what `settings` asks for.
     pub fn new(settings: Settings) -> Result<Self, Errno> {
+        let logs_own = settings.quiet;
         let epoll = || Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC);
         let (events, prints) = (epoll()?, epoll()?);
         events.add(&prints.0, EpollEvent::new(EpollFlags::EPOLLIN, Source::Prints.token()))?;
@@ -169,6 +170,7 @@ impl Logs {
             now: 0,
         };
         if let Some(settings) = settings.files {
+            logs.standard.carries = if logs_own { Carries::Own } else { Carries::Copies };
             logs.add_sink(Box::new(Files::new(settings)));
         }
         Ok(logs)

@@ -7,20 +7,22 @@ use std::time::{Duration, Instant};
 
 use kitbag_format::exit;
 use kitbag_format::manifest::Run;
-use kitbag_format::service::LogFormat;
+use kitbag_format::service::{LogFormat, ReadyWhen};
+use kitbag_format::{Bundle, Digest};
 use lexopt::prelude::*;
 use serde_json::Value;
 
+use crate::called::called;
 use crate::commands::{Failure, pass_on, print};
 use crate::control::client::{self, Answer, PATIENCE};
 use crate::control::http::encoded;
 use crate::open::Own;
 use crate::state::Ms;
-use crate::state_folder;
+use crate::state_folder::{self, Found};
 use crate::status::table::{self, Extra, Look};
-use crate::status::{State, Status, Unit, time, usage};
+use crate::status::{Kind, State, Status, Unit, time, usage};
 use crate::store::place::Facts;
-use crate::sys::wait;
+use crate::sys::{Errno, Pid, wait};
 
 pub mod background;
 mod exec;
@@ -39,6 +41,18 @@ const START_TIME: Ms = 60_000;
 const WAIT_TIME: Ms = 30_000;
 /// Ends a stop that was asked for: none but what the manifest says.
 const WITHOUT_END: Ms = 86_400_000;
+/// Whoever runs is given so long for an answer, however short the time is that was asked for.
+const SHORTEST: Ms = 1_000;
+/// A wait ends so long before its time is over at most, for its answer to be there in time.
+const MARGIN: Ms = 200;
+/// How long a wait is silent, and how long it is at least between two of its words.
+const SILENCE: [Ms; 2] = [3_000, 1_000];
+/// How often a stop is looked at, at first and then.
+const STOP_LOOK: [Ms; 2] = [100, 500];
+/// A wait without words.
+const SILENT: [Ms; 2] = [WITHOUT_END; 2];
+/// A service that is ready because it runs has to have run for so long when `start` says so.
+const SETTLED: Ms = 100;
 /// Lines of a log that come with bad news.
 const LAST_LINES: usize = 10;
 
@@ -50,6 +64,12 @@ pub struct Running {
     format: LogFormat,
     /// Its services and tasks.
     parts: Vec<String>,
+    /// Services that are ready because they run.
+    unproven: Vec<String>,
+    version: String,
+    digest: Digest,
+    /// When all that is asked has to be answered.
+    until: Option<Instant>,
 }
 
 impl Running {
@@ -58,34 +78,95 @@ impl Running {
         let manifest = own.bundle.manifest()?;
         let facts = Facts::of_process(Some(&own.path));
         let name = state_folder::name(&facts, &manifest.name)?;
-        match state_folder::find(&facts, &name) {
-            Some(state) => {
-                let services = match &manifest.run {
-                    Run::Services(services) => services.keys().cloned().collect(),
-                    Run::Command(_) => Vec::new(),
-                };
-                let parts = [services, manifest.tasks.keys().cloned().collect()].concat();
-                Ok(Self { name, state, format: manifest.logs.format, parts })
+        let state = match state_folder::find(&facts, &name) {
+            Ok(Found::State(state)) => state,
+            Ok(Found::Nothing(looked)) => {
+                let looked: Vec<String> = looked.iter().map(|path| path.display().to_string()).collect();
+                return Err(Failure::NotRunning {
+                    name,
+                    place: format!(": no state is in {}", looked.join(", ")),
+                });
             }
-            None => Err(Failure::NotRunning { name, state: None }),
+            Err((path, error)) => return Err(closed(&path, &error)),
+        };
+        let (mut parts, mut unproven) = (Vec::new(), Vec::new());
+        if let Run::Services(services) = &manifest.run {
+            for (name, service) in services {
+                parts.push(name.clone());
+                if service.more.ready.when == ReadyWhen::UpFor(0) {
+                    unproven.push(name.clone());
+                }
+            }
         }
+        parts.extend(manifest.tasks.keys().cloned());
+        Ok(Self {
+            parts,
+            unproven,
+            name,
+            state,
+            format: manifest.logs.format,
+            version: manifest.version.clone(),
+            digest: own.bundle.digest(),
+            until: None,
+        })
+    }
+
+    /// The same, asked for no longer than this from now on.
+    fn within(mut self, timeout: Option<Ms>) -> Self {
+        self.until = timeout.map(|timeout| Instant::now() + Duration::from_millis(timeout));
+        self
+    }
+
+    /// What is left of the time for it.
+    fn left(&self) -> Ms {
+        self.until.map_or(WITHOUT_END, left_until)
     }
 
     /// Asks it, and waits for the answer for `patience` at most. One that is just starting gets some time.
     fn ask(&self, method: &str, target: &str, patience: Ms) -> Result<Answer, Failure> {
         let begin = Instant::now();
+        let most = |time: Ms| time.min(self.left().max(SHORTEST));
         loop {
-            let error = match client::ask(&self.folder(), method, target, patience) {
+            let error = match client::ask(&self.folder(), method, target, most(patience)) {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
             let nobody = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
-            let starting = nobody && state_folder::is_in_use(&self.state);
-            if !starting || begin.elapsed() > Duration::from_millis(PATIENCE) {
+            let starting = nobody && self.is_in_use()?;
+            if !starting || begin.elapsed() > Duration::from_millis(most(PATIENCE)) {
                 return Err(self.silent(&error));
             }
             std::thread::sleep(POLL);
         }
+    }
+
+    fn is_in_use(&self) -> Result<bool, Failure> {
+        state_folder::is_in_use(&self.state).map_err(|error| closed(&self.state, &error))
+    }
+
+    /// Waits until process `pid`, which ran, is gone; a failure if that takes too long.
+    fn wait_until_gone(&self, pid: Option<u32>) -> Result<(), Failure> {
+        let gone = state_folder::wait_until_free(&self.state, pid, self.until);
+        if gone.map_err(|error| closed(&self.state, &error))? {
+            return Ok(());
+        }
+        let process = pid.map_or_else(String::new, |pid| format!(", as process {pid}"));
+        Err(Failure::Late(format!(
+            "{} is stopping still{process}\n  to fix  `{} status` says who has not ended; wait longer with --timeout",
+            self.name,
+            called()
+        )))
+    }
+
+    /// A sentence, if what runs is of another file than this one.
+    fn differs(&self, status: &Status) -> Option<String> {
+        let is_other = || digest_of(status.pid).is_some_and(|digest| digest != self.digest);
+        let (runs, this) = (&status.version, &self.version);
+        if status.version.is_empty() || (runs == this && !is_other()) {
+            return None;
+        }
+        let this = if runs == this { format!("another build of {this}") } else { this.clone() };
+        Some(format!("what runs is {} {runs}, as process {}, and this file is {this}", self.name, status.pid))
     }
 
     /// Asks it to do something: the units that it concerns.
@@ -104,29 +185,56 @@ impl Running {
         state_folder::runtime_in(&self.state)
     }
 
-    fn is_not_running(&self) -> Failure {
-        Failure::NotRunning { name: self.name.clone(), state: Some(self.state.clone()) }
-    }
-
     /// It runs, and does not answer; or it has just ended.
     fn silent(&self, error: &io::Error) -> Failure {
-        if !state_folder::is_in_use(&self.state) {
-            return self.is_not_running();
+        match self.is_in_use() {
+            Ok(true) => {}
+            Ok(false) => {
+                let place = format!(" with its state in {}", self.state.display());
+                return Failure::NotRunning { name: self.name.clone(), place };
+            }
+            Err(failure) => return failure,
         }
-        let pid =
-            state_folder::user_of(&self.state).map_or_else(String::new, |pid| format!(" (process {pid})"));
+        let (process, pid) = match state_folder::user_of(&self.state) {
+            Some(pid) => (format!(" as process {pid}"), pid.to_string()),
+            None => (String::new(), "PID".to_owned()),
+        };
+        let late = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
         let why = match error.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "no answer in time".to_owned(),
+            _ if late => "no answer in time".to_owned(),
             io::ErrorKind::UnexpectedEof => "its answer broke off".to_owned(),
             _ => error.to_string(),
         };
-        Failure::Running(format!(
-            "{} runs{pid}, and does not answer at {}: {why}\n  to fix  see what holds it up; \
-             `kill -CONT` wakes it if it was stopped",
+        let text = format!(
+            "{} runs{process}, and does not answer at {}: {why}\n  to fix  see what holds it up; \
+             `kill -CONT {pid}` wakes it if it was stopped",
             self.name,
             self.folder().display()
-        ))
+        );
+        if late && self.left() == 0 { Failure::Late(text) } else { Failure::Running(text) }
     }
+}
+
+/// This user may not see what is there.
+fn closed(path: &Path, error: &io::Error) -> Failure {
+    // Without the number that std adds.
+    let why = error
+        .raw_os_error()
+        .map_or_else(|| error.to_string(), |number| Errno::from_raw(number).desc().to_owned());
+    Failure::Running(format!(
+        "cannot look into {}: {why}\n  to fix  ask as the user that it belongs to, or as root",
+        path.display()
+    ))
+}
+
+/// The digest of the file that a process runs; `None` if it cannot be told.
+fn digest_of(pid: Pid) -> Option<Digest> {
+    let file = fs::File::open(format!("/proc/{pid}/exe")).ok()?;
+    Some(Bundle::open(file).ok()?.digest())
+}
+
+fn left_until(until: Instant) -> Ms {
+    Ms::try_from(until.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(Ms::MAX)
 }
 
 /// The answer's JSON, or what it says is wrong.
@@ -136,11 +244,6 @@ fn good(answer: Answer) -> Result<Value, Failure> {
         400 | 404 => Err(Failure::Refused(answer.fault())),
         _ => Err(Failure::Running(answer.fault())),
     }
-}
-
-/// What the bundle was called by, for sentences with something to type.
-fn called() -> String {
-    crate::sys::executed_path().map_or_else(|| "FILE".to_owned(), |path| path.display().to_string())
 }
 
 /// Options and names of a command line.
@@ -204,7 +307,11 @@ pub fn status(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
         let coloured = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         let look = Look { coloured, width: crate::sys::background::columns() };
         let extras = extras(&status, peer == Some(status.pid), running.format);
-        print(table::render(&status, &extras, look, &called()).as_bytes())?;
+        let mut text = table::render(&status, &extras, look, &called());
+        if let Some(other) = running.differs(&status) {
+            text.push_str(&format!("{other}: {}\n", swap()));
+        }
+        print(text.as_bytes())?;
     }
     let failed = status.units.iter().any(|unit| unit.state == State::Failed);
     if failed { Err(Failure::Found(exit::SERVICE_FAILED)) } else { Ok(()) }
@@ -245,18 +352,12 @@ fn extras(status: &Status, same_numbers: bool, format: LogFormat) -> Vec<Extra> 
         .collect()
 }
 
-/// `stop [SVC…]`: returns when they have ended; without a name, when everything has.
+/// `stop [--timeout T] [--oknodo] [SVC…]`: returns when they have ended; without a name, when everything has.
 pub fn stop(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
-    let line = Line::read(parser, false, &["oknodo"])?;
+    let line = Line::read(parser, true, &["oknodo"])?;
     let outcome = Running::of(own).and_then(|running| {
-        if line.names.is_empty() {
-            running.order("/v1/stop")?;
-            state_folder::wait_until_free(&running.state);
-            return print(format!("{} has stopped\n", running.name).as_bytes());
-        }
-        let units = running.order_each(&line.names, "stop")?;
-        line.names.iter().try_for_each(|name| running.wait("ended", name, WITHOUT_END).map(drop))?;
-        print(format!("stopped: {}\n", units.join(", ")).as_bytes())
+        let running = running.within(line.timeout);
+        if line.names.is_empty() { running.stop_all() } else { running.stop_some(&line.names) }
     });
     match outcome {
         Err(Failure::NotRunning { name, .. }) if line.has("oknodo") => {
@@ -266,6 +367,12 @@ pub fn stop(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
     }
 }
 
+/// What to type for this file to run in place of another version.
+fn swap() -> String {
+    let called = called();
+    format!("`{called} stop`, then `{called} start`")
+}
+
 /// `start [--timeout T] [--oknodo] [SVC…]`: everything in the background; or services of the running one.
 pub fn start(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
     let line = Line::read(parser, true, &["oknodo"])?;
@@ -273,22 +380,28 @@ pub fn start(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
     if line.names.is_empty() {
         return background::start(own, timeout, line.has("oknodo"));
     }
-    let running = Running::of(own)?;
+    let running = Running::of(own)?.within(Some(timeout));
     let units = running.order_each(&line.names, "start")?;
-    running.until_ready(&line.names, timeout)?;
+    running.until_settled(&line.names)?;
     print(format!("ready: {}\n", units.join(", ")).as_bytes())
 }
 
 /// `restart [--timeout T] [SVC…]`: returns when they are ready again.
 pub fn restart(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
     let line = Line::read(parser, true, &[])?;
-    let running = Running::of(own)?;
+    let running = Running::of(own)?.within(Some(line.timeout.unwrap_or(START_TIME)));
+    let other = running.differs(&running.status()?);
     let (units, names) = if line.names.is_empty() {
+        // It would bring the same version back, and say that it did as it was told.
+        if let Some(other) = other {
+            return Err(Failure::Running(format!("{other}: nothing was restarted\n  to fix  {}", swap())));
+        }
         (running.order("/v1/restart")?, vec![String::new()])
     } else {
         (running.order_each(&line.names, "restart")?, line.names)
     };
-    running.until_ready(&names, line.timeout.unwrap_or(START_TIME))?;
+    running.until_settled(&names)?;
+    other.iter().for_each(|other| tell(&format!("{other}, which runs after {}", swap())));
     print(format!("restarted: {}\n", units.join(", ")).as_bytes())
 }
 
@@ -332,12 +445,12 @@ pub fn run_task(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
     let [name] = &line.names[..] else {
         return Err(Failure::Usage("name one task: `run-task NAME`".to_owned()));
     };
-    let running = Running::of(own)?;
+    let running = Running::of(own)?.within(line.timeout);
     running.order(&format!("/v1/tasks/{}/run", encoded(name)))?;
     if !line.has("wait") {
         return Ok(());
     }
-    let answer = running.wait("ended", name, line.timeout.unwrap_or(WITHOUT_END))?;
+    let answer = running.wait("ended", name, SILENT, &mut |_| Ok(()))?;
     if answer["well"] == true {
         return Ok(());
     }
@@ -355,7 +468,7 @@ pub fn wait(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
         return Err(Failure::Usage("wait for what? `wait --ready`".to_owned()));
     }
     let names = if line.names.is_empty() { vec![String::new()] } else { line.names };
-    Running::of(own)?.until_ready(&names, line.timeout.unwrap_or(WAIT_TIME))
+    Running::of(own)?.within(Some(line.timeout.unwrap_or(WAIT_TIME))).until_ready(&names)
 }
 
 /// `events [-f]`: an object a line.
@@ -392,7 +505,7 @@ impl Running {
     fn must_know(&self, names: &[String], status: &Status) -> Result<(), Failure> {
         match names.iter().find(|name| status.named(name).next().is_none()) {
             // Its answer says what may have been meant.
-            Some(name) => self.wait("ended", name, 0).map(drop),
+            Some(name) => self.wait("ended", name, SILENT, &mut |_| Ok(())).map(drop),
             None => Ok(()),
         }
     }
@@ -407,22 +520,50 @@ impl Running {
         Ok(units)
     }
 
-    /// Waits until `name` is `ready`, or has `ended`; the answer if it has come to that in time.
-    fn wait(&self, goal: &str, name: &str, timeout: Ms) -> Result<Value, Failure> {
-        let target = format!("/v1/wait?{goal}=1&unit={}&timeout={timeout}ms", encoded(name));
-        let answer = self.ask("GET", &target, timeout.saturating_add(PATIENCE))?;
-        match answer.code {
-            503 => Err(Failure::NotReady { never: answer.value["final"] == true, answer: answer.value }),
-            _ => good(answer),
+    /// Waits until `name` is `ready`, or has `ended`; the answer if it has come to that in time. What is so meanwhile is
+    /// shown to `each` after the first of `spans`, and then after each of the second, and it may end the wait.
+    fn wait(
+        &self,
+        goal: &str,
+        name: &str,
+        spans: [Ms; 2],
+        each: &mut dyn FnMut(&Value) -> Result<(), Failure>,
+    ) -> Result<Value, Failure> {
+        let [mut span, later] = spans;
+        loop {
+            let left = self.left();
+            // Several steps bring it to its end, so that the last answer is there in time.
+            let time = left.saturating_sub((left / 10).min(MARGIN)).min(span);
+            let target = format!("/v1/wait?{goal}=1&unit={}&timeout={time}ms", encoded(name));
+            let answer = self.ask("GET", &target, time.saturating_add(PATIENCE))?;
+            if answer.code != 503 {
+                return good(answer);
+            }
+            let never = answer.value["final"] == true;
+            if never || self.left() == 0 {
+                return Err(Failure::NotReady { never, answer: answer.value });
+            }
+            if time == span {
+                each(&answer.value)?;
+                span = later;
+            }
         }
     }
 
-    /// Waits until all of them are ready; or tells which is not and why, with the end of its log.
-    fn until_ready(&self, names: &[String], timeout: Ms) -> Result<(), Failure> {
-        let begin = Instant::now();
+    /// Waits until all of them are ready; or tells which is not and why, with the end of its log. After some seconds it
+    /// tells what it waits for, and again when that is something new.
+    fn until_ready(&self, names: &[String]) -> Result<(), Failure> {
+        let mut told = Vec::new();
+        let mut each = |answer: &Value| {
+            let why = answer["error"].as_str().unwrap_or_default().to_owned();
+            if !told.contains(&why) {
+                tell(&format!("still waiting: {why}"));
+                told.push(why);
+            }
+            Ok(())
+        };
         for name in names {
-            let left = timeout.saturating_sub(Ms::try_from(begin.elapsed().as_millis()).unwrap_or(Ms::MAX));
-            match self.wait("ready", name, left) {
+            match self.wait("ready", name, SILENCE, &mut each) {
                 Err(Failure::NotReady { answer, never }) => return Err(self.tell_unready(&answer, never)),
                 other => other?,
             };
@@ -430,19 +571,119 @@ impl Running {
         Ok(())
     }
 
-    /// Tells who is not ready. The exit code says whether that may change.
-    fn tell_unready(&self, answer: &Value, never: bool) -> Failure {
-        let status = self.status().ok();
-        for unit in answer["units"].as_array().into_iter().flatten() {
-            let text = |key: &str| unit[key].as_str().unwrap_or("?");
-            tell(&format!("{} is not ready ({}): {}", text("unit"), text("state"), text("why")));
-            if let Some(status) = &status {
-                self.tell_last_lines(status, text("unit"));
+    /// The same; and what is ready because it runs, has to have run for a moment.
+    fn until_settled(&self, names: &[String]) -> Result<(), Failure> {
+        self.until_ready(names)?;
+        if self.unproven.is_empty() {
+            return Ok(());
+        }
+        loop {
+            let status = self.status()?;
+            let (mut has_failed, mut left) = (false, 0);
+            for unit in &status.units {
+                if !self.is_unproven(unit) || !names.iter().any(|name| is_named(unit, name)) {
+                    continue;
+                }
+                let ended_ill = unit.last_end.as_ref().is_some_and(|end| !end.well);
+                if unit.state == State::Ready {
+                    left = left.max(SETTLED.saturating_sub(unit.for_ms));
+                } else if unit.state == State::Failed || (unit.state == State::Retrying && ended_ill) {
+                    self.tell_one(Some(&status), &unit.name, unit.state.name(), &unit.why());
+                    has_failed = true;
+                }
+            }
+            if has_failed {
+                self.tell_what_runs(&status);
+                return Err(Failure::Found(exit::SERVICE_FAILED));
+            }
+            match left.min(self.left()) {
+                0 => return Ok(()),
+                left => std::thread::sleep(Duration::from_millis(left)),
             }
         }
-        let called = called();
-        tell(&format!("{} goes on running: `{called} status` says more, `{called} stop` ends it", self.name));
+    }
+
+    fn is_unproven(&self, unit: &Unit) -> bool {
+        unit.kind == Kind::Service && self.unproven.contains(&unit.service)
+    }
+
+    /// Tells who is not ready. The exit code says whether that may change.
+    fn tell_unready(&self, answer: &Value, never: bool) -> Failure {
+        let status = self.status();
+        for unit in answer["units"].as_array().into_iter().flatten() {
+            let text = |key: &str| unit[key].as_str().unwrap_or("?");
+            self.tell_one(status.as_ref().ok(), text("unit"), text("state"), text("why"));
+        }
+        self.tell_what_runs(&status.unwrap_or_default());
         Failure::Found(if never { exit::SERVICE_FAILED } else { exit::NOT_READY })
+    }
+
+    /// Tells of one that is not ready, with the end of its log.
+    fn tell_one(&self, status: Option<&Status>, unit: &str, state: &str, why: &str) {
+        tell(&format!("{unit} is not ready ({state}): {why}"));
+        if let Some(status) = status {
+            self.tell_last_lines(status, unit);
+        }
+    }
+
+    /// Tells what becomes of a bundle that is not ready.
+    fn tell_what_runs(&self, status: &Status) {
+        let (name, called) = (&self.name, called());
+        tell(&if status.stopping {
+            format!("{name} is stopping: `{called} start` waits for that, and starts it again")
+        } else {
+            format!("{name} goes on running: `{called} status` says more, `{called} stop` ends it")
+        });
+    }
+
+    /// Stops everything, and waits until it is gone.
+    fn stop_all(&self) -> Result<(), Failure> {
+        let pid = state_folder::user_of(&self.state);
+        self.order("/v1/stop")?;
+        self.wait_until_gone(pid)?;
+        if self.is_in_use()? {
+            let next = state_folder::user_of(&self.state).filter(|next| Some(*next) != pid);
+            if let Some(next) = next {
+                return Err(self.started_again(&self.name, Some(next)));
+            }
+        }
+        print(format!("{} has stopped\n", self.name).as_bytes())
+    }
+
+    /// Stops these, and waits until what ran of them has ended.
+    fn stop_some(&self, names: &[String]) -> Result<(), Failure> {
+        let before = self.status()?;
+        let units = self.order_each(names, "stop")?;
+        let mut stopping = Vec::new();
+        for name in names {
+            self.wait("ended", name, STOP_LOOK, &mut |_| self.started_since(name, &before, &mut stopping))?;
+        }
+        print(format!("stopped: {}\n", units.join(", ")).as_bytes())
+    }
+
+    /// An error if one of this name has ended since, and been started again: it is another process than `before`, or
+    /// was `stopping` at an earlier look, and neither stops nor has ended.
+    fn started_since(&self, name: &str, before: &Status, stopping: &mut Vec<String>) -> Result<(), Failure> {
+        for unit in self.status()?.named(name) {
+            if unit.state == State::Stopping {
+                stopping.push(unit.name.clone());
+                continue;
+            }
+            let was = before.units.iter().find(|was| was.name == unit.name).and_then(|was| was.pid);
+            let is_new = (unit.pid.is_some() && unit.pid != was) || stopping.contains(&unit.name);
+            if !unit.state.is_at_rest() && is_new {
+                return Err(self.started_again(&unit.name, unit.pid.map(Pid::cast_unsigned)));
+            }
+        }
+        Ok(())
+    }
+
+    fn started_again(&self, name: &str, pid: Option<u32>) -> Failure {
+        let process = pid.map_or_else(String::new, |pid| format!(", as process {pid}"));
+        Failure::Running(format!(
+            "{name} has stopped, and was started again meanwhile{process}\n  to fix  `{} events` shows when; stop it again",
+            called()
+        ))
     }
 
     /// What a unit has printed last, in its last run.
@@ -457,6 +698,11 @@ impl Running {
             }
         }
     }
+}
+
+/// True for all units if the name is empty, for a service's instances, and for the one of this name.
+fn is_named(unit: &Unit, name: &str) -> bool {
+    name.is_empty() || unit.service == name || unit.name == name
 }
 
 /// A sentence on standard error.

@@ -1,9 +1,10 @@
 //! The folder where an app writes, and the files that travel inside the bundle and become its state.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use kitbag_format::manifest::{Seed, is_name};
 use nix::errno::Errno;
@@ -64,12 +65,42 @@ pub fn choose(facts: &Facts, name: &str) -> Result<PathBuf, StoreError> {
     Err(StoreError::NoState(tried))
 }
 
+/// Where a look for a state folder has led.
+pub enum Found {
+    /// To one that somebody has used.
+    State(PathBuf),
+    /// To none; these are the places that were looked at.
+    Nothing(Vec<PathBuf>),
+}
+
 /// The state folder of the app `name` that somebody has used already, for a look at who does; makes nothing.
-pub fn find(facts: &Facts, name: &str) -> Option<PathBuf> {
-    let all = candidates(facts, name);
+///
+/// # Errors
+/// Where there is none, the first place that this user may not look into, and why.
+pub fn find(facts: &Facts, name: &str) -> Result<Found, (PathBuf, io::Error)> {
     let explicit = facts.path("KITBAG_STATE").is_some();
-    let set = all.into_iter().filter_map(|(_, path)| path).take(if explicit { 1 } else { usize::MAX });
-    set.filter_map(|path| path.canonicalize().ok()).find(|path| path.join(LOCK).is_file())
+    let set = candidates(facts, name).into_iter().filter_map(|(_, path)| path);
+    let (mut looked, mut closed) = (Vec::new(), None);
+    for path in set.take(if explicit { 1 } else { usize::MAX }) {
+        match look(&path) {
+            Ok(Some(real)) => return Ok(Found::State(real)),
+            Ok(None) => looked.push(path),
+            Err(error) => _ = closed.get_or_insert((path, error)),
+        }
+    }
+    closed.map_or(Ok(Found::Nothing(looked)), Err)
+}
+
+/// The real path of a state folder that somebody has used.
+fn look(path: &Path) -> io::Result<Option<PathBuf>> {
+    let real =
+        path.canonicalize().and_then(|real| Ok(fs::metadata(real.join(LOCK))?.is_file().then_some(real)));
+    match real {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
+        other => other,
+    }
 }
 
 /// Makes the supervisor's own folder in a state folder, for its user alone.
@@ -86,18 +117,35 @@ pub fn runtime_in(state: &Path) -> PathBuf {
 }
 
 /// True if somebody uses this state folder.
-pub fn is_in_use(state: &Path) -> bool {
-    let Ok(file) = File::open(state.join(LOCK)) else { return false };
-    Flock::lock(file, FlockArg::LockSharedNonblock).is_err()
+///
+/// # Errors
+/// Of open(2), where this user may not look.
+pub fn is_in_use(state: &Path) -> io::Result<bool> {
+    let file = match File::open(state.join(LOCK)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => other?,
+    };
+    Ok(Flock::lock(file, FlockArg::LockSharedNonblock).is_err())
 }
 
-/// Waits until nobody uses this state folder any more.
-pub fn wait_until_free(state: &Path) {
-    if let Ok(mut file) = File::open(state.join(LOCK)) {
-        while let Err((back, Errno::EINTR)) = Flock::lock(file, FlockArg::LockShared) {
-            file = back;
+/// Waits until process `pid` does not use this state folder any more: nobody does, or another one. False if that is not
+/// so by `until`.
+///
+/// # Errors
+/// As [`is_in_use`].
+pub fn wait_until_free(state: &Path, pid: Option<u32>, until: Option<Instant>) -> io::Result<bool> {
+    /// How often that is looked at. flock(2) knows no deadline, and would go on with the next user.
+    const POLL: Duration = Duration::from_millis(10);
+    while is_in_use(state)? {
+        if pid.is_some() && user_of(state).is_some_and(|user| Some(user) != pid) {
+            return Ok(true);
         }
+        if until.is_some_and(|until| Instant::now() >= until) {
+            return Ok(false);
+        }
+        std::thread::sleep(POLL);
     }
+    Ok(true)
 }
 
 /// The process that uses this state folder, or did last.
@@ -158,11 +206,82 @@ pub struct StateLock(#[expect(dead_code, reason = "held, not read")] Flock<File>
 
 /// Takes the state folder for this process alone.
 pub fn lock(state: &Path) -> Result<StateLock, StoreError> {
+    /// Who only looks holds the lock for a moment ([`is_in_use`]), so it is asked for several times.
+    const TRIES: usize = 5;
     let path = state.join(LOCK);
-    match lock_file(&path).map_err(StoreError::io("lock", &path))? {
-        Some(file) => Ok(StateLock(file)),
-        None => Err(StoreError::AlreadyRunning { pid: read_pid(&path), folder: state.into() }),
+    for again in (0..TRIES).rev() {
+        match lock_file(&path).map_err(|error| unwritable(state, &path, error))? {
+            Some(file) => {
+                let is_file = file.metadata().is_ok_and(|found| found.is_file());
+                return if is_file { Ok(StateLock(file)) } else { Err(no_file(&path)) };
+            }
+            None if again > 0 => std::thread::sleep(Duration::from_millis(5)),
+            None => {}
+        }
     }
+    Err(StoreError::AlreadyRunning { pid: read_pid(&path), folder: state.into() })
+}
+
+/// Why nothing can be written to a state folder: what is to be mended there has an answer of its own.
+fn unwritable(state: &Path, path: &Path, error: io::Error) -> StoreError {
+    let verdict = match error.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => Refusal::ReadOnly,
+        io::ErrorKind::PermissionDenied | io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            Refusal::Io(error)
+        }
+        _ => return StoreError::io("lock", path)(error),
+    };
+    StoreError::NoState(vec![Candidate {
+        path: Some(state.into()),
+        why: "this app's state",
+        verdict: Err(verdict),
+    }])
+}
+
+fn no_file(path: &Path) -> StoreError {
+    StoreError::io("write to", path)(io::Error::other("it is no regular file; remove it"))
+}
+
+/// Opens a file of a state folder to append to it; makes it if it is not there. A pipe would hold the opener up
+/// until somebody reads it, a link leads elsewhere: both are refused.
+pub fn append_to(path: &Path) -> Result<File, StoreError> {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o600);
+    options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits());
+    let file = match options.open(path) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENXIO | libc::ELOOP)) => {
+            return Err(no_file(path));
+        }
+        other => other.map_err(|error| StoreError::io("open", path)(error))?,
+    };
+    if file.metadata().is_ok_and(|found| found.is_file()) { Ok(file) } else { Err(no_file(path)) }
+}
+
+/// A new file in place of whatever has this name in a state folder.
+///
+/// # Errors
+/// Of unlink(2) and open(2).
+pub fn create(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    OpenOptions::new().write(true).create_new(true).open(path)
+}
+
+/// Reads a regular file of a state folder, so many bytes at most; anything else is an error, and holds nobody up.
+///
+/// # Errors
+/// Of open(2) and read(2).
+pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Copies each seed from the tree to the state folder where nothing is there yet. What is there is left

@@ -130,7 +130,9 @@ impl fmt::Display for StoreError {
             Self::NoState(candidates) => {
                 f.write_str("no folder can be used for state")?;
                 list(f, candidates)?;
-                f.write_str("\n  to fix  set KITBAG_STATE to a folder of your own")
+                f.write_str(
+                    "\n  to fix  make that folder writable, or set KITBAG_STATE to one of your own that is",
+                )
             }
             Self::Name(name) => write!(
                 f,
@@ -139,10 +141,11 @@ impl fmt::Display for StoreError {
             ),
             Self::Full { place, needs } => write!(
                 f,
-                "the disk of {} is full: {} are needed; free some (`FILE gc` removes what is no longer \
+                "the disk of {} is full: {} are needed; free some (`{} gc` removes what is no longer \
                  used), or set KITBAG_STORE to a folder on another disk",
                 place.display(),
-                Size(*needs)
+                Size(*needs),
+                crate::called::called()
             ),
             Self::AlreadyRunning { pid, folder } => {
                 f.write_str("it is running already")?;

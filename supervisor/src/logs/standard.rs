@@ -153,9 +153,23 @@ struct Unit {
     dropped: u64,
 }
 
+/// What goes to standard output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Carries {
+    /// All that services print, which is nowhere else.
+    #[default]
+    All,
+    /// The same, which is in files as well.
+    Copies,
+    /// In the background: what the supervisor says. It is `supervisor.log`, and the services have files.
+    Own,
+}
+
 /// Standard output and standard error.
 #[derive(Debug)]
 pub struct Standard {
+    /// What is lost where standard output fails.
+    pub carries: Carries,
     out: Queue,
     /// `None` where it is the same file as `out`: two queues would tear each other's lines.
     err: Option<Queue>,
@@ -176,6 +190,7 @@ impl Standard {
         let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
             || std::env::var_os("TERM").as_deref() == Some(OsStr::new("dumb"));
         Self {
+            carries: Carries::default(),
             out: Queue::new(1),
             err: (!fd::same(fd::stdout(), fd::stderr())).then(|| Queue::new(2)),
             units: Vec::new(),
@@ -260,15 +275,18 @@ impl Standard {
     }
 
     fn tell(&mut self, trouble: Trouble) {
-        self.news.push_back(match trouble {
-            Trouble::Closed => "standard output is closed; what services print is discarded".to_owned(),
-            Trouble::Failing(errno) => format!(
-                "standard output cannot be written ({}); what services print is discarded until it can",
-                errno.desc()
+        let (what, lost) = match self.carries {
+            Carries::All => ("standard output", "what services print is discarded"),
+            Carries::Copies => ("standard output", "what services print is in their files alone"),
+            Carries::Own => (
+                "supervisor.log",
+                "what services print has files of its own, and what the supervisor says, too",
             ),
-            Trouble::Recovered(lost) => {
-                format!("standard output can be written again; {lost} bytes were lost")
-            }
+        };
+        self.news.push_back(match trouble {
+            Trouble::Closed => format!("{what} is closed; {lost}"),
+            Trouble::Failing(errno) => format!("{what} cannot be written ({}) for now; {lost}", errno.desc()),
+            Trouble::Recovered(lost) => format!("{what} can be written again; {lost} bytes were lost"),
         });
     }
 }
@@ -375,6 +393,29 @@ mod tests {
             String::from_utf8_lossy(&standard.out.bytes),
             "web | kitbag: 3 lines were dropped here: nobody read them in time\n"
         );
+    }
+
+    #[test]
+    fn a_failure_says_what_is_lost_by_it() {
+        let mut standard = standard(false, &[]);
+        for (carries, said) in [
+            (
+                Carries::All,
+                "standard output cannot be written (No space left on device) for now; what services print is discarded",
+            ),
+            (
+                Carries::Copies,
+                "standard output cannot be written (No space left on device) for now; what services print is in their files alone",
+            ),
+            (
+                Carries::Own,
+                "supervisor.log cannot be written (No space left on device) for now; what services print has files of its own, and what the supervisor says, too",
+            ),
+        ] {
+            standard.carries = carries;
+            standard.tell(Trouble::Failing(Errno::ENOSPC));
+            assert_eq!(standard.news().as_deref(), Some(said));
+        }
     }
 
     #[test]

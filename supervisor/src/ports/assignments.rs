@@ -13,11 +13,12 @@
 use kitbag_format::sort;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs::{self, File};
-use std::io::{self, Read, Write as _};
+use std::fs;
+use std::io::{self, Write as _};
 use std::path::Path;
 
 use super::lease::Net;
+use crate::state_folder;
 
 /// The file's name.
 pub const NAME: &str = "ports";
@@ -47,9 +48,7 @@ pub struct Assignments {
 impl Assignments {
     /// Those of the last time, none of them leased yet. A file that is not there, or not readable, has none.
     pub fn read(folder: &Path) -> Self {
-        let mut bytes = Vec::new();
-        let file = File::open(folder.join(NAME));
-        let _ = file.and_then(|file| file.take(LONGEST).read_to_end(&mut bytes));
+        let bytes = state_folder::read(&folder.join(NAME), LONGEST).unwrap_or_default();
         Self::parse(&bytes)
     }
 
@@ -101,7 +100,7 @@ impl Assignments {
     /// Writes the file, whole or not at all.
     pub fn write(&self, folder: &Path) -> io::Result<()> {
         let part = folder.join(format!(".{NAME}.part"));
-        let mut file = File::create(&part)?;
+        let mut file = state_folder::create(&part)?;
         file.write_all(self.text().as_bytes())?;
         fs::rename(part, folder.join(NAME))
     }

@@ -4,22 +4,23 @@
 //! begun to supervise, and another, its exit code, when it ends. What goes wrong before that is said by the new
 //! process itself, which still has the person's standard error.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use kitbag_format::exit;
-use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{Running, default_log_folder, tell};
+use super::{POLL, Running, SILENCE, default_log_folder, left_until, swap, tell};
+use crate::called::called;
 use crate::commands::{self, Failure, print};
 use crate::control::client::PATIENCE;
 use crate::open::Own;
 use crate::service::{self, Setting};
 use crate::state::Ms;
-use crate::status::time;
+use crate::state_folder;
+use crate::status::{Status, time};
 use crate::store::StoreError;
 use crate::sys::background::{self, Side};
 use crate::sys::fd;
@@ -45,9 +46,7 @@ impl Report {
         if fs::metadata(&path).is_ok_and(|found| found.len() > OWN_LOG_FULL) {
             let _ = fs::rename(&path, folder.join("supervisor.log.1"));
         }
-        let mut options = OpenOptions::new();
-        let options = options.append(true).create(true).mode(0o600).custom_flags(OFlag::O_NOFOLLOW.bits());
-        let log = options.open(&path).map_err(StoreError::io("open", &path))?;
+        let log = state_folder::append_to(&path)?;
         std::env::set_current_dir("/").map_err(StoreError::io("change to", Path::new("/")))?;
         background::redirect(&log.into()).map_err(StoreError::sys("write to", &path))?;
         self.tell(SUPERVISING);
@@ -70,16 +69,40 @@ fn make_private(folder: &Path) -> std::io::Result<()> {
 
 /// Starts everything, and returns when it is ready.
 pub fn start(own: &Own, timeout: Ms, oknodo: bool) -> Result<(), Failure> {
-    if let Some(running) = found(own)? {
-        return already(&running, timeout, oknodo);
+    let until = Instant::now() + Duration::from_millis(timeout);
+    loop {
+        if let Some((running, status)) = found(own, until)? {
+            if !status.stopping {
+                return already(&running, &status, oknodo);
+            }
+            tell(&format!(
+                "{} is stopping, as process {}; it starts when that is gone",
+                running.name, status.pid
+            ));
+            running.wait_until_gone(u32::try_from(status.pid).ok())?;
+        }
+        let said = said_before(own);
+        let failed = |errno: crate::sys::Errno| {
+            Failure::Running(format!("cannot go to the background: {}", errno.desc()))
+        };
+        match background::split().map_err(failed)? {
+            Side::Background(report) => supervise(own, Report(report)),
+            Side::Caller(report) => match attend(own, &report, said, until)? {
+                Start::Done => return Ok(()),
+                Start::Taken if left_until(until) > 0 => std::thread::sleep(POLL),
+                Start::Taken => {
+                    return Err(Failure::Late("its state is in use, and nobody answers there".to_owned()));
+                }
+            },
+        }
     }
-    let said = said_before(own);
-    let failed =
-        |errno: crate::sys::Errno| Failure::Running(format!("cannot go to the background: {}", errno.desc()));
-    match background::split().map_err(failed)? {
-        Side::Background(report) => supervise(own, Report(report)),
-        Side::Caller(report) => attend(own, &report, said, timeout),
-    }
+}
+
+/// What has come of a start.
+enum Start {
+    Done,
+    /// Another one has begun since we looked, or has not let go yet.
+    Taken,
 }
 
 /// How much earlier supervisors have said.
@@ -93,50 +116,72 @@ fn own_log(runtime: &Path) -> PathBuf {
     default_log_folder(runtime).join(OWN_LOG)
 }
 
-/// The running one, if there is one.
-fn found(own: &Own) -> Result<Option<Running>, Failure> {
-    match Running::of(own).and_then(|running| running.status().map(|_| running)) {
-        Ok(running) => Ok(Some(running)),
+/// The running one, if there is one, asked for no longer than `until`.
+fn found(own: &Own, until: Instant) -> Result<Option<(Running, Status)>, Failure> {
+    let running = match Running::of(own) {
+        Ok(running) => running.within(Some(left_until(until))),
+        // Where it may not look it may not start either, and that says why; or it has another place.
+        Err(Failure::NotRunning { .. } | Failure::Running(_)) => return Ok(None),
+        Err(other) => return Err(other),
+    };
+    match running.status() {
+        Ok(status) => Ok(Some((running, status))),
         Err(Failure::NotRunning { .. }) => Ok(None),
         Err(other) => Err(other),
     }
 }
 
-fn already(running: &Running, timeout: Ms, oknodo: bool) -> Result<(), Failure> {
-    let status = running.status()?;
+fn already(running: &Running, status: &Status, oknodo: bool) -> Result<(), Failure> {
     let text = format!("{} is running already, as process {}", running.name, status.pid);
     if !oknodo {
         tell(&format!("{text}, for {}", time::span(status.for_ms)));
+    }
+    if let Some(other) = running.differs(status) {
+        tell(&format!("{other}, which runs after {}", swap()));
+    }
+    if !oknodo {
         return Err(Failure::Found(exit::RUNNING));
     }
-    running.until_ready(&[String::new()], timeout)?;
+    running.until_settled(&[String::new()])?;
     print(format!("{text}\n").as_bytes())
 }
 
 /// The life of the process in the background.
 fn supervise(own: &Own, report: Report) -> ! {
-    let code = service::run(own, &Setting::Background(&report))
-        .unwrap_or_else(|failure| commands::report_failure(&failure, false));
+    let code = service::run(own, &Setting::Background(&report)).unwrap_or_else(|failure| match failure {
+        // Whoever started this asks the other one, and has more to say.
+        Failure::Store(StoreError::AlreadyRunning { .. }) => exit::RUNNING,
+        failure => commands::report_failure(&failure, false),
+    });
     report.tell(code);
     std::process::exit(i32::from(code))
 }
 
 /// Waits with the person in front until all is ready.
-fn attend(own: &Own, report: &OwnedFd, said: u64, timeout: Ms) -> Result<(), Failure> {
-    let begin = std::time::Instant::now();
+fn attend(own: &Own, report: &OwnedFd, said: u64, until: Instant) -> Result<Start, Failure> {
+    let begin = Instant::now();
+    let called = called();
+    background::say_last(format!(
+        "\nkitbag: it goes on in the background: `{called} status`, `{called} stop`\n"
+    ));
+    if !has_word(report, SILENCE[0]) {
+        tell("still waiting: the bundle is being unpacked, or its state made");
+    }
     match next(report) {
         Some(SUPERVISING) => {}
+        // Before it supervises, this alone is what it means.
+        Some(exit::RUNNING) => return Ok(Start::Taken),
         // It has said why.
         Some(code) => return Err(Failure::Found(code)),
         None => {
             return Err(Failure::Running("the process in the background did not come to life".to_owned()));
         }
     }
-    let running = Running::of(own)?;
-    let ready = running.until_ready(&[String::new()], timeout);
+    let running = Running::of(own)?.within(Some(left_until(until)));
+    let ready = running.until_settled(&[String::new()]);
     let spent = time::span(Ms::try_from(begin.elapsed().as_millis()).unwrap_or(Ms::MAX));
     match ready {
-        Err(Failure::NotRunning { .. } | Failure::Running(_)) if ends(report) => {
+        Err(Failure::NotRunning { .. } | Failure::Running(_)) if has_word(report, PATIENCE) => {
             ended(&running, report, said)
         }
         Err(other) => Err(other),
@@ -145,11 +190,12 @@ fn attend(own: &Own, report: &OwnedFd, said: u64, timeout: Ms) -> Result<(), Fai
             print(format!("{} is ready after {spent}, as process {pid}\n", running.name).as_bytes())
         }
     }
+    .map(|()| Start::Done)
 }
 
-/// True if it has ended, or is about to.
-fn ends(report: &OwnedFd) -> bool {
-    let patience = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
+/// Waits for the next byte of a report, or its end, for this time at most; true if it is there.
+fn has_word(report: &OwnedFd, patience: Ms) -> bool {
+    let patience = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
     poll(&mut [PollFd::new(report.as_fd(), PollFlags::POLLIN)], patience).is_ok_and(|ready| ready > 0)
 }
 

@@ -150,7 +150,9 @@ fn advice(status: &Status, file: &str) -> Vec<String> {
     let slow = |unit: &&Unit| unit.state == State::Starting && unit.for_ms > 10_000;
     let mut lines = Vec::new();
     let mut line = |command: String, about: &str| lines.push((command, about.to_owned()));
-    if let Some(unit) = status.units.iter().find(unwell).or_else(|| status.units.iter().find(slow)) {
+    if status.stopping {
+        line(format!("{file} start"), "waits until it has stopped, and starts it again");
+    } else if let Some(unit) = status.units.iter().find(unwell).or_else(|| status.units.iter().find(slow)) {
         line(format!("{file} logs -n 50 {}", unit.name), "what it printed before");
         match unit.kind {
             Kind::Service => line(format!("{file} restart {}", unit.name), "try now, with a clean slate"),
@@ -280,6 +282,17 @@ next:
         status.units[0] = Unit { retry_in_ms: Some(7_500_000), due_at, ..task };
         let text = render(&status, &extras, Look::default(), "./shop");
         assert!(text.contains("next run   in 2 h 5 min, at 2026-11-30T03:00:00+01:00\n"), "{text}");
+    }
+
+    #[test]
+    fn who_stops_is_not_told_to_start_a_service() {
+        let (mut status, extras) = night();
+        (status.units[1].state, status.units[1].awaited) = (State::Stopped, true);
+        let shown = |status: &Status| render(status, &extras, Look::default(), "./shop");
+        assert!(shown(&status).ends_with("  ./shop start worker.1   it was told to stop; this starts it\n"));
+        status.stopping = true;
+        let end = "next:\n  ./shop start   waits until it has stopped, and starts it again\n";
+        assert!(shown(&status).ends_with(end), "{}", shown(&status));
     }
 
     #[test]

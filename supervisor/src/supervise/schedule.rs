@@ -1,12 +1,13 @@
 //! When a task is due next, and the record of its last run: pure but for the two functions at the end.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::state::Ms;
+use crate::state_folder;
 use crate::status::time::local;
 use crate::time::cron::next_after;
 
@@ -15,6 +16,9 @@ use super::spec::{Schedule, When};
 /// A clock that was put back by less than this repeats no run: what was due in between has run already. More is a
 /// correction, and the new time counts. (cron(8) has the same three hours.)
 const REPEATED: i64 = 3 * 3600;
+
+/// The longest record of a run, in bytes.
+const LONGEST_RECORD: u64 = 1 << 16;
 
 /// Seconds of the Unix epoch, by the wall clock.
 pub type Seconds = i64;
@@ -157,7 +161,8 @@ pub fn elapsed(from: Seconds, to: Seconds) -> Ms {
 
 /// The record of a task in this folder; `None`: there is none that can be read.
 pub fn read_record(folder: &Path, task: &str) -> Option<Record> {
-    Record::from_text(&fs::read_to_string(folder.join(task)).ok()?)
+    let bytes = state_folder::read(&folder.join(task), LONGEST_RECORD).ok()?;
+    Record::from_text(std::str::from_utf8(&bytes).ok()?)
 }
 
 /// Writes a task's record.
@@ -168,7 +173,8 @@ pub fn write_record(folder: &Path, task: &str, record: &Record) -> io::Result<()
 /// Since when a task that has never run is known, at `time`: what was due after that was missed. Its file says so until the
 /// first run's record takes its place.
 pub fn known_since(folder: &Path, task: &str, time: Seconds) -> Seconds {
-    let text = fs::read_to_string(folder.join(task)).unwrap_or_default();
+    let bytes = state_folder::read(&folder.join(task), LONGEST_RECORD).unwrap_or_default();
+    let text = std::str::from_utf8(&bytes).unwrap_or_default();
     let known = text.trim_end().strip_prefix("known=").and_then(|since| since.parse().ok());
     known.unwrap_or_else(|| {
         // Where it cannot be written the first run's record cannot be either, which is said then.
@@ -181,7 +187,7 @@ pub fn known_since(folder: &Path, task: &str, time: Seconds) -> Seconds {
 fn write(folder: &Path, task: &str, text: &str) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     let part = folder.join(format!(".{task}.part"));
-    fs::write(&part, text)?;
+    state_folder::create(&part)?.write_all(text.as_bytes())?;
     fs::rename(&part, folder.join(task))
 }
 

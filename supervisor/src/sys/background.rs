@@ -1,12 +1,14 @@
 //! A process that goes on in the background, as daemon(7) has it: in a session of its own that it does not lead, so
 //! that no terminal becomes its controlling one.
 
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr;
+use std::sync::OnceLock;
 
 use nix::fcntl::OFlag;
 
-use super::{Errno, check, fd};
+use super::{Errno, check, fd, signal};
 
 /// Which of the two processes this one is, with its end of a pipe between them.
 #[derive(Debug)]
@@ -64,6 +66,37 @@ pub fn redirect(log: &OwnedFd) -> Result<(), Errno> {
         check(unsafe { libc::dup2(from.as_raw_fd(), to) })?;
     }
     Ok(())
+}
+
+/// What [`say_last`] has the handler say. Set once, before the handler is.
+static LAST_WORDS: OnceLock<String> = OnceLock::new();
+
+/// From now on SIGINT and SIGTERM write `text` to standard error before they end this process as they would have. Those
+/// that are ignored stay so. The first call alone counts.
+pub fn say_last(text: String) {
+    extern "C" fn handler(number: libc::c_int) {
+        let text = LAST_WORDS.get().map_or("", String::as_str);
+        // SAFETY: write(2) and raise(3) are async-signal-safe (signal-safety(7)), and so is reading what is set. The
+        // disposition is the default one again (SA_RESETHAND), so that the signal ends the process when it is unblocked.
+        unsafe {
+            libc::write(2, text.as_ptr().cast(), text.len());
+            libc::raise(number);
+        }
+    }
+    if LAST_WORDS.set(text).is_err() {
+        return;
+    }
+    for number in [libc::SIGINT, libc::SIGTERM] {
+        if !signal::is_ignored(number) {
+            // SAFETY: all-zero is a valid `sigaction` (empty mask); the handler has the signature that it says.
+            unsafe {
+                let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
+                action.sa_sigaction = handler as *const () as libc::sighandler_t;
+                action.sa_flags = libc::SA_RESETHAND;
+                libc::sigaction(number, &raw const action, ptr::null_mut());
+            }
+        }
+    }
 }
 
 /// How many columns the terminal at standard output has (ioctl_tty(2) `TIOCGWINSZ`); `None` if it is no terminal.

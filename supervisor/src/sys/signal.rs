@@ -94,7 +94,7 @@ pub fn pending(signals: BorrowedFd<'_>) -> impl Iterator<Item = i32> + use<> {
 }
 
 /// True if the signal's disposition is `SIG_IGN`.
-fn is_ignored(signal: i32) -> bool {
+pub(super) fn is_ignored(signal: i32) -> bool {
     let mut now = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: a null `act` only asks; `now` is valid for writes, and all-zero is a valid `sigaction`.
     unsafe {
