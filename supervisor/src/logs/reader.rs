@@ -324,7 +324,8 @@ impl Unit {
             self.at = 0;
         }
         file.seek(SeekFrom::Start(self.at))?;
-        let read = read_lines(file, usize::MAX, lines, &mut self.partial)?;
+        let read =
+            read_lines(&mut BufReader::new(file.take(u64::MAX)), usize::MAX, lines, &mut self.partial)?;
         self.at += read;
         if !is_complete {
             return Ok(None);
@@ -408,9 +409,9 @@ fn open_rotated(folder: &Path, time: Micros) -> io::Result<Option<(File, bool)>>
 fn read_whole(mut file: File, packed: bool, lines: &mut VecDeque<Vec<u8>>) -> io::Result<u64> {
     let mut partial = Vec::new();
     let read = if packed {
-        read_lines(&mut Unpacked::new(file), usize::MAX, lines, &mut partial)?
+        read_lines(&mut BufReader::new(Unpacked::new(file)), usize::MAX, lines, &mut partial)?
     } else {
-        read_lines(&mut file, usize::MAX, lines, &mut partial)?
+        read_lines(&mut BufReader::new((&mut file).take(u64::MAX)), usize::MAX, lines, &mut partial)?
     };
     if !partial.is_empty() {
         lines.push_back(partial);
@@ -434,7 +435,7 @@ fn read_rotated(folder: &Path, file: &archive::Rotated, count: usize) -> io::Res
     for file in [file, &other] {
         let Some(mut opened) = existing(File::open(folder.join(file.name())))? else { continue };
         if file.packed {
-            read_lines(&mut Unpacked::new(opened), count, &mut lines, &mut partial)?;
+            read_lines(&mut BufReader::new(Unpacked::new(opened)), count, &mut lines, &mut partial)?;
         } else {
             last_lines(&mut opened, count, &mut lines, &mut partial)?;
         }
@@ -470,19 +471,18 @@ fn last_lines(
         from = start;
     }
     file.seek(SeekFrom::Start(from))?;
-    let read = read_lines(&mut (&mut *file).take(length - from), count, lines, partial)?;
+    let read = read_lines(&mut BufReader::new((&mut *file).take(length - from)), count, lines, partial)?;
     Ok(from + read)
 }
 
 /// Appends lines, of which the last `count` stay. What has no newline goes to `partial`. Bytes read.
 fn read_lines(
-    from: &mut dyn Read,
+    reader: &mut impl BufRead,
     count: usize,
     lines: &mut VecDeque<Vec<u8>>,
     partial: &mut Vec<u8>,
 ) -> io::Result<u64> {
     let mut read = 0;
-    let mut reader = BufReader::new(from);
     loop {
         let length = reader.read_until(b'\n', partial)?;
         read += length as u64;
