@@ -10,9 +10,11 @@ pub fn by<T>(items: &mut Vec<T>, compare: &dyn Fn(&T, &T) -> Ordering) {
     items.extend(order.into_iter().filter_map(|at| taken[at].take()));
 }
 
-/// Sorts; what is equal stays in its order.
+/// Sorts, unless that was done; what is equal stays in its order.
 pub fn sort<T: Ord>(items: &mut Vec<T>) {
-    by(items, &T::cmp);
+    if !items.is_sorted() {
+        by(items, &T::cmp);
+    }
 }
 
 /// A set of these. (`collect` sorts them first.)

@@ -14,6 +14,7 @@ use std::{error, fmt};
 use kitbag_format::extract::{self, Extraction};
 use kitbag_format::index::{Entry, Kind};
 use kitbag_format::slots::{self, Paths, Slot};
+use kitbag_format::sort;
 use kitbag_format::{Bundle, Digest, Error, Index};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
@@ -396,7 +397,7 @@ impl Healing<'_> {
         for number in (0..self.index.entries.len()).filter(|number| needed(*number)) {
             dirs.extend(parents(path_of(self.index, number)));
         }
-        dirs.sort_unstable();
+        sort::sort(&mut dirs);
         for entry in &mut index.entries {
             let keep = match entry.kind {
                 Kind::Dir => dirs.binary_search(&entry.path.as_slice()).is_ok(),
@@ -617,7 +618,7 @@ fn parents(path: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 fn sorted_paths(index: &Index) -> Vec<&[u8]> {
     let mut paths: Vec<&[u8]> = index.entries.iter().map(|entry| entry.path.as_slice()).collect();
-    paths.sort_unstable();
+    sort::sort(&mut paths);
     paths
 }
 

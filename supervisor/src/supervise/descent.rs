@@ -144,7 +144,7 @@ impl Supervisor {
     fn open_groups(&self) -> BTreeSet<Id> {
         let is_open =
             |id: &Id| self.units[*id].service.state.run().is_some_and(|run| wait::has_children(run.group));
-        self.descent.ending.iter().copied().filter(is_open).collect()
+        sort::set(self.descent.ending.iter().copied().filter(is_open))
     }
 
     // --- MAINPID= ---
