@@ -388,7 +388,7 @@ fn a_full_disk_is_named_and_leaves_nothing() {
     let error = start(&store, &bundle).map(|_| ()).unwrap_err();
     assert!(matches!(error, StoreError::Full { .. }), "{error:?}");
     assert_eq!(error.exit_code(), kitbag_format::exit::NO_PLACE);
-    assert!(error.to_string().contains("FILE gc"), "{error}");
+    assert!(error.to_string().contains(" gc` removes what is no longer used"), "{error}");
     assert_eq!(fs::read_dir(store.work("")).unwrap().count(), 0);
     let variable = |name: &str| (name == "KITBAG_STORE").then(|| OsString::from(&store.place));
     let facts = Facts { uid: uid(), var: &variable, passwd: vec![], bundle: None };

@@ -72,11 +72,11 @@ fn limits_hold_are_told_and_leave_nothing() {
     // The supervisor is in a leaf, as are services without limits: above it there can be no process but in the root.
     expect(&said, &["all     | service in 0::/kitbag-1\r\n", "all     | supervisor in 0::/kitbag-1\r\n"]);
     expect(&said, &["all     | controllers below: memory pids.\r\n"]);
-    // Memory: the status of one that runs again, and the event that led to it, tell why it was ended.
+    // Memory: the status of one that runs again, and the event of its end, tell why it was ended.
     let ended = "was ended by SIGKILL (its cgroup has reached its memory limit)";
     expect(&said, &[&format!("service eater {ended} after "), " s; starting again at once\r\n"]);
     expect(&said, &[&format!("\"how\": \"{ended}\""), "status: 1.\r\n"]);
-    expect(&said, &[&format!("{{\"detail\":\"{ended}\",\"event\":\"starting\"")]);
+    expect(&said, &[&format!("{{\"detail\":\"{ended}\",\"event\":\"stopping\"")]);
     expect(&said, &["what ate beside it ended by signal 9\r\n", "stopped: 0.\r\n"]);
     expect(&said, &["task glutton was ended by SIGKILL after "]);
     assert!(!said.contains("has eaten"), "{said}");
