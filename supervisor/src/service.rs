@@ -170,6 +170,8 @@ pub fn specs(manifest: &Manifest, values: &Values) -> Result<Vec<ServiceSpec>, F
         accounts: Accounts::of_host(),
         paths: RefCell::default(),
         last_env: RefCell::default(),
+        last_rules: RefCell::default(),
+        plain: Rc::default(),
     };
     let services = services.iter().map(|(name, service)| maker.service(name, service));
     let tasks = manifest.tasks.iter().map(|(name, task)| maker.task(name, task));
@@ -182,6 +184,18 @@ struct Maker<'a> {
     accounts: Accounts,
     paths: RefCell<BTreeSet<Rc<Path>>>,
     last_env: RefCell<Rc<Vec<(OsString, OsString)>>>,
+    last_rules: RefCell<Rc<Rules>>,
+    /// Of all that ask for nothing.
+    plain: Rc<Setup>,
+}
+
+/// The last one of its kind, if this is equal: most of a thousand services are.
+fn shared<T: PartialEq>(last: &RefCell<Rc<T>>, new: T) -> Rc<T> {
+    let mut last = last.borrow_mut();
+    if **last != new {
+        *last = Rc::new(new);
+    }
+    Rc::clone(&last)
 }
 
 impl Maker<'_> {
@@ -197,7 +211,7 @@ impl Maker<'_> {
             let ports = more.ports.iter().map(|(port, it)| self.port(name, port, it));
             spec.wiring_mut().ports = ports.collect::<Result<_, _>>()?;
         }
-        spec.rules = Rules {
+        let mut rules = Rules {
             restart: service.restart,
             backoff: more.backoff,
             give_up: more.give_up,
@@ -206,7 +220,7 @@ impl Maker<'_> {
             ..rules(&more.success)
         };
         let interval = more.ready.interval_ms;
-        spec.rules.ready = match &more.ready.when {
+        rules.ready = match &more.ready.when {
             ReadyWhen::UpFor(span) => Readiness::UpFor(*span),
             ReadyWhen::Newline(number) => {
                 spec.newline = Some(i32::from(*number));
@@ -224,7 +238,7 @@ impl Maker<'_> {
         if let Some(health) = &more.health {
             spec.abort_signal = signal(&health.kill_signal, libc::SIGABRT);
             let interval = health.interval_ms;
-            spec.rules.watch = Some(match &health.when {
+            rules.watch = Some(match &health.when {
                 HealthWhen::Watchdog => {
                     spec.notify = true;
                     Watch::Silence(interval)
@@ -235,6 +249,7 @@ impl Maker<'_> {
                 }
             });
         }
+        spec.rules = shared(&self.last_rules, rules);
         note_outer(&mut spec);
         Ok(spec)
     }
@@ -273,13 +288,13 @@ impl Maker<'_> {
         let (mut spec, _) = self.spec(name, &task.command, &task.process)?;
         spec.stop_signal = signal(&task.stop_signal, libc::SIGTERM);
         spec.needs.clone_from(&task.needs);
-        spec.rules = Rules {
+        spec.rules = Rc::new(Rules {
             restart: Restart::Never,
             ready: Readiness::Done,
             timeout: task.timeout_ms,
             stop_timeout: task.stop_timeout_ms,
             ..rules(&task.success)
-        };
+        });
         let when = match &task.schedule {
             service::Schedule::Start => When::Start,
             service::Schedule::Asked => When::Asked,
@@ -319,7 +334,7 @@ impl Maker<'_> {
             environment(command, process, identity.as_ref(), &values).map_err(wrong("service", name))?;
         let (program, late) = self.program(command)?;
         let mut spec = ServiceSpec::new(name, program);
-        spec.program.env = self.shared(env);
+        spec.program.env = shared(&self.last_env, env);
         let program = spec.program.clone();
         if !late.is_empty() {
             spec.wiring_mut().late = Some(Rc::new(late));
@@ -337,7 +352,7 @@ impl Maker<'_> {
         if paths.is_some() {
             spec.wiring_mut().paths = paths;
         }
-        spec.setup = setup;
+        spec.setup = if setup.is_plain() { self.plain.clone() } else { Rc::new(setup) };
         spec.limits = Limits { memory: process.memory_max, pids: process.pids_max };
         Ok((spec, program))
     }
@@ -369,15 +384,6 @@ impl Maker<'_> {
     fn temporary(&self, paths: &sandbox::Paths) -> Option<PathBuf> {
         let state = self.values.state.filter(|_| paths.needs_temporary())?;
         state_folder::temporary_in(state, nix::unistd::geteuid().as_raw())
-    }
-
-    /// The same environment as the last one's, if it is.
-    fn shared(&self, env: Vec<(OsString, OsString)>) -> Rc<Vec<(OsString, OsString)>> {
-        let mut last = self.last_env.borrow_mut();
-        if **last != env {
-            *last = Rc::new(env);
-        }
-        Rc::clone(&last)
     }
 
     /// The same path as another service's, if one has it.

@@ -55,6 +55,13 @@ pub struct Setup {
 }
 
 impl Setup {
+    /// True if it is what the supervisor is.
+    pub fn is_plain(&self) -> bool {
+        let Self { ids, limits, nice, oom_score, umask, cgroup } = self;
+        let numbers = nice.is_none() && oom_score.is_none() && umask.is_none();
+        ids.is_none() && limits.is_empty() && numbers && cgroup.is_none()
+    }
+
     /// What a manifest asks for, with this host's users, and the identity that the environment depends on. The cgroup is
     /// added by whoever makes it.
     pub fn resolve(

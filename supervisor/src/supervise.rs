@@ -337,7 +337,7 @@ impl Supervisor {
         for spec in specs {
             let wanted = spec.instances;
             let (plan, remembered) = (Plan::default(), None);
-            let (units, sockets) = (Vec::new(), Vec::new());
+            let (units, sockets) = (Vec::with_capacity(wanted as usize), Vec::new());
             self.parts.push(Members { spec, units, wanted, sockets, plan, remembered });
             let part = self.parts.len() - 1;
             for instance in 0..wanted {

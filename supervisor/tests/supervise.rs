@@ -72,12 +72,12 @@ impl Svc {
             cwd: Path::new(cwd).into(),
         };
         let mut spec = ServiceSpec::new(name, program);
-        spec.rules.restart = match restart {
+        spec.rules_mut().restart = match restart {
             "always" => Restart::Always,
             "on-failure" => Restart::OnFailure,
             _ => Restart::Never,
         };
-        spec.rules.stop_timeout = timeout.parse().expect("milliseconds");
+        spec.rules_mut().stop_timeout = timeout.parse().expect("milliseconds");
         spec.stop_signal = signal_number(stop).expect("a signal's name");
         spec
     }

@@ -79,7 +79,7 @@ impl Supervisor {
         };
         let joined = unit.cgroup.as_ref().map(|cgroup| {
             unit.short_of_memory = cgroup.short_of_memory();
-            Setup { cgroup: cgroup.procs(), ..spec.setup.clone() }
+            Setup { cgroup: cgroup.procs(), ..Setup::clone(&spec.setup) }
         });
         let setup = joined.as_ref().unwrap_or(&spec.setup);
         let mut program = spec.program.program(&env, setup);

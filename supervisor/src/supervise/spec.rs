@@ -29,7 +29,7 @@ pub struct ServiceSpec {
     /// What connects it with others, if anything does: most services have none.
     pub wiring: Option<Box<Wiring>>,
     /// How it is treated.
-    pub rules: Rules,
+    pub rules: Rc<Rules>,
     /// The signal that asks it to stop; see [`super::signal_number`].
     pub stop_signal: i32,
     /// The signal for a process that hangs.
@@ -47,7 +47,7 @@ pub struct ServiceSpec {
     /// What is asked while it is.
     pub health: Option<Box<Question>>,
     /// Its user, limits and the like.
-    pub setup: Setup,
+    pub setup: Rc<Setup>,
     /// Its limits on memory and processes.
     pub limits: Limits,
     /// A task has one; a service is started with the bundle.
@@ -61,7 +61,7 @@ impl ServiceSpec {
             name: name.to_owned(),
             program,
             wiring: None,
-            rules: Rules::default(),
+            rules: Rc::default(),
             stop_signal: libc::SIGTERM,
             abort_signal: libc::SIGABRT,
             needs: Vec::new(),
@@ -70,7 +70,7 @@ impl ServiceSpec {
             notify: false,
             ready: None,
             health: None,
-            setup: Setup::default(),
+            setup: Rc::default(),
             limits: Limits::default(),
             schedule: None,
         }
@@ -84,6 +84,11 @@ impl ServiceSpec {
     /// The same, to add to it.
     pub fn wiring_mut(&mut self) -> &mut Wiring {
         self.wiring.get_or_insert_default()
+    }
+
+    /// How it is treated, to change it.
+    pub fn rules_mut(&mut self) -> &mut Rules {
+        Rc::make_mut(&mut self.rules)
     }
 
     /// True if its units inherit sockets.

@@ -28,7 +28,7 @@ impl Supervisor {
                 self.repeated.push(part);
             }
             self.parts[part].plan = plan;
-            self.parts[part].remembered = last;
+            self.parts[part].remembered = last.map(Box::new);
             if missed {
                 let name = &self.parts[part].spec.name;
                 self.logs.say(&format!("task {name} was due while nothing ran; starting it now"));

@@ -32,7 +32,7 @@ pub struct Members {
     /// When a task is due.
     pub plan: Plan,
     /// A task's last run before this supervisor was started.
-    pub remembered: Option<Record>,
+    pub remembered: Option<Box<Record>>,
 }
 
 /// A program that asks how a unit is.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use kitbag_format::manifest::Restart;
 use kitbag_format::service::Backoff;
+use kitbag_supervisor::spawn::Setup;
 use kitbag_supervisor::state::{Ms, Readiness, Watch};
 use kitbag_supervisor::supervise::{self, Bundle, ProgramSpec, Question, ServiceSpec, What};
 
@@ -56,7 +57,7 @@ pub fn supervise(scene: &str) -> u8 {
 /// A service that runs this script, and is not started again.
 fn sh(name: &str, script: &str) -> ServiceSpec {
     let mut spec = ServiceSpec::new(name, program("/bin/sh", &["-c", script]));
-    spec.rules.restart = Restart::Never;
+    spec.rules_mut().restart = Restart::Never;
     grace(spec, 10_000)
 }
 
@@ -70,13 +71,13 @@ fn program(path: &str, arguments: &[&str]) -> ProgramSpec {
 }
 
 fn grace(mut spec: ServiceSpec, stop_timeout: Ms) -> ServiceSpec {
-    spec.rules.stop_timeout = stop_timeout;
+    spec.rules_mut().stop_timeout = stop_timeout;
     spec
 }
 
 fn restarted(mut spec: ServiceSpec) -> ServiceSpec {
-    spec.rules.restart = Restart::Always;
-    spec.rules.backoff = Backoff { first_ms: 20, longest_ms: 100, ..Backoff::default() };
+    spec.rules_mut().restart = Restart::Always;
+    spec.rules_mut().backoff = Backoff { first_ms: 20, longest_ms: 100, ..Backoff::default() };
     spec
 }
 
@@ -86,14 +87,14 @@ fn needing(mut spec: ServiceSpec, need: &str) -> ServiceSpec {
 }
 
 fn up_for(mut spec: ServiceSpec, time: Ms) -> ServiceSpec {
-    spec.rules.ready = Readiness::UpFor(time);
+    spec.rules_mut().ready = Readiness::UpFor(time);
     spec
 }
 
 fn says_ready(mut spec: ServiceSpec) -> ServiceSpec {
     spec.newline = Some(7);
-    spec.rules.ready = Readiness::Told;
-    spec.rules.timeout = Some(500);
+    spec.rules_mut().ready = Readiness::Told;
+    spec.rules_mut().timeout = Some(500);
     spec
 }
 
@@ -115,7 +116,7 @@ fn healthy(file: &str) -> ServiceSpec {
     let check = format!("rm -f {file}; until [ -e {file} ]; do sleep 0.02; done");
     spec.health =
         Some(Box::new(Question { what: What::Program(program("/bin/sh", &["-c", &check])), timeout: 1_000 }));
-    spec.rules.watch = Some(Watch::Probe { interval: 20, failures: 2 });
+    spec.rules_mut().watch = Some(Watch::Probe { interval: 20, failures: 2 });
     spec
 }
 
@@ -124,8 +125,8 @@ fn watchdog() -> ServiceSpec {
     let mut spec = restarted(ServiceSpec::new("web", program(me.to_str().expect("text"), &[])));
     Rc::make_mut(&mut spec.program.env).push((SCENE.into(), ALIVE.into()));
     spec.notify = true;
-    spec.rules.ready = Readiness::Told;
-    spec.rules.watch = Some(Watch::Silence(1_000));
+    spec.rules_mut().ready = Readiness::Told;
+    spec.rules_mut().watch = Some(Watch::Silence(1_000));
     spec
 }
 
@@ -153,7 +154,7 @@ fn crash_loop(count: &str) -> Vec<ServiceSpec> {
     let mut services = crowd(count.parse().expect("a number"), "");
     for spec in &mut services {
         spec.program = program("/bin/false", &[]);
-        spec.rules.backoff = Backoff { first_ms: 50, longest_ms: 100, ..Backoff::default() };
+        spec.rules_mut().backoff = Backoff { first_ms: 50, longest_ms: 100, ..Backoff::default() };
     }
     services
 }
@@ -163,15 +164,16 @@ fn failing() -> Vec<ServiceSpec> {
     let text = std::env::var("FILE").expect("a file that is no program of this machine");
     let of = |name: &str, program: ProgramSpec| {
         let mut spec = ServiceSpec::new(name, program);
-        spec.rules.restart = Restart::Never;
+        spec.rules_mut().restart = Restart::Never;
         spec
     };
     let mut folder = of("folder", program("/bin/true", &[]));
     folder.program.cwd = Path::new("/no/such").into();
     let mut limits = of("limits", program("/bin/true", &[]));
-    limits.setup.limits = vec![(libc::RLIMIT_CPU, libc::rlimit { rlim_cur: 2, rlim_max: 1 })];
+    let wrong = vec![(libc::RLIMIT_CPU, libc::rlimit { rlim_cur: 2, rlim_max: 1 })];
+    limits.setup = Rc::new(Setup { limits: wrong, ..Setup::default() });
     let mut oom = of("oom", program("/bin/true", &[]));
-    oom.setup.oom_score = Some(2000);
+    oom.setup = Rc::new(Setup { oom_score: Some(2000), ..Setup::default() });
     vec![
         of("missing", program("/no/such", &[])),
         of("text", program("/etc/passwd", &[])),
