@@ -9,6 +9,7 @@ pub mod error;
 pub mod exit;
 pub mod extract;
 pub mod index;
+pub mod json;
 pub mod layout;
 pub mod manifest;
 pub mod parallel;

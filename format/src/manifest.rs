@@ -5,9 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
 
 use crate::index::is_normal;
+use crate::json::{self, Fields, FromJson, Value, Wrong};
+use crate::object;
 use crate::service::{self, Logs, Task};
 pub use crate::service::{Restart, Service};
 
@@ -15,8 +18,7 @@ pub use crate::service::{Restart, Service};
 pub const KNOWN_REQUIREMENTS: &[&str] = &[];
 
 /// What a bundle is and what it starts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "text::Manifest", into = "text::Manifest")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {
     /// The app's name: `[a-z0-9][a-z0-9._-]*`, at most 64 bytes. Names its state folder.
     pub name: String,
@@ -47,33 +49,35 @@ pub enum Run {
 
 /// A program with its arguments, environment and working directory. Strings are templates
 /// (see [`crate::template`]).
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Command {
     /// The program and its arguments. The program is a path in the bundle's tree without `${tree}/`, e.g. `bin/app`.
     pub argv: Vec<String>,
     /// Variables set for the program on top of the environment it inherits.
-    #[serde(default)]
     pub env: BTreeMap<String, String>,
     /// Working directory. `None`: a tool keeps its caller's, a service has the tree.
-    #[serde(default)]
     pub cwd: Option<String>,
     /// Files of the tree that are executed together with the program: its loader, its libraries. Where there are
     /// any, the caller's variables that begin with [`LOADER_VARIABLES`] are kept from it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub loads: Vec<String>,
 }
+
+object!(Command { argv } default { env, cwd, loads });
 
 /// What the names of variables begin with that make a dynamic loader load something else (ld.so(8)).
 pub const LOADER_VARIABLES: &str = "LD_";
 
 /// A file of the tree that becomes a file of the state folder at the first start.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Seed {
     /// Path in the tree, of a file or a folder.
     pub from: String,
     /// Path in the state folder.
     pub to: String,
 }
+
+object!(Seed { from, to });
 
 /// `SIGTERM`
 pub fn default_stop_signal() -> String {
@@ -94,8 +98,8 @@ impl Manifest {
     }
 
     /// Reads what [`Self::to_text`] wrote; the error says where the JSON is wrong.
-    pub fn from_text(text: &str) -> Result<Self, serde_json::Error> {
-        serde_json::from_str(text)
+    pub fn from_text(text: &str) -> Result<Self, Wrong> {
+        json::from_text(text)
     }
 
     /// What a reader refuses, as words after "its manifest", or `None`. Names become parts of paths, so a hostile
@@ -151,6 +155,63 @@ impl Manifest {
     }
 }
 
+impl FromJson for Manifest {
+    fn from_json(value: Value) -> Result<Self, Wrong> {
+        let mut fields = Fields::of(value)?;
+        let (mut command, mut services) = (None, None);
+        fields.optional("command", &mut command);
+        fields.optional("services", &mut services);
+        let mut it = Self {
+            name: String::new(),
+            version: String::new(),
+            description: String::new(),
+            requires: Vec::new(),
+            run: Run::Services(BTreeMap::new()),
+            seeds: Vec::new(),
+            tasks: BTreeMap::new(),
+            logs: Logs::default(),
+        };
+        let Self { name, version, description, requires, run: _, seeds, tasks, logs } = &mut it;
+        fields.required("name", name);
+        fields.required("version", version);
+        fields.optional("description", description);
+        fields.optional("requires", requires);
+        fields.optional("seeds", seeds);
+        fields.optional("tasks", tasks);
+        fields.optional("logs", logs);
+        let mut it = fields.end(it)?;
+        it.run = match (command, services) {
+            (Some(command), None) => Run::Command(command),
+            (None, Some(services)) => Run::Services(services),
+            _ => return Err(Wrong::new("either `command` or `services` is expected")),
+        };
+        Ok(it)
+    }
+}
+
+impl Serialize for Manifest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("name", &self.name)?;
+        map.serialize_entry("version", &self.version)?;
+        map.serialize_entry("description", &self.description)?;
+        map.serialize_entry("requires", &self.requires)?;
+        match &self.run {
+            Run::Command(command) => map.serialize_entry("command", command)?,
+            Run::Services(services) => map.serialize_entry("services", services)?,
+        }
+        map.serialize_entry("seeds", &self.seeds)?;
+        if !self.tasks.is_empty() {
+            map.serialize_entry("tasks", &self.tasks)?;
+        }
+        if !self.is_tool() {
+            // A tool prints for itself.
+            map.serialize_entry("logs", &self.logs)?;
+        }
+        map.end()
+    }
+}
+
 /// Longest name and longest version, in bytes.
 const LONGEST: usize = 64;
 
@@ -166,137 +227,4 @@ pub fn is_name(name: &str) -> bool {
 fn is_version(version: &str) -> bool {
     let odd = |letter: char| letter == '/' || letter.is_whitespace() || letter.is_control();
     (1..=LONGEST).contains(&version.len()) && !version.contains(odd)
-}
-
-/// The manifest as its text has it: what is optional, and what stands beside what. (Serde's `flatten` says the
-/// same in two lines, for 20 kB in every bundle.)
-pub(crate) mod text {
-    use super::{BTreeMap, Deserialize, Logs, Restart, Run, Seed, Serialize, Task};
-    use crate::port::Port;
-    use crate::service::{Backoff, GiveUp, Health, More, Process, Ready, Success};
-
-    #[derive(Serialize, Deserialize)]
-    pub struct Manifest {
-        name: String,
-        version: String,
-        #[serde(default)]
-        description: String,
-        #[serde(default)]
-        requires: Vec<String>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        command: Option<super::Command>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        services: Option<BTreeMap<String, super::Service>>,
-        #[serde(default)]
-        seeds: Vec<Seed>,
-        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-        tasks: BTreeMap<String, Task>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        logs: Option<Logs>,
-    }
-
-    impl TryFrom<Manifest> for super::Manifest {
-        type Error = &'static str;
-
-        fn try_from(text: Manifest) -> Result<Self, Self::Error> {
-            let run = match (text.command, text.services) {
-                (Some(command), None) => Run::Command(command),
-                (None, Some(services)) => Run::Services(services),
-                _ => return Err("it must have either `command` or `services`"),
-            };
-            let Manifest { name, version, description, requires, seeds, tasks, logs, .. } = text;
-            let logs = logs.unwrap_or_default();
-            Ok(Self { name, version, description, requires, run, seeds, tasks, logs })
-        }
-    }
-
-    impl From<super::Manifest> for Manifest {
-        fn from(manifest: super::Manifest) -> Self {
-            let (command, services) = match manifest.run {
-                Run::Command(command) => (Some(command), None),
-                Run::Services(services) => (None, Some(services)),
-            };
-            let super::Manifest { name, version, description, requires, seeds, tasks, logs, .. } = manifest;
-            // A tool prints for itself.
-            let logs = services.is_some().then_some(logs);
-            Self { name, version, description, requires, command, services, seeds, tasks, logs }
-        }
-    }
-
-    #[derive(Serialize, Deserialize)]
-    pub struct Service {
-        argv: Vec<String>,
-        #[serde(default)]
-        env: BTreeMap<String, String>,
-        #[serde(default)]
-        cwd: Option<String>,
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        loads: Vec<String>,
-        #[serde(default)]
-        restart: Restart,
-        #[serde(default = "super::default_stop_signal")]
-        stop_signal: String,
-        #[serde(default = "super::default_stop_timeout_ms")]
-        stop_timeout_ms: u64,
-        #[serde(default)]
-        success: Success,
-        #[serde(default)]
-        backoff: Backoff,
-        #[serde(default)]
-        give_up: Option<GiveUp>,
-        #[serde(default)]
-        ready: Ready,
-        #[serde(default)]
-        health: Option<Health>,
-        #[serde(default)]
-        needs: Vec<String>,
-        #[serde(default = "one")]
-        instances: u32,
-        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-        ports: BTreeMap<String, Port>,
-        #[serde(default)]
-        process: Process,
-    }
-
-    const fn one() -> u32 {
-        1
-    }
-
-    impl From<Service> for super::Service {
-        fn from(text: Service) -> Self {
-            let Service { argv, env, cwd, loads, restart, stop_signal, stop_timeout_ms, .. } = text;
-            let Service {
-                success, backoff, give_up, ready, health, needs, instances, ports, process, ..
-            } = text;
-            let command = super::Command { argv, env, cwd, loads };
-            let more = More { success, backoff, give_up, ready, health, needs, instances, ports, process };
-            Self { command, restart, stop_signal, stop_timeout_ms, more }
-        }
-    }
-
-    impl From<super::Service> for Service {
-        fn from(service: super::Service) -> Self {
-            let super::Service { command, restart, stop_signal, stop_timeout_ms, more } = service;
-            let super::Command { argv, env, cwd, loads } = command;
-            let More { success, backoff, give_up, ready, health, needs, instances, ports, process } = more;
-            Self {
-                argv,
-                env,
-                cwd,
-                loads,
-                restart,
-                stop_signal,
-                stop_timeout_ms,
-                success,
-                backoff,
-                give_up,
-                ready,
-                health,
-                needs,
-                instances,
-                ports,
-                process,
-            }
-        }
-    }
 }

@@ -14,7 +14,10 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+
+use crate::json::{FromJson, Value, Variant, Wrong};
+use crate::{object, words};
 
 /// What every program may use of the host, in a sandbox too: devices without memory, and terminals.
 pub const DEVICES: &[&str] = &[
@@ -29,8 +32,7 @@ pub const DEVICES: &[&str] = &[
 ];
 
 /// A port that a service declares.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Port {
     /// What is spoken there.
     pub protocol: Protocol,
@@ -46,6 +48,8 @@ pub struct Port {
     pub hold: bool,
 }
 
+object!(Port default { protocol, address, number, socket, hold });
+
 impl Default for Port {
     /// Any number of TCP on loopback, kept.
     fn default() -> Self {
@@ -60,7 +64,7 @@ impl Default for Port {
 }
 
 /// What is spoken at a port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Protocol {
     /// TCP.
@@ -71,6 +75,8 @@ pub enum Protocol {
     /// A stream socket of unix(7), at a path that the supervisor chooses.
     Unix,
 }
+
+words!(Protocol { Tcp = "tcp", Udp = "udp", Unix = "unix" });
 
 impl Protocol {
     /// As services(5) writes it: `tcp`.
@@ -84,7 +90,7 @@ impl Protocol {
 }
 
 /// Which number a port gets.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Number {
     /// Any that is free.
@@ -95,7 +101,6 @@ pub enum Number {
     /// One of these.
     Range {
         /// This one if it is free, a template of a number; it need not be in the range.
-        #[serde(default)]
         prefer: Option<String>,
         /// The first.
         low: u16,
@@ -104,14 +109,41 @@ pub enum Number {
     },
 }
 
+impl FromJson for Number {
+    fn from_json(value: Value) -> Result<Self, Wrong> {
+        let variant = Variant::of(value)?;
+        match variant.name.as_str() {
+            "any" => variant.alone(Self::Any),
+            "fixed" => variant.read().map(Self::Fixed),
+            "range" => {
+                let Range { prefer, low, high } = variant.read()?;
+                Ok(Self::Range { prefer, low, high })
+            }
+            _ => Err(variant.unknown()),
+        }
+    }
+}
+
+/// [`Number::Range`], as it is read.
+#[derive(Default)]
+struct Range {
+    prefer: Option<String>,
+    low: u16,
+    high: u16,
+}
+
+object!(Range { low, high } default { prefer });
+
 /// A socket that the supervisor makes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Socket {
     /// Connections that wait for a service to take them: listen(2).
     pub backlog: u32,
     /// Permissions of a unix socket: `0o600`.
     pub mode: u32,
 }
+
+object!(Socket { backlog, mode });
 
 /// Connections that wait where the manifest does not say; the kernel lowers it to `net.core.somaxconn`.
 pub const BACKLOG: u32 = 4096;
@@ -126,8 +158,7 @@ impl Default for Socket {
 pub const FIRST_SOCKET: usize = 3;
 
 /// What a service may do beside running: Landlock (landlock(7)) sees to it.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Sandbox {
     /// Which TCP ports it may bind.
     pub bind: Bind,
@@ -137,8 +168,10 @@ pub struct Sandbox {
     pub files: Option<Files>,
 }
 
+object!(Sandbox default { bind, connect, files });
+
 /// Which TCP ports a service may bind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Bind {
     /// All.
@@ -148,10 +181,11 @@ pub enum Bind {
     Declared,
 }
 
+words!(Bind { Any = "any", Declared = "declared" });
+
 /// Files that a service may use beside the bundle's tree, which it may read and execute, its state folder, where it may do
 /// anything, and a few devices.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Files {
     /// Paths of the host, templates, that it may read and execute, with all below them. One that is not there is no error.
     pub read: Vec<String>,
@@ -159,14 +193,18 @@ pub struct Files {
     pub write: Vec<String>,
 }
 
+object!(Files default { read, write });
+
 /// A file that is made of one of the tree, its placeholders filled in, before each start of the service.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Render {
     /// Path in the tree, of a text with placeholders.
     pub from: String,
     /// Path in the state folder, a template: `redis.conf`, `web-${instance}.conf`.
     pub to: String,
 }
+
+object!(Render { from, to });
 
 /// Which port a text refers to.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

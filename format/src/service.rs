@@ -5,10 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use crate::manifest::Command;
+use crate::json::{Fields, FromJson, Value, Variant, Wrong};
+use crate::manifest::{Command, default_stop_signal, default_stop_timeout_ms};
 use crate::port::{Port, Render, Sandbox};
+use crate::{object, words};
 
 /// What a reader refuses.
 pub mod fault;
@@ -69,10 +71,10 @@ pub const LIMITS: &[&str] = &[
 ];
 
 /// A supervised program.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "crate::manifest::text::Service", into = "crate::manifest::text::Service")]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Service {
     /// What is started.
+    #[serde(flatten)]
     pub command: Command,
     /// When it is started again.
     pub restart: Restart,
@@ -81,7 +83,28 @@ pub struct Service {
     /// How long it may take to stop before `SIGKILL`.
     pub stop_timeout_ms: u64,
     /// The rest, each with a default.
+    #[serde(flatten)]
     pub more: More,
+}
+
+impl FromJson for Service {
+    fn from_json(value: Value) -> Result<Self, Wrong> {
+        let mut fields = Fields::of(value)?;
+        let mut it = Self {
+            command: Command::default(),
+            restart: Restart::default(),
+            stop_signal: default_stop_signal(),
+            stop_timeout_ms: default_stop_timeout_ms(),
+            more: More::default(),
+        };
+        let Self { command, restart, stop_signal, stop_timeout_ms, more } = &mut it;
+        command.take(&mut fields);
+        fields.optional("restart", restart);
+        fields.optional("stop_signal", stop_signal);
+        fields.optional("stop_timeout_ms", stop_timeout_ms);
+        more.take(&mut fields);
+        fields.end(it)
+    }
 }
 
 impl Service {
@@ -121,8 +144,7 @@ impl Service {
 }
 
 /// What a service's table may leave out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct More {
     /// Ends that count as good beside exit status 0.
     pub success: Success,
@@ -139,10 +161,13 @@ pub struct More {
     /// How many of it run, each with its index from 0 in `KITBAG_INSTANCE`.
     pub instances: u32,
     /// The ports that it listens on, by name; see [`crate::port::is_port_name`].
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub ports: BTreeMap<String, Port>,
     /// What its processes are.
     pub process: Process,
 }
+
+object!(More default { success, backoff, give_up, ready, health, needs, instances, ports, process });
 
 impl Default for More {
     fn default() -> Self {
@@ -161,7 +186,7 @@ impl Default for More {
 }
 
 /// When an ended service is started again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Restart {
     /// Whatever its exit status.
@@ -173,9 +198,10 @@ pub enum Restart {
     Never,
 }
 
+words!(Restart { Always = "always", OnFailure = "on-failure", Never = "never" });
+
 /// Ends that count as good beside exit status 0.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Success {
     /// Exit statuses.
     pub codes: Vec<u8>,
@@ -183,10 +209,11 @@ pub struct Success {
     pub signals: Vec<String>,
 }
 
+object!(Success default { codes, signals });
+
 /// How soon a service is started again. The first restart after a stable run is immediate; the next waits for
 /// `first_ms`, and each further one twice as long, lengthened by up to a quarter at random.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Backoff {
     /// The first delay.
     pub first_ms: u64,
@@ -196,6 +223,8 @@ pub struct Backoff {
     pub stable_ms: u64,
 }
 
+object!(Backoff default { first_ms, longest_ms, stable_ms });
+
 impl Default for Backoff {
     fn default() -> Self {
         Self { first_ms: 100, longest_ms: 30_000, stable_ms: 10_000 }
@@ -203,7 +232,7 @@ impl Default for Backoff {
 }
 
 /// So many failures within so long, and the service is *failed* until somebody starts it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct GiveUp {
     /// Failures.
     pub failures: u32,
@@ -211,9 +240,10 @@ pub struct GiveUp {
     pub within_ms: u64,
 }
 
+object!(GiveUp { failures, within_ms });
+
 /// When a service counts as ready.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Ready {
     /// What shows it.
     pub when: ReadyWhen,
@@ -223,6 +253,8 @@ pub struct Ready {
     pub interval_ms: u64,
 }
 
+object!(Ready default { when, timeout_ms, interval_ms });
+
 impl Default for Ready {
     fn default() -> Self {
         Self { when: ReadyWhen::default(), timeout_ms: 60_000, interval_ms: 100 }
@@ -230,7 +262,7 @@ impl Default for Ready {
 }
 
 /// What shows that a service is ready.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReadyWhen {
     /// It has run for so long; 0: its program was executed.
@@ -244,6 +276,19 @@ pub enum ReadyWhen {
     Probe(Probe),
 }
 
+impl FromJson for ReadyWhen {
+    fn from_json(value: Value) -> Result<Self, Wrong> {
+        let variant = Variant::of(value)?;
+        match variant.name.as_str() {
+            "up-for" => variant.read().map(Self::UpFor),
+            "newline" => variant.read().map(Self::Newline),
+            "notify" => variant.alone(Self::Notify),
+            "probe" => variant.read().map(Self::Probe),
+            _ => Err(variant.unknown()),
+        }
+    }
+}
+
 impl Default for ReadyWhen {
     fn default() -> Self {
         Self::UpFor(0)
@@ -251,7 +296,7 @@ impl Default for ReadyWhen {
 }
 
 /// A question to a running service from outside.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Probe {
     /// A connection to this address, `127.0.0.1:8080` or `[::1]:8080`, is accepted.
@@ -262,21 +307,34 @@ pub enum Probe {
     Command(Command),
 }
 
+impl FromJson for Probe {
+    fn from_json(value: Value) -> Result<Self, Wrong> {
+        let variant = Variant::of(value)?;
+        match variant.name.as_str() {
+            "tcp" => variant.read().map(Self::Tcp),
+            "http" => variant.read().map(Self::Http),
+            "command" => variant.read().map(Self::Command),
+            _ => Err(variant.unknown()),
+        }
+    }
+}
+
 /// GET over HTTP/1.1.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct HttpProbe {
     /// `127.0.0.1:8080`
     pub address: String,
     /// `/healthz`
     pub path: String,
     /// Statuses that count; empty: 200 to 399.
-    #[serde(default)]
     pub status: Vec<u16>,
 }
 
+object!(HttpProbe { address, path } default { status });
+
 /// How a running service is watched. What fails so is killed and started again by its restart policy, as after
 /// a crash.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Health {
     /// What shows that it is well.
     pub when: HealthWhen,
@@ -290,19 +348,32 @@ pub struct Health {
     pub kill_signal: String,
 }
 
+object!(Health { when, interval_ms, timeout_ms, failures, kill_signal });
+
 /// What shows that a running service is well.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HealthWhen {
     /// It sends `WATCHDOG=1` to `NOTIFY_SOCKET` within the interval: sd_notify(3), `WATCHDOG_USEC`.
+    #[default]
     Watchdog,
     /// The probe succeeds.
     Probe(Probe),
 }
 
+impl FromJson for HealthWhen {
+    fn from_json(value: Value) -> Result<Self, Wrong> {
+        let variant = Variant::of(value)?;
+        match variant.name.as_str() {
+            "watchdog" => variant.alone(Self::Watchdog),
+            "probe" => variant.read().map(Self::Probe),
+            _ => Err(variant.unknown()),
+        }
+    }
+}
+
 /// What the processes of a service or task are.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Process {
     /// User, by name in the host's passwd(5) or by number; `None`: the supervisor's.
     pub user: Option<String>,
@@ -333,40 +404,41 @@ pub struct Process {
     pub sandbox: Sandbox,
 }
 
+object!(Process default {
+    user, group, groups, umask, nice, oom_score, limits, pass_env, env_files, memory_max, pids_max, render, sandbox,
+});
+
 /// A program that runs to its end: once before others, on a schedule, or when somebody asks.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Task {
     /// What is started.
     pub command: Command,
     /// When.
-    #[serde(default)]
     pub schedule: Schedule,
     /// Services and tasks that have to be ready, or done, before it is started.
-    #[serde(default)]
     pub needs: Vec<String>,
     /// What happens when it is due and still runs.
-    #[serde(default)]
     pub overlap: Overlap,
     /// Run it at the start if it was due while nothing ran.
-    #[serde(default)]
     pub catch_up: bool,
     /// After this time it is stopped; `None`: it may take for ever.
-    #[serde(default)]
     pub timeout_ms: Option<u64>,
     /// Signal that asks it to stop, by name.
     pub stop_signal: String,
     /// How long it may take to stop before `SIGKILL`.
     pub stop_timeout_ms: u64,
     /// Ends that count as good beside exit status 0.
-    #[serde(default)]
     pub success: Success,
     /// What its processes are.
-    #[serde(default)]
     pub process: Process,
 }
 
+object!(Task { command, stop_signal, stop_timeout_ms } default {
+    schedule, needs, overlap, catch_up, timeout_ms, success, process,
+});
+
 /// When a task runs.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Schedule {
     /// When the bundle starts, before what needs it; and when somebody asks.
@@ -380,8 +452,21 @@ pub enum Schedule {
     Every(u64),
 }
 
+impl FromJson for Schedule {
+    fn from_json(value: Value) -> Result<Self, Wrong> {
+        let variant = Variant::of(value)?;
+        match variant.name.as_str() {
+            "start" => variant.alone(Self::Start),
+            "asked" => variant.alone(Self::Asked),
+            "cron" => variant.read().map(Self::Cron),
+            "every" => variant.read().map(Self::Every),
+            _ => Err(variant.unknown()),
+        }
+    }
+}
+
 /// A crontab(5) expression.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Cron {
     /// Five fields, or `@daily` and its like.
     pub expression: String,
@@ -389,8 +474,10 @@ pub struct Cron {
     pub zone: String,
 }
 
+object!(Cron { expression, zone });
+
 /// What happens when a task is due and still runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Overlap {
     /// This run is left out, which is said.
@@ -402,9 +489,10 @@ pub enum Overlap {
     Replace,
 }
 
+words!(Overlap { Skip = "skip", Queue = "queue", Replace = "replace" });
+
 /// What becomes of what services print.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Logs {
     /// Where it goes. In the foreground it is shown as well.
     pub to: LogTo,
@@ -422,6 +510,8 @@ pub struct Logs {
     pub when_slow: WhenSlow,
 }
 
+object!(Logs default { to, format, max_size, max_age_ms, keep, compress, when_slow });
+
 impl Default for Logs {
     fn default() -> Self {
         Self {
@@ -437,7 +527,7 @@ impl Default for Logs {
 }
 
 /// Where the logs go.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogTo {
     /// Files in `log/` of the state folder, in the background; in the foreground, standard output alone.
@@ -449,8 +539,20 @@ pub enum LogTo {
     Stdout,
 }
 
+impl FromJson for LogTo {
+    fn from_json(value: Value) -> Result<Self, Wrong> {
+        let variant = Variant::of(value)?;
+        match variant.name.as_str() {
+            "auto" => variant.alone(Self::Auto),
+            "files" => variant.read().map(Self::Files),
+            "stdout" => variant.alone(Self::Stdout),
+            _ => Err(variant.unknown()),
+        }
+    }
+}
+
 /// How a line is written to a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogFormat {
     /// RFC 3339 in UTC with microseconds, and the line.
@@ -462,8 +564,10 @@ pub enum LogFormat {
     Json,
 }
 
+words!(LogFormat { Stamped = "stamped", Plain = "plain", Json = "json" });
+
 /// What happens where the destination is slower than the service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WhenSlow {
     /// The service waits: its pipe is not read.
@@ -472,6 +576,8 @@ pub enum WhenSlow {
     /// Lines are dropped, counted, and the count is written.
     Drop,
 }
+
+words!(WhenSlow { Block = "block", Drop = "drop" });
 
 /// A path of which each instance has its own: `web.conf` as `web-${instance}.conf`.
 #[must_use]

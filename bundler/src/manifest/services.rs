@@ -94,14 +94,6 @@ const RESTART_DELAY: &[Key] =
     &[("first", "first = \"100ms\""), ("longest", "longest = \"30s\""), ("stable", "stable = \"10s\"")];
 const GIVE_UP: &[Key] = &[("failures", "failures = 5"), ("within", "within = \"60s\"")];
 
-const RESTARTS: &[(&str, Restart)] =
-    &[("always", Restart::Always), ("on-failure", Restart::OnFailure), ("never", Restart::Never)];
-const OVERLAPS: &[(&str, Overlap)] =
-    &[("skip", Overlap::Skip), ("queue", Overlap::Queue), ("replace", Overlap::Replace)];
-const FORMATS: &[(&str, LogFormat)] =
-    &[("stamped", LogFormat::Stamped), ("plain", LogFormat::Plain), ("json", LogFormat::Json)];
-const WHEN_SLOW: &[(&str, WhenSlow)] = &[("block", WhenSlow::Block), ("drop", WhenSlow::Drop)];
-
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 /// A longer wait than a day for a process is a mistake.
 const STOP: RangeInclusive<u64> = 0..=DAY_MS;
@@ -288,7 +280,7 @@ impl Reader<'_> {
         };
         let service = Service {
             command: Command::default(),
-            restart: self.choice(&section, "restart", RESTARTS).unwrap_or_default(),
+            restart: self.choice(&section, "restart", Restart::WORDS).unwrap_or_default(),
             stop_signal: common.stop_signal,
             stop_timeout_ms: common.stop_timeout_ms,
             more,
@@ -323,7 +315,7 @@ impl Reader<'_> {
             command: Command::default(),
             schedule,
             needs: plain(&common.needs),
-            overlap: self.choice(&section, "overlap", OVERLAPS).unwrap_or_default(),
+            overlap: self.choice(&section, "overlap", Overlap::WORDS).unwrap_or_default(),
             catch_up: self.boolean(&section, "catch-up").unwrap_or_default(),
             timeout_ms: self.duration(&section, "timeout", LONG),
             stop_signal: common.stop_signal,
@@ -450,12 +442,12 @@ impl Reader<'_> {
         let section = self.section("`[logs]`", table.get_ref(), table.span(), LOGS);
         Logs {
             to: self.log_to(&section).unwrap_or(defaults.to),
-            format: self.choice(&section, "format", FORMATS).unwrap_or(defaults.format),
+            format: self.choice(&section, "format", LogFormat::WORDS).unwrap_or(defaults.format),
             max_size: self.size(&section, "max-size", LOG_SIZE).unwrap_or(defaults.max_size),
             max_age_ms: self.duration(&section, "max-age", 1_000..=LONGEST_MS),
             keep: self.integer(&section, "keep", 0..=MOST_KEPT).unwrap_or(defaults.keep),
             compress: self.boolean(&section, "compress").unwrap_or(defaults.compress),
-            when_slow: self.choice(&section, "when-slow", WHEN_SLOW).unwrap_or(defaults.when_slow),
+            when_slow: self.choice(&section, "when-slow", WhenSlow::WORDS).unwrap_or(defaults.when_slow),
         }
     }
 

@@ -1,8 +1,12 @@
 //! What a reader makes of a manifest.
 
 use kitbag_format::Manifest;
-use kitbag_format::manifest::Run;
+use kitbag_format::manifest::{Restart, Run};
+use kitbag_format::port::{Bind, Protocol};
 use kitbag_format::service::fault::order;
+use kitbag_format::service::{LogFormat, Overlap, WhenSlow};
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::bundle;
 
@@ -17,6 +21,77 @@ fn a_manifest_comes_back_as_it_was_written() {
     assert!(text.ends_with("}\n"));
     assert_eq!(Manifest::from_text(&text).expect("a manifest"), manifest);
     assert_eq!(manifest.fault(), None);
+}
+
+/// A manifest in which each field says something, as it is written.
+const EVERYTHING: &str = include_str!("../fixtures/everything.json");
+
+#[test]
+fn each_field_is_read_and_written_under_its_name() {
+    let manifest = Manifest::from_text(EVERYTHING).expect("a manifest");
+    assert_eq!(manifest.to_text(), EVERYTHING);
+    let whole: Value = serde_json::from_str(EVERYTHING).expect("JSON");
+    let mut leaves = Vec::new();
+    leaves_of(&whole, &mut Vec::new(), &mut leaves);
+    assert!(leaves.len() > 100, "{}", leaves.len());
+    for leaf in leaves {
+        let mut other = whole.clone();
+        let place = other.pointer_mut(&format!("/{}", leaf.join("/"))).expect("it is there");
+        // What may be an object is no list of lists, and what may be a list is no object.
+        *place = if place.is_null() { json!([[]]) } else { json!({"x": [], "y": []}) };
+        let wrong = Manifest::from_text(&other.to_string()).expect_err(&leaf.join(".")).to_string();
+        assert!(wrong.starts_with(&leaf.join(".")), "{leaf:?}: {wrong}");
+    }
+}
+
+/// The ways to all values that hold no others.
+fn leaves_of(value: &Value, way: &mut Vec<String>, all: &mut Vec<Vec<String>>) {
+    let inside: Vec<(String, &Value)> = match value {
+        Value::Object(fields) => fields.iter().map(|(name, value)| (name.clone(), value)).collect(),
+        Value::Array(values) => values.iter().enumerate().map(|(at, it)| (at.to_string(), it)).collect(),
+        _ => Vec::new(),
+    };
+    if inside.is_empty() {
+        all.push(way.clone());
+    }
+    for (name, value) in inside {
+        way.push(name);
+        leaves_of(value, way, all);
+        way.pop();
+    }
+}
+
+#[test]
+fn words_are_read_as_they_are_written() {
+    fn same<T: Serialize>(words: &[(&str, T)]) {
+        for (word, value) in words {
+            assert_eq!(serde_json::to_value(value).expect("JSON"), *word);
+        }
+    }
+    same(Restart::WORDS);
+    same(Overlap::WORDS);
+    same(LogFormat::WORDS);
+    same(WhenSlow::WORDS);
+    same(Protocol::WORDS);
+    same(Bind::WORDS);
+    for (from, to) in [
+        (r#""when": "watchdog""#, r#""when": {"watchdog": 1}"#),
+        (r#""to": {"#, r#""to": "syslog", "x": {"#),
+        (r#""overlap": "queue""#, r#""overlap": "wait""#),
+    ] {
+        assert!(Manifest::from_text(&EVERYTHING.replacen(from, to, 1)).is_err(), "{to}");
+    }
+    for (from, to) in [
+        (r#""files": "${state}/log""#, r#""stdout": null"#),
+        (r#""tcp": "[::1]:5432""#, r#""command": {"argv": []}"#),
+        (r#""schedule": {"#, r#""schedule": {"every": 5}, "x": {"#),
+        (r#""schedule": {"#, r#""schedule": "asked", "x": {"#),
+    ] {
+        let text = EVERYTHING.replacen(from, to, 1);
+        let manifest = Manifest::from_text(&text).unwrap_or_else(|wrong| panic!("{to}: {wrong}"));
+        assert_eq!(Manifest::from_text(&manifest.to_text()).as_ref(), Ok(&manifest), "{to}");
+        assert_ne!(manifest.to_text(), EVERYTHING, "{to}");
+    }
 }
 
 #[test]

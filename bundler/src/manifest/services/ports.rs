@@ -27,9 +27,6 @@ pub const PORT: &[Key] = &[
     ("hold", "hold = false"),
 ];
 
-const PROTOCOLS: &[(&str, Protocol)] =
-    &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp), ("unix", Protocol::Unix)];
-
 /// The ports that a service declares.
 #[derive(Debug, Default)]
 pub struct Ports {
@@ -103,7 +100,7 @@ impl Reader<'_> {
     }
 
     fn port_table(&mut self, section: &Section<'_>) -> Port {
-        let protocol = self.choice(section, "protocol", PROTOCOLS).unwrap_or_default();
+        let protocol = self.choice(section, "protocol", Protocol::WORDS).unwrap_or_default();
         let socket = self.socket(section, protocol);
         let mut port = Port { protocol, socket, ..Port::default() };
         if protocol == Protocol::Unix {

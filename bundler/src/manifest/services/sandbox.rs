@@ -20,8 +20,6 @@ pub const SANDBOX: &[Key] = &[
 /// Keys of one in `render`.
 pub const RENDER: &[Key] = &[("from", "from = \"etc/web.conf\""), ("to", "to = \"web.conf\"")];
 
-const BINDS: &[(&str, Bind)] = &[("any", Bind::Any), ("declared", Bind::Declared)];
-
 /// Where files can be that a sandbox names.
 const BASES: &[&str] = &["${state}", "${tree}", "${env."];
 
@@ -32,7 +30,7 @@ impl Reader<'_> {
         let Some(table) = self.table(unit, "sandbox") else { return (sandbox, Vec::new()) };
         let title = inner(unit, "sandbox");
         let section = self.section(&title, table.get_ref(), table.span(), SANDBOX);
-        sandbox.bind = self.choice(&section, "bind", BINDS).unwrap_or(bind);
+        sandbox.bind = self.choice(&section, "bind", Bind::WORDS).unwrap_or(bind);
         let connect = self.connect(&section);
         sandbox.connect = connect.as_deref().map(plain);
         sandbox.files = self.files(&section);
