@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use kitbag_tests::{App, Bundle, Cmd, Running, Tmpfs, eventually, is_root, mounts, tools};
+use kitbag_tests::{App, Bundle, Cmd, Outcome, Running, Tmpfs, eventually, is_root, mounts, tools};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
@@ -278,6 +278,12 @@ fn a_supervisor_that_does_not_answer_keeps_no_wait_longer_than_its_time() {
 
 // --- Where it may not look, or write ---
 
+/// Runs it as a user who is not root.
+fn as_user(command: Cmd) -> Outcome {
+    let user = [format!("--reuid={NOBODY}"), format!("--regid={NOBODY}"), "--clear-groups".into()];
+    if is_root() { command.behind("setpriv", user).run() } else { command.run() }
+}
+
 #[test]
 fn who_may_not_look_is_told_so_and_not_that_nothing_runs() {
     if is_root() && !tools(&["setpriv"]) {
@@ -296,9 +302,7 @@ fn who_may_not_look_is_told_so_and_not_that_nothing_runs() {
     let look = |folder: &Path, mode: u32| {
         fs::set_permissions(folder, Permissions::from_mode(mode)).unwrap();
         for args in [&["status"][..], &["stop"], &["stop", "--oknodo"], &["wait", "--ready"]] {
-            let command = bundle.command(args).env("KITBAG_STATE", &state).cwd("/");
-            let user = [format!("--reuid={NOBODY}"), format!("--regid={NOBODY}"), "--clear-groups".into()];
-            let outcome = if is_root() { command.behind("setpriv", user).run() } else { command.run() };
+            let outcome = as_user(bundle.command(args).env("KITBAG_STATE", &state).cwd("/"));
             outcome.exits(1).says(&format!("cannot look into {}: Permission denied", state.display()));
         }
         fs::set_permissions(folder, Permissions::from_mode(0o755)).unwrap();
@@ -334,9 +338,7 @@ fn state_that_cannot_be_written_is_no_place_with_ways_out() {
     }
     fs::set_permissions(&state, Permissions::from_mode(0o500)).unwrap();
     for args in [&["start"][..], &[]] {
-        let command = bundle.command(args).env("KITBAG_STORE", &store).cwd("/");
-        let user = [format!("--reuid={NOBODY}"), format!("--regid={NOBODY}"), "--clear-groups".into()];
-        let outcome = if is_root() { command.behind("setpriv", user).run() } else { command.run() };
+        let outcome = as_user(bundle.command(args).env("KITBAG_STORE", &store).cwd("/"));
         outcome
             .exits(5)
             .says(&format!("{} (this app's state): Permission denied", state.display()))

@@ -1,7 +1,7 @@
 //! JSON -> values, field by field: what a bundle carries and what a supervisor writes down.
 //!
 //! `#[derive(Deserialize)]` says the same, for 60 kB more in every bundle: it makes code of its own for each field of each
-//! type, and for each way that a type could come. Here a type names its fields ([`object!`], [`words!`]), and what reads a
+//! type, and for each way that a type could come. Here a type names its fields ([`crate::object!`], [`crate::words!`]), and what reads a
 //! field is there once for each type that a field has. Writing is serde's.
 
 use std::collections::BTreeMap;
@@ -221,7 +221,7 @@ macro_rules! words {
     };
 }
 
-/// What is wrong with a word that [`words!`] does not list.
+/// What is wrong with a word that [`crate::words!`] does not list.
 pub fn unknown_word(word: &str) -> Wrong {
     Wrong::new(format!("`{word}` is not known here"))
 }

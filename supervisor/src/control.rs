@@ -27,7 +27,7 @@ mod making;
 mod routes;
 pub mod socket;
 
-use http::Parsed;
+use http::{Headers, Parsed};
 use making::Making;
 pub(crate) use routes::signal_number;
 use routes::{Reply, Wait};
@@ -638,7 +638,7 @@ impl Client {
         self.last |= !keep_alive;
         let (content_type, text) = making.map(Making::finish).unwrap_or_default();
         self.timer = Some(now + READ_TIME);
-        self.outbox = http::response(200, content_type, text.as_bytes(), keep_alive);
+        self.outbox = http::response(200, Headers::of(content_type), text.as_bytes(), keep_alive);
         // Its end is noticed at the next turn.
         let _ = self.write(now);
     }
@@ -649,8 +649,8 @@ impl Client {
 
     fn answer(&mut self, reply: &Reply, keep_alive: bool) {
         self.last |= !keep_alive;
-        let (code, content_type, body) = reply.parts();
-        self.outbox.extend_from_slice(&http::response(code, content_type, body.as_bytes(), keep_alive));
+        let (code, headers, body) = reply.parts();
+        self.outbox.extend_from_slice(&http::response(code, headers, body.as_bytes(), keep_alive));
     }
 
     /// The last answer: what it sends next cannot be understood, or is not wanted.

@@ -322,34 +322,28 @@ fn choose(names: &[String], value: &mut Value, status: &mut Status) {
     if names.is_empty() {
         return;
     }
-    let mut chosen: Vec<&str> = Vec::new();
-    for name in names {
-        chosen.extend(status.named(name).map(|unit| unit.name.as_str()));
-    }
+    let chosen: Vec<String> =
+        names.iter().flat_map(|name| status.named(name)).map(|unit| unit.name.clone()).collect();
+    status.units.retain(|unit| chosen.contains(&unit.name));
     if let Some(units) = value["units"].as_array_mut() {
-        units.retain(|unit| unit["name"].as_str().is_some_and(|name| chosen.contains(&name)));
+        units.retain(|unit| unit["name"].as_str().is_some_and(|name| chosen.iter().any(|it| it == name)));
     }
-    *status = Status::from_json(value);
 }
 
-/// What the supervisor leaves to its clients: memory of whole sessions, if its processes have the same numbers here; last
+/// What the supervisor leaves to its clients: a look at whole sessions, if its processes have the same numbers here; last
 /// lines.
 fn extras(status: &Status, same_numbers: bool, format: LogFormat) -> Vec<Extra> {
     let session = |unit: &Unit| unit.pid.and_then(wait::session_of).unwrap_or(-1);
-    let memory = if same_numbers {
+    let sessions = if same_numbers {
         usage::of_sessions(&status.units.iter().map(session).collect::<Vec<_>>())
     } else {
-        vec![0; status.units.len()]
+        vec![usage::Session::default(); status.units.len()]
     };
     let last_line = |unit: &Unit| {
         if unit.is_ready() { None } else { logs::last_lines(status, unit, format, 1).pop() }
     };
-    status
-        .units
-        .iter()
-        .zip(memory)
-        .map(|(unit, memory)| Extra { memory, last_line: last_line(unit) })
-        .collect()
+    let units = status.units.iter().zip(sessions);
+    units.map(|(unit, session)| Extra { session, last_line: last_line(unit) }).collect()
 }
 
 /// `stop [--timeout T] [--oknodo] [SVC…]`: returns when they have ended; without a name, when everything has.
@@ -580,10 +574,8 @@ impl Running {
         loop {
             let status = self.status()?;
             let (mut has_failed, mut left) = (false, 0);
-            for unit in &status.units {
-                if !self.is_unproven(unit) || !names.iter().any(|name| is_named(unit, name)) {
-                    continue;
-                }
+            let named = names.iter().flat_map(|name| status.named(name));
+            for unit in named.filter(|unit| self.is_unproven(unit)) {
                 let ended_ill = unit.last_end.as_ref().is_some_and(|end| !end.well);
                 if unit.state == State::Ready {
                     left = left.max(SETTLED.saturating_sub(unit.for_ms));
@@ -698,11 +690,6 @@ impl Running {
             }
         }
     }
-}
-
-/// True for all units if the name is empty, for a service's instances, and for the one of this name.
-fn is_named(unit: &Unit, name: &str) -> bool {
-    name.is_empty() || unit.service == name || unit.name == name
 }
 
 /// A sentence on standard error.

@@ -171,7 +171,7 @@ pub fn specs(manifest: &Manifest, values: &Values) -> Result<Vec<ServiceSpec>, F
         paths: RefCell::default(),
         last_env: RefCell::default(),
         last_rules: RefCell::default(),
-        plain: Rc::default(),
+        last_setup: RefCell::default(),
     };
     let services = services.iter().map(|(name, service)| maker.service(name, service));
     let tasks = manifest.tasks.iter().map(|(name, task)| maker.task(name, task));
@@ -185,8 +185,7 @@ struct Maker<'a> {
     paths: RefCell<BTreeSet<Rc<Path>>>,
     last_env: RefCell<Rc<Vec<(OsString, OsString)>>>,
     last_rules: RefCell<Rc<Rules>>,
-    /// Of all that ask for nothing.
-    plain: Rc<Setup>,
+    last_setup: RefCell<Rc<Setup>>,
 }
 
 /// The last one of its kind, if this is equal: most of a thousand services are.
@@ -352,7 +351,7 @@ impl Maker<'_> {
         if paths.is_some() {
             spec.wiring_mut().paths = paths;
         }
-        spec.setup = if setup.is_plain() { self.plain.clone() } else { Rc::new(setup) };
+        spec.setup = shared(&self.last_setup, setup);
         spec.limits = Limits { memory: process.memory_max, pids: process.pids_max };
         Ok((spec, program))
     }

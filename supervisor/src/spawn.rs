@@ -12,15 +12,17 @@ use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-use kitbag_format::service::Process;
+use kitbag_format::service;
 
 use crate::expand::{ExpandError, Values};
+use crate::snapshot::Process;
 use crate::spawn::identity::{Accounts, Identity, IdentityError, Ids};
 use crate::spawn::limits::{Limit, LimitError};
 use crate::state::{Fault, Stage};
+use crate::status::usage;
 use crate::sys::child::{self, Files, Image};
 use crate::sys::fd::Slots;
-use crate::sys::{Errno, Pid};
+use crate::sys::{self, Errno};
 
 /// What a program needs in order to run.
 #[derive(Debug)]
@@ -38,7 +40,7 @@ pub struct Program<'a> {
 }
 
 /// What a process is beside its program, as numbers. The default is what the supervisor is.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Setup {
     /// Its user and groups.
     pub ids: Option<Ids>,
@@ -55,17 +57,10 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// True if it is what the supervisor is.
-    pub fn is_plain(&self) -> bool {
-        let Self { ids, limits, nice, oom_score, umask, cgroup } = self;
-        let numbers = nice.is_none() && oom_score.is_none() && umask.is_none();
-        ids.is_none() && limits.is_empty() && numbers && cgroup.is_none()
-    }
-
     /// What a manifest asks for, with this host's users, and the identity that the environment depends on. The cgroup is
     /// added by whoever makes it.
     pub fn resolve(
-        process: &Process,
+        process: &service::Process,
         values: &Values<'_>,
         accounts: &Accounts,
     ) -> Result<(Self, Option<Identity>), SetupError> {
@@ -145,15 +140,16 @@ impl Spawner {
         Self { slots: Slots::reserve() }
     }
 
-    /// Starts the program's process and returns its id, which is its process group and session too, when the program
-    /// runs. It has an empty signal mask and default dispositions, inherits `files` alone, and gets SIGTERM when the
+    /// Starts the program's process, and returns when the program runs. Its id is its process group and session too. It has an empty signal mask and default dispositions, inherits `files` alone, and gets SIGTERM when the
     /// supervisor dies; a program that gains privileges by execve(2) loses that last protection (prctl(2)).
     ///
     /// A fault leaves no process behind, and SIGCHLD pending at most. One that hangs on its way is ended after
     /// [`child::DEADLINE`] (`ETIMEDOUT`); nothing else happens in this thread until then.
-    pub fn start(&mut self, program: &Program<'_>, files: &Files<'_>) -> Result<Pid, Fault> {
+    pub fn start(&mut self, program: &Program<'_>, files: &Files<'_>) -> Result<Process, Fault> {
         let image = image(program).ok_or_else(|| fault(Stage::Arguments, Errno::EINVAL))?;
-        child::start(&image, files, &mut self.slots)
+        let before = sys::boot_ticks();
+        let pid = child::start(&image, files, &mut self.slots)?;
+        Ok(Process { pid, start: usage::start_since(pid, before) })
     }
 }
 
@@ -164,6 +160,7 @@ pub const fn fault(stage: Stage, errno: Errno) -> Fault {
 
 /// What could not be done, for a sentence: `execute /srv/app/bin/web`.
 pub fn stage_name(stage: Stage, program: &Program<'_>) -> String {
+    let Setup { ids, limits, nice, oom_score, .. } = program.setup;
     let plain = match stage {
         Stage::Ports => "ports",
         Stage::Files => "files made for it",
@@ -172,19 +169,42 @@ pub fn stage_name(stage: Stage, program: &Program<'_>) -> String {
         Stage::Fork => "fork",
         Stage::Session => "session",
         Stage::StandardFiles => "standard input and output",
-        Stage::Limits => "resource limits",
         Stage::Cgroup => "join its cgroup",
-        Stage::Nice => "priority (nice)",
-        Stage::OomScore => "oom score",
         Stage::Sandbox => "sandbox (Landlock)",
         Stage::Groups => "supplementary groups",
         Stage::ParentDeath => "parent death signal",
-        Stage::Group => return format!("group {}", program.setup.ids.as_ref().map_or(0, |ids| ids.gid)),
-        Stage::User => return format!("user {}", program.setup.ids.as_ref().map_or(0, |ids| ids.uid)),
+        Stage::Limits => {
+            let names: Vec<&str> = limits.iter().map(|limit| limit.name()).collect();
+            return format!("resource limits ({})", names.join(", "));
+        }
+        Stage::Nice => return format!("priority (nice {})", nice.unwrap_or(0)),
+        Stage::OomScore => return format!("oom score {}", oom_score.unwrap_or(0)),
+        Stage::Group => return format!("group {}", ids.as_ref().map_or(0, |ids| ids.gid)),
+        Stage::User => return format!("user {}", ids.as_ref().map_or(0, |ids| ids.uid)),
         Stage::WorkingDirectory => return format!("working directory {}", program.cwd.display()),
         Stage::Exec => return format!("execute {}", program.path.display()),
     };
     plain.to_owned()
+}
+
+/// What an error means at this stage where its name alone does not tell a person what to look at.
+pub const fn hint(Fault { stage, errno }: Fault) -> Option<&'static str> {
+    Some(match (stage, errno) {
+        (Stage::Fork, libc::EAGAIN) => {
+            "no more processes for this user, `ulimit -u`, for this cgroup, pids.max, or at all, kernel.pid_max"
+        }
+        (_, libc::EMFILE) => "no more open files for the supervisor, `ulimit -n`",
+        (_, libc::ENFILE) => "no more open files on this machine, fs.file-max",
+        (Stage::Limits | Stage::Nice | Stage::OomScore, libc::EPERM | libc::EACCES) => {
+            "root may go beyond what this was started with"
+        }
+        (Stage::Groups | Stage::Group | Stage::User, libc::EPERM) => "root may start it as somebody else",
+        (Stage::Exec, libc::ENOEXEC) => {
+            "for another kind of machine, or a text that does not begin with `#!`"
+        }
+        (Stage::Exec, libc::EACCES) => "not executable, or on a file system that is mounted noexec",
+        _ => return None,
+    })
 }
 
 /// The program as C strings; `None` if one of them has a NUL byte inside.

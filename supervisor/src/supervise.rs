@@ -182,9 +182,9 @@ struct Supervisor {
 
     timers: Timers,
     pids: Pids,
-    /// What descends from units.
     /// Our children, as the kernel lists them.
     list: List,
+    /// What descends from units.
     descent: Descent,
     /// Parts whose neighbours have to be looked at.
     touched: VecDeque<Part>,

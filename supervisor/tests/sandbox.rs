@@ -91,8 +91,8 @@ impl Start<'_> {
         };
         let env = [("PATH".into(), "/usr/bin:/bin".into())];
         let Self { program: path, argv, setup, .. } = self;
-        let pid = spawner.start(&Program { path, argv, env: &env, cwd: "/".as_ref(), setup }, &files)?;
-        Ok((pid, read))
+        let started = spawner.start(&Program { path, argv, env: &env, cwd: "/".as_ref(), setup }, &files)?;
+        Ok((started.pid, read))
     }
 
     /// What it prints, on either of its outputs.

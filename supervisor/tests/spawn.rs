@@ -19,7 +19,7 @@ use kitbag_supervisor::expand::Values;
 use kitbag_supervisor::spawn::cgroup::{Cgroups, Limits, Unavailable};
 use kitbag_supervisor::spawn::environment::{EnvFiles, environment, open_file, put};
 use kitbag_supervisor::spawn::identity::{Accounts, Ids};
-use kitbag_supervisor::spawn::limits;
+use kitbag_supervisor::spawn::limits::{self, Limit};
 use kitbag_supervisor::spawn::{Program, Setup, Spawner};
 use kitbag_supervisor::state::{Fault, Stage};
 use kitbag_supervisor::sys::child::Files;
@@ -68,7 +68,7 @@ impl Start<'_> {
             ruleset: None,
             mark: None,
         };
-        let pid = spawner.start(&Program { path, argv, env, cwd, setup }, &files)?;
+        let pid = spawner.start(&Program { path, argv, env, cwd, setup }, &files)?.pid;
         Ok((pid, read))
     }
 
@@ -137,8 +137,7 @@ fn each_stage_says_what_failed() {
     assert_eq!(with(Setup { cgroup, ..Setup::default() }).fails(), (Stage::Cgroup, libc::ENOENT));
     let oom_score = Some(2000);
     assert_eq!(with(Setup { oom_score, ..Setup::default() }).fails(), (Stage::OomScore, libc::EINVAL));
-    let upside_down = libc::rlimit { rlim_cur: 2, rlim_max: 1 };
-    let limits = vec![(libc::RLIMIT_CPU, upside_down)];
+    let limits = vec![Limit { resource: libc::RLIMIT_CPU, soft: 2, hard: 1 }];
     assert_eq!(with(Setup { limits, ..Setup::default() }).fails(), (Stage::Limits, libc::EINVAL));
     let null = fd::nothing().unwrap();
     let inherited = vec![(RawFd::MAX, null.as_fd())];

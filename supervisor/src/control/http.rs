@@ -250,17 +250,35 @@ const fn reason(code: u16) -> &'static str {
     }
 }
 
+/// What a response says of itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Headers {
+    /// `Content-Type`
+    pub content_type: &'static str,
+    /// `Allow`, which every 405 has (RFC 9110, 15.5.6).
+    pub allow: Option<&'static str>,
+}
+
+impl Headers {
+    /// Those of a body of this type.
+    pub const fn of(content_type: &'static str) -> Self {
+        Self { content_type, allow: None }
+    }
+}
+
 /// A whole response.
-pub fn response(code: u16, content_type: &str, body: &[u8], keep_alive: bool) -> Vec<u8> {
+pub fn response(code: u16, headers: Headers, body: &[u8], keep_alive: bool) -> Vec<u8> {
+    let Headers { content_type, allow } = headers;
     let connection = if keep_alive { "keep-alive" } else { "close" };
-    let mut bytes = format!(
-        "HTTP/1.1 {code} {}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\nConnection: {connection}\r\n\r\n",
+    let mut head = format!(
+        "HTTP/1.1 {code} {}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\nConnection: {connection}\r\n",
         reason(code),
         body.len()
-    )
-    .into_bytes();
-    bytes.extend_from_slice(body);
-    bytes
+    );
+    if let Some(method) = allow {
+        head.push_str(&format!("Allow: {method}\r\n"));
+    }
+    [head.as_bytes(), b"\r\n", body].concat()
 }
 
 /// The beginning of a response that goes on until the connection is closed.
@@ -372,8 +390,15 @@ mod tests {
 
     #[test]
     fn a_response_comes_back() {
-        let bytes = response(404, "text/plain", b"no", true);
-        assert_eq!(parse_response(&bytes), Some((404, &b"no"[..])));
+        let headers = Headers { allow: Some("POST"), ..Headers::of("text/plain") };
+        let bytes = response(405, headers, b"no", true);
+        let text = str::from_utf8(&bytes).expect("text");
+        assert!(
+            text.starts_with("HTTP/1.1 405 Method Not Allowed\r\nContent-Type: text/plain\r\n"),
+            "{text}"
+        );
+        assert!(text.ends_with("\r\nAllow: POST\r\n\r\nno"), "{text}");
+        assert_eq!(parse_response(&bytes), Some((405, &b"no"[..])));
         assert_eq!(parse_response(&bytes[..bytes.len() - 1]), None);
         let mut stream = stream_head("x");
         stream.extend_from_slice(b"line\n");

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::http::Request;
+use super::http::{Headers, Request};
 use super::making::Making;
 use super::{Accepted, App, Command, Refused, Surroundings};
 use crate::near::nearest;
@@ -24,6 +24,8 @@ const LONGEST_WAIT: Ms = 86_400_000;
 pub(super) enum Reply {
     /// A JSON value with its status code.
     Json(u16, Value),
+    /// A path does not take a method, but this one.
+    NotAllowed(&'static str, Value),
     /// Text of this content type.
     Text(&'static str, String),
     /// The last events; and if the client follows, those to come.
@@ -38,19 +40,27 @@ pub(super) enum Reply {
 }
 
 impl Reply {
-    /// Status code, content type and body of what is answered at once.
-    pub(super) fn parts(&self) -> (u16, &'static str, String) {
+    /// Status code, headers of its own and body of what is answered at once.
+    pub(super) fn parts(&self) -> (u16, Headers, String) {
+        let json = |value: &Value| format!("{value}\n");
         match self {
-            Self::Json(code, value) => (*code, JSON, format!("{value}\n")),
-            Self::Text(content_type, text) => (200, content_type, text.clone()),
-            Self::Events { .. } | Self::Making(_) | Self::Wait(_) => (200, JSON, String::new()),
+            Self::Json(code, value) => (*code, Headers::of(JSON), json(value)),
+            Self::NotAllowed(method, value) => {
+                (405, Headers { allow: Some(method), ..Headers::of(JSON) }, json(value))
+            }
+            Self::Text(content_type, text) => (200, Headers::of(content_type), text.clone()),
+            Self::Events { .. } | Self::Making(_) | Self::Wait(_) => (200, Headers::of(JSON), String::new()),
         }
     }
 }
 
 /// An error: what, and what to do about it.
 pub(super) fn error(code: u16, what: &str, to_fix: &str) -> Reply {
-    Reply::Json(code, json!({"error": what, "to_fix": to_fix}))
+    Reply::Json(code, error_json(what, to_fix))
+}
+
+fn error_json(what: &str, to_fix: &str) -> Value {
+    json!({"error": what, "to_fix": to_fix})
 }
 
 /// What a client waits for.
@@ -280,7 +290,8 @@ fn lost(request: &Request) -> Reply {
     }
     let general = format!("/{}", parts.join("/"));
     if let Some((method, _)) = PATHS.iter().find(|(_, known)| *known == general) {
-        return error(405, &format!("{path} does not take {}", request.method), &format!("use {method}"));
+        let what = format!("{path} does not take {}", request.method);
+        return Reply::NotAllowed(method, error_json(&what, &format!("use {method}")));
     }
     let known = PATHS.iter().map(|(_, path)| *path);
     let to_fix = match nearest(&general, known.clone()) {

@@ -18,11 +18,10 @@ use kitbag_format::service::LogFormat;
 use memchr::{memchr_iter, memrchr};
 
 use super::format::{self, Micros, Stamp};
-use super::{OWN_NAME, archive};
-
 use super::lines::{Batch, Stream};
 use super::reader::Reader;
 use super::sink::Sink;
+use super::{OWN_NAME, archive};
 use crate::state::Ms;
 use crate::sys::worker;
 use crate::sys::{Errno, Pid, errno_of};

@@ -5,8 +5,28 @@ use std::fmt;
 
 use crate::sys::{self, Resource};
 
-/// A resource's number, and its soft and hard limit.
-pub type Limit = (Resource, libc::rlimit);
+/// A limit on a resource: setrlimit(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// The resource's number.
+    pub resource: Resource,
+    /// What holds; [`libc::RLIM_INFINITY`]: nothing.
+    pub soft: libc::rlim_t,
+    /// Up to which the process may raise that.
+    pub hard: libc::rlim_t,
+}
+
+impl Limit {
+    /// As setrlimit(2) takes it.
+    pub const fn rlimit(self) -> libc::rlimit {
+        libc::rlimit { rlim_cur: self.soft, rlim_max: self.hard }
+    }
+
+    /// Its resource as a manifest has it: `nofile`.
+    pub fn name(self) -> &'static str {
+        NAMES.iter().find(|(_, resource)| *resource == self.resource).map_or("?", |(name, _)| name)
+    }
+}
 
 /// getrlimit(2)'s names without `RLIMIT_`. Their numbers differ between architectures.
 pub const NAMES: &[(&str, Resource)] = &[
@@ -69,6 +89,6 @@ fn one(name: &str, value: Option<u64>) -> Result<Limit, LimitError> {
         Some(hard) if most > hard && !nix::unistd::geteuid().is_root() => {
             Err(LimitError::AboveHard(name.to_owned(), value, hard))
         }
-        _ => Ok((resource, libc::rlimit { rlim_cur: most, rlim_max: most })),
+        _ => Ok(Limit { resource, soft: most, hard: most }),
     }
 }

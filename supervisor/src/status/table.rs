@@ -1,6 +1,7 @@
 //! The status as a person reads it at three in the morning: who is well, who is not and why, and what to type next.
 
 use super::time::{rfc3339, span};
+use super::usage::Session;
 use super::{Kind, State, Status, Unit};
 use crate::state::Ms;
 use crate::store::owned::Size;
@@ -20,8 +21,8 @@ pub struct Look {
 /// What the client adds to a unit's status.
 #[derive(Debug, Clone, Default)]
 pub struct Extra {
-    /// Memory of all processes in the unit's session, in bytes; 0: not known.
-    pub memory: u64,
+    /// All processes in the unit's session; without memory: not known.
+    pub session: Session,
     /// The last line that it has printed.
     pub last_line: Option<String>,
 }
@@ -33,7 +34,7 @@ pub fn render(status: &Status, extras: &[Extra], look: Look, file: &str) -> Stri
         .units
         .iter()
         .enumerate()
-        .map(|(at, unit)| row(unit, extras.get(at).map_or(0, |extra| extra.memory)))
+        .map(|(at, unit)| row(unit, extras.get(at).map_or(0, |extra| extra.session.memory)))
         .collect();
     let title = ["NAME", "STATE", "FOR", "PID", "RESTARTS", "MEMORY"].map(str::to_owned);
     let widest = |column: usize| rows.iter().chain([&title]).map(|row| row[column].len()).max().unwrap_or(0);
@@ -43,7 +44,7 @@ pub fn render(status: &Status, extras: &[Extra], look: Look, file: &str) -> Stri
         lines.push(columns(row, &widths, look.coloured.then(|| colour(unit))));
         lines.extend(notes(unit, extras.get(at)));
     }
-    lines.extend(advice(status, file));
+    lines.extend(advice(status, extras, file));
     lines.iter().map(|line| cut(line, look.width) + "\n").collect()
 }
 
@@ -128,6 +129,9 @@ fn notes(unit: &Unit, extra: Option<&Extra>) -> Vec<String> {
         };
         notes.push(format!("last end   {}{ran}, {} ago", end.how, span(end.ago_ms)));
     }
+    if let Some(pid) = extra.and_then(|extra| extra.session.halted) {
+        notes.push(format!("halted     process {pid} does nothing: a signal has stopped it (SIGSTOP)"));
+    }
     if let Some(says) = &unit.says {
         notes.push(format!("says       {says}"));
     }
@@ -145,7 +149,7 @@ fn printable(text: &str) -> String {
 }
 
 /// What to type next, for the first unit that is not well.
-fn advice(status: &Status, file: &str) -> Vec<String> {
+fn advice(status: &Status, extras: &[Extra], file: &str) -> Vec<String> {
     let unwell = |unit: &&Unit| matches!(unit.state, State::Failed | State::Retrying);
     let slow = |unit: &&Unit| unit.state == State::Starting && unit.for_ms > 10_000;
     let mut lines = Vec::new();
@@ -166,6 +170,10 @@ fn advice(status: &Status, file: &str) -> Vec<String> {
             );
             line(format!("{file} exec {} -- COMMAND", unit.name), &about);
         }
+    } else if let Some((unit, _)) =
+        status.units.iter().zip(extras).find(|(_, extra)| extra.session.halted.is_some())
+    {
+        line(format!("{file} signal CONT {}", unit.name), "lets it run on; with `health` this is noticed");
     } else if let Some(unit) = status.units.iter().find(|unit| unit.state == State::Stopped) {
         if unit.has_no_instance() {
             line(format!("{file} scale {}=1", unit.service), "it was scaled to 0 instances");
@@ -238,7 +246,9 @@ mod tests {
             ..Status::default()
         };
         let line = Some("cannot connect \x1b[2J to db".to_owned());
-        (status, vec![Extra { memory: 12_300_000, last_line: None }, Extra { memory: 0, last_line: line }])
+        let web = Session { memory: 12_300_000, halted: None };
+        let extras = [(web, None), (Session::default(), line)];
+        (status, extras.map(|(session, last_line)| Extra { session, last_line }).into())
     }
 
     #[test]
@@ -272,6 +282,23 @@ next:
         assert!(text.contains("not limited by [services.worker.sandbox], which may have refused"), "{text}");
         status.units[1].last_end.as_mut().expect("an end").ran_ms = 60_000;
         assert!(!limited(&status), "it would have been refused before");
+    }
+
+    #[test]
+    fn a_process_that_a_signal_has_stopped_is_told_with_what_wakes_it() {
+        let (mut status, mut extras) = night();
+        extras[0].session.halted = Some(4714);
+        let shown = |status: &Status| render(status, &extras, Look::default(), "./shop");
+        assert!(
+            shown(&status).contains("4713         0  12.3 MB\n      halted     process 4714 does nothing: ")
+        );
+        assert!(!shown(&status).contains("signal CONT"), "what is failing comes first");
+        status.units.pop();
+        assert!(
+            shown(&status).contains("\nnext:\n  ./shop signal CONT web   lets it run on"),
+            "{}",
+            shown(&status)
+        );
     }
 
     #[test]

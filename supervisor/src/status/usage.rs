@@ -18,6 +18,8 @@ pub struct Usage {
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
     session: Pid,
+    /// A signal has stopped it.
+    is_halted: bool,
     /// When it was started, in ticks since the machine was.
     start: u64,
     usage: Usage,
@@ -45,19 +47,28 @@ pub fn own_oom_score() -> Option<i32> {
     fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok()
 }
 
-/// The memory of each session in bytes, in the order of `sessions`: of each process its proportional share (PSS)
-/// where /proc tells it to us, its resident memory otherwise. Looks at every process of the machine: for a
-/// client, which may take its time.
-pub fn of_sessions(sessions: &[Pid]) -> Vec<u64> {
-    let mut memory = vec![0; sessions.len()];
+/// What the processes of a session come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Session {
+    /// Memory in bytes: of each process its proportional share (PSS) where /proc tells it to us, its resident memory
+    /// otherwise.
+    pub memory: u64,
+    /// One of them that a signal has stopped (SIGSTOP of signal(7)): it runs when it gets SIGCONT.
+    pub halted: Option<Pid>,
+}
+
+/// Sessions by their ids, in that order. Looks at every process of the machine: for a client, which may take its time.
+pub fn of_sessions(sessions: &[Pid]) -> Vec<Session> {
+    let mut found = vec![Session::default(); sessions.len()];
     let names = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.file_name());
     for pid in names.filter_map(|name| name.to_str()?.parse::<Pid>().ok()) {
         let Some(stat) = stat(pid) else { continue };
         if let Some(at) = sessions.iter().position(|session| *session == stat.session) {
-            memory[at] += share(pid).unwrap_or(stat.usage.memory);
+            found[at].memory += share(pid).unwrap_or(stat.usage.memory);
+            found[at].halted = found[at].halted.or(stat.is_halted.then_some(pid));
         }
     }
-    memory
+    found
 }
 
 /// Most processes that are looked for.
@@ -92,6 +103,7 @@ fn parse(text: &str) -> Option<Stat> {
     let memory = number(24)?.saturating_mul(sys::page_size());
     Some(Stat {
         session: fields.get(6 - 3)?.parse().ok()?,
+        is_halted: fields.first() == Some(&"T"),
         start: number(22)?,
         usage: Usage { memory, cpu_ms: ticks.saturating_mul(1000) / sys::ticks_per_second() },
     })
@@ -112,7 +124,8 @@ mod tests {
     fn a_name_with_anything_in_it_does_not_shift_the_fields() {
         let text = "7 (a) b (c) S 1 7 6 0 -1 4 0 0 0 0 100 50 25 25 20 0 1 0 9 99 3 18446744073709551615 1";
         let stat = parse(text).expect("it is whole");
-        assert_eq!((stat.session, stat.start), (6, 9));
+        assert_eq!((stat.session, stat.start, stat.is_halted), (6, 9, false));
+        assert!(parse(&text.replace(") S", ") T")).is_some_and(|stat| stat.is_halted));
         assert_eq!(stat.usage.cpu_ms, 200_000 / sys::ticks_per_second());
         assert_eq!(stat.usage.memory, 3 * sys::page_size());
         assert!(parse("7 (a) S 1").is_none() && parse("").is_none());
@@ -135,6 +148,6 @@ mod tests {
         let own = std::process::id().cast_signed();
         assert!(of_process(own).is_some_and(|usage| usage.memory > 100_000));
         let session = stat(own).expect("it runs").session;
-        assert!(of_sessions(&[session, -1])[0] > 100_000);
+        assert!(of_sessions(&[session, -1])[0].memory > 100_000);
     }
 }

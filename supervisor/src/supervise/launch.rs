@@ -6,14 +6,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use kitbag_format::port::FIRST_SOCKET;
 use nix::fcntl::OFlag;
 
+use crate::snapshot::Process;
 use crate::spawn::cgroup::{self, Cgroups, Limits};
 use crate::spawn::environment::{self, EnvFileError, Variables};
 use crate::spawn::{self, Setup};
 use crate::state::{End, Event, Fault, Ms, Stage, Watch};
 use crate::state_folder::share;
-use crate::status::usage;
 use crate::sys::child::Files;
-use crate::sys::{self, Errno, Pid, fd};
+use crate::sys::{Errno, fd};
 
 use super::order::Part;
 use super::ports::Held;
@@ -24,11 +24,10 @@ use super::{Source, Supervisor, readable};
 
 impl Supervisor {
     pub(super) fn spawn(&mut self, id: Id) {
-        let before = sys::boot_ticks();
         match self.launch(id) {
-            Ok(pid) => {
+            Ok(Process { pid, start }) => {
                 self.units[id].leader = Some(pid);
-                self.units[id].start = usage::start_since(pid, before);
+                self.units[id].start = start;
                 self.pids.insert(pid, Whose::Leader(id));
                 self.note_begin(id);
                 self.feed(id, Event::Forked(pid));
@@ -42,7 +41,7 @@ impl Supervisor {
         }
     }
 
-    fn launch(&mut self, id: Id) -> Result<Pid, Fault> {
+    fn launch(&mut self, id: Id) -> Result<Process, Fault> {
         let pipes = |errno| spawn::fault(Stage::Pipes, errno);
         self.units[id].trouble = None;
         self.is_fit(id)?;
@@ -84,9 +83,9 @@ impl Supervisor {
         let setup = joined.as_ref().unwrap_or(&spec.setup);
         let mut program = spec.program.program(&env, setup);
         program.argv = late_argv.as_deref().unwrap_or(program.argv);
-        let pid = self.spawner.start(&program, &files)?;
+        let started = self.spawner.start(&program, &files)?;
         self.keep_ruleset(id, ruleset);
-        Ok(pid)
+        Ok(started)
     }
 
     /// True for all that this host has what a unit's manifest asks for.
@@ -129,7 +128,7 @@ impl Supervisor {
     /// What marks a unit's processes, unless its manifest has another use for that limit.
     fn mark(&self, id: Id) -> Option<libc::rlimit> {
         let limits = &self.parts[self.units[id].part].spec.setup.limits;
-        let is_used = limits.iter().any(|(resource, _)| *resource == libc::RLIMIT_LOCKS);
+        let is_used = limits.iter().any(|limit| limit.resource == libc::RLIMIT_LOCKS);
         self.descent.mark(id).filter(|_| !is_used)
     }
 
@@ -184,13 +183,12 @@ impl Supervisor {
             ruleset: self.units[id].ruleset.as_ref().map(AsFd::as_fd),
             mark: self.mark(id),
         };
-        let before = sys::boot_ticks();
-        let pid = self.spawner.start(&program.program(&program.env, setup), &files)?;
+        let Process { pid, start } = self.spawner.start(&program.program(&program.env, setup), &files)?;
         self.pids.insert(pid, Whose::Helper(id));
         let watched = |tail: &Tail| self.events.add(tail.fd(), readable(Source::Check(id).token())).is_ok();
         let tail = tail.filter(watched);
         let unit = &mut self.units[id];
-        unit.helper = Some(Box::new(Helper { pid, start: usage::start_since(pid, before), late_at, tail }));
+        unit.helper = Some(Box::new(Helper { pid, start, late_at, tail }));
         self.timers.set(id, unit);
         Ok(())
     }

@@ -126,7 +126,12 @@ impl Supervisor {
         let of = |resource| {
             let own =
                 || self.limit.filter(|_| resource == libc::RLIMIT_NOFILE).or_else(|| sys::limit(resource));
-            setup.limits.iter().find(|(known, _)| *known == resource).map(|(_, limit)| *limit).or_else(own)
+            setup
+                .limits
+                .iter()
+                .find(|limit| limit.resource == resource)
+                .map(|limit| limit.rlimit())
+                .or_else(own)
         };
         let named = |&(name, resource)| {
             of(resource).map(|limit| (name, [finite(limit.rlim_cur), finite(limit.rlim_max)]))

@@ -20,6 +20,9 @@ const REPEATED: i64 = 3 * 3600;
 /// The longest record of a run, in bytes.
 const LONGEST_RECORD: u64 = 1 << 16;
 
+/// What the file of a task that has not run says before the time.
+const KNOWN: &str = "known=";
+
 /// Seconds of the Unix epoch, by the wall clock.
 pub type Seconds = i64;
 
@@ -159,10 +162,15 @@ pub fn elapsed(from: Seconds, to: Seconds) -> Ms {
     u64::try_from(to.saturating_sub(from)).unwrap_or(0).saturating_mul(1000)
 }
 
-/// The record of a task in this folder; `None`: there is none that can be read.
-pub fn read_record(folder: &Path, task: &str) -> Option<Record> {
-    let bytes = state_folder::read(&folder.join(task), LONGEST_RECORD).ok()?;
-    Record::from_text(std::str::from_utf8(&bytes).ok()?)
+/// What a task's file in this folder says: how its last run went, if there was one; and since when what was due has been
+/// missed, which is when that run began, or when a task that has not run yet came to be known.
+pub fn read_record(folder: &Path, task: &str) -> (Option<Record>, Option<Seconds>) {
+    let bytes = state_folder::read(&folder.join(task), LONGEST_RECORD).unwrap_or_default();
+    let text = std::str::from_utf8(&bytes).unwrap_or_default();
+    match Record::from_text(text) {
+        Some(record) => (Some(record.clone()), Some(record.began)),
+        None => (None, text.trim_end().strip_prefix(KNOWN).and_then(|since| since.parse().ok())),
+    }
 }
 
 /// Writes a task's record.
@@ -170,17 +178,9 @@ pub fn write_record(folder: &Path, task: &str, record: &Record) -> io::Result<()
     write(folder, task, &record.to_text())
 }
 
-/// Since when a task that has never run is known, at `time`: what was due after that was missed. Its file says so until the
-/// first run's record takes its place.
-pub fn known_since(folder: &Path, task: &str, time: Seconds) -> Seconds {
-    let bytes = state_folder::read(&folder.join(task), LONGEST_RECORD).unwrap_or_default();
-    let text = std::str::from_utf8(&bytes).unwrap_or_default();
-    let known = text.trim_end().strip_prefix("known=").and_then(|since| since.parse().ok());
-    known.unwrap_or_else(|| {
-        // Where it cannot be written the first run's record cannot be either, which is said then.
-        let _ = write(folder, task, &format!("known={time}\n"));
-        time
-    })
+/// Writes that a task has not run and is known since `time`, until its first record takes the place of that.
+pub fn write_known(folder: &Path, task: &str, time: Seconds) -> io::Result<()> {
+    write(folder, task, &format!("{KNOWN}{time}\n"))
 }
 
 /// Writes a task's file: whole, or not at all. A few bytes, so that the loop can wait for it.
@@ -306,23 +306,19 @@ mod tests {
     #[test]
     fn a_task_that_never_ran_was_missed_since_it_is_known() {
         let folder = tempfile::tempdir().expect("a folder");
+        let read = || read_record(folder.path(), "backup");
+        assert_eq!(read(), (None, None));
+        let (evening, morning) = (20 * HOUR, 32 * HOUR);
+        write_known(folder.path(), "backup", evening).expect("it can be written");
+        assert_eq!(read(), (None, Some(evening)));
         let task = cron("0 3 * * *", true);
-        let evening = 20 * 3600;
-        assert_eq!(known_since(folder.path(), "backup", evening), evening);
         assert!(!Plan::begin(&task, 0, evening, Some(evening)).1, "nothing was missed at the first start");
-        let morning = evening + 12 * 3600;
-        assert_eq!(known_since(folder.path(), "backup", morning), evening);
         assert!(Plan::begin(&task, 0, morning, Some(evening)).1);
-        assert_eq!(read_record(folder.path(), "backup"), None, "it has no last run");
         let record = Record { began: morning, ..Record::default() };
         write_record(folder.path(), "backup", &record).expect("it can be written");
-        assert_eq!(read_record(folder.path(), "backup"), Some(record));
+        assert_eq!(read(), (Some(record), Some(morning)));
         fs::write(folder.path().join("backup"), "known=soon\n").expect("it can be written");
-        assert_eq!(
-            known_since(folder.path(), "backup", morning),
-            morning,
-            "what makes no sense is written anew"
-        );
+        assert_eq!(read(), (None, None), "what makes no sense says nothing");
     }
 
     #[test]
@@ -332,7 +328,7 @@ mod tests {
         write_record(&folder, "backup", &record).expect("it can be written");
         let read = read_record(&folder, "backup");
         fs::remove_dir_all(&folder).expect("it can be removed");
-        assert_eq!(read, Some(Record { how: "exited with status 0".into(), ..record }));
+        assert_eq!(read.0, Some(Record { how: "exited with status 0".into(), ..record }));
         assert_eq!(Record::from_text("nonsense"), None);
         let running = Record { began: 5, ..Record::default() };
         assert_eq!(Record::from_text(&running.to_text()), Some(running));

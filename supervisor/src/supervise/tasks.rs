@@ -19,11 +19,14 @@ impl Supervisor {
         for part in 0..self.parts.len() {
             let spec = &self.parts[part].spec;
             let Some(schedule) = &spec.schedule else { continue };
-            let last = self.tasks.as_ref().and_then(|folder| schedule::read_record(folder, &spec.name));
-            let began = last.as_ref().map(|last| last.began);
-            let folder = self.tasks.as_ref().filter(|_| schedule.catch_up);
-            let began = began.or_else(|| Some(schedule::known_since(folder?, &spec.name, time)));
-            let (plan, missed) = Plan::begin(schedule, now, time, began);
+            let folder = self.tasks.as_ref();
+            let (last, since) =
+                folder.map_or((None, None), |folder| schedule::read_record(folder, &spec.name));
+            if let Some(folder) = folder.filter(|_| since.is_none() && schedule.catch_up) {
+                // Where it cannot be written the first run's record cannot be either, which is said then.
+                let _ = schedule::write_known(folder, &spec.name, time);
+            }
+            let (plan, missed) = Plan::begin(schedule, now, time, since);
             if schedule.when.is_repeated() {
                 self.repeated.push(part);
             }

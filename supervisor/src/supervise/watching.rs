@@ -5,10 +5,10 @@ use std::rc::Rc;
 
 use crate::notify::Message;
 use crate::spawn::environment;
-use crate::state::{End, Event, State};
+use crate::state::{End, Event, Ms, State};
 use crate::sys::{fd, signal};
 
-use super::spec::{Question, What};
+use super::spec::{ProgramSpec, Question, What};
 use super::units::{Helper, Id};
 use super::{Supervisor, words};
 
@@ -125,32 +125,33 @@ impl Supervisor {
             What::Network(ask) => {
                 self.probes.start(id as u64, ask, now, question.timeout).map_err(|why| why.to_string()).err()
             }
-            What::Late(ask, address) => match self.late_ask(id, ask, address) {
-                Ok(ask) => {
-                    let started = self.probes.start(id as u64, &ask, now, question.timeout);
-                    started.map_err(|why| why.to_string()).err()
-                }
-                Err(why) => Some(why),
-            },
+            What::Late(ask, address) => {
+                let ask = self.late_ask(id, ask, address);
+                let mut start = |ask| self.probes.start(id as u64, &ask, now, question.timeout);
+                ask.and_then(|ask| start(ask).map_err(|why| why.to_string())).err()
+            }
             What::Program(program) => {
                 let mut program = program.clone();
                 if !unit.from_files.is_empty() {
                     environment::put(Rc::make_mut(&mut program.env), &unit.from_files);
                 }
-                let started = self.start_helper(id, &program, late_at);
-                started.map_err(|fault| words::not_started(&program, fault)).err()
+                self.ask_program(id, &program, late_at).err()
             }
-            What::LateProgram(program, late) => match self.late_program(id, program, &late.clone()) {
-                Ok(program) => {
-                    let started = self.start_helper(id, &program, late_at);
-                    started.map_err(|fault| words::not_started(&program, fault)).err()
-                }
-                Err(why) => Some(why),
-            },
+            What::LateProgram(program, late) => {
+                let program = self.late_program(id, program, &late.clone());
+                program.and_then(|program| self.ask_program(id, &program, late_at)).err()
+            }
         };
         if let Some(why) = failure {
             self.answer(id, Err(why));
         }
+    }
+
+    /// Starts the program that asks how a unit is; why not, if it does not start.
+    fn ask_program(&mut self, id: Id, program: &ProgramSpec, late_at: Ms) -> Result<(), String> {
+        let started = self.start_helper(id, program, late_at);
+        let setup = &self.parts[self.units[id].part].spec.setup;
+        started.map_err(|fault| words::not_started(program, setup, fault))
     }
 
     /// Takes the answers that have come over the network, or not in time.

@@ -154,7 +154,7 @@ pub fn unit_not_started(unit: &Unit, spec: &ServiceSpec, fault: Fault) -> String
         (Some(trouble), Stage::Ports | Stage::Files | Stage::User | Stage::Exec) => {
             format!("could not be started: {trouble}")
         }
-        _ => not_started(&spec.program, fault),
+        _ => not_started(&spec.program, &spec.setup, fault),
     }
 }
 
@@ -164,10 +164,10 @@ pub fn signal(number: i32) -> String {
 }
 
 /// Why a program did not come to run.
-pub fn not_started(program: &ProgramSpec, Fault { stage, errno }: Fault) -> String {
-    let setup = Setup::default();
-    let what = spawn::stage_name(stage, &program.program(&[], &setup));
-    format!("could not be started: {what}: {}", Errno::from_raw(errno).desc())
+pub fn not_started(program: &ProgramSpec, setup: &Setup, fault: Fault) -> String {
+    let what = spawn::stage_name(fault.stage, &program.program(&[], setup));
+    let hint = spawn::hint(fault).map_or_else(String::new, |hint| format!(" ({hint})"));
+    format!("could not be started: {what}: {}{hint}", errno(fault.errno))
 }
 
 /// An errno(3) in words.

@@ -305,7 +305,8 @@ impl Task<'_> {
     /// The limits, while there are still the rights to raise them.
     fn limit(&self) -> Result<(), Errno> {
         let files = self.limit.iter().map(|limit| (libc::RLIMIT_NOFILE, *limit));
-        for (resource, limit) in files.chain(self.image.setup.limits.iter().copied()) {
+        let own = self.image.setup.limits.iter().map(|limit| (limit.resource, limit.rlimit()));
+        for (resource, limit) in files.chain(own) {
             // SAFETY: reads the `rlimit` it is given.
             check(unsafe { libc::setrlimit(resource, &raw const limit) })?;
         }

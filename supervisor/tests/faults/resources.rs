@@ -118,11 +118,14 @@ pub fn every_service_that_cannot_start_says_its_own_reason() {
     for sentence in [
         "service missing could not be started: execute /no/such: No such file or directory",
         "service text could not be started: execute /etc/passwd: Permission denied",
-        &format!("service foreign could not be started: execute {}: Exec format error", foreign.display()),
+        &format!(
+            "service foreign could not be started: execute {}: Exec format error (for another kind of machine",
+            foreign.display()
+        ),
         "service arguments could not be started: arguments and environment: Invalid argument",
         "service folder could not be started: working directory /no/such: No such file or directory",
-        "service limits could not be started: resource limits: Invalid argument",
-        "service oom could not be started: oom score: Invalid argument",
+        "service limits could not be started: resource limits (cpu): Invalid argument",
+        "service oom could not be started: oom score 2000: Invalid argument",
     ] {
         assert!(said.contains(sentence), "{sentence}\nis not in\n{said}");
     }

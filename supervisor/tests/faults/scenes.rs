@@ -12,6 +12,7 @@ use std::time::Duration;
 use kitbag_format::manifest::Restart;
 use kitbag_format::service::Backoff;
 use kitbag_supervisor::spawn::Setup;
+use kitbag_supervisor::spawn::limits::Limit;
 use kitbag_supervisor::state::{Ms, Readiness, Watch};
 use kitbag_supervisor::supervise::{self, Bundle, ProgramSpec, Question, ServiceSpec, What};
 
@@ -170,7 +171,7 @@ fn failing() -> Vec<ServiceSpec> {
     let mut folder = of("folder", program("/bin/true", &[]));
     folder.program.cwd = Path::new("/no/such").into();
     let mut limits = of("limits", program("/bin/true", &[]));
-    let wrong = vec![(libc::RLIMIT_CPU, libc::rlimit { rlim_cur: 2, rlim_max: 1 })];
+    let wrong = vec![Limit { resource: libc::RLIMIT_CPU, soft: 2, hard: 1 }];
     limits.setup = Rc::new(Setup { limits: wrong, ..Setup::default() });
     let mut oom = of("oom", program("/bin/true", &[]));
     oom.setup = Rc::new(Setup { oom_score: Some(2000), ..Setup::default() });

@@ -46,7 +46,7 @@ impl Place {
     /// Those that take in orphans there: all others leave them to somebody else.
     fn takes(self, who: &Supervisor) -> bool {
         match who {
-            Supervisor::Kitbag(_) | Supervisor::Dinit(_) | Supervisor::Tini => true,
+            Supervisor::Kitbag(_) | Supervisor::Dinit(_) | Supervisor::Tini | Supervisor::Nobody => true,
             Supervisor::DumbInit | Supervisor::S6 => self == Self::First,
             Supervisor::Floor | Supervisor::Runit | Supervisor::Supervisord => false,
         }
@@ -60,8 +60,9 @@ pub fn orphans(bench: &mut Bench) -> Result<(), String> {
             return Err("a PID namespace takes root".to_owned());
         }
         let all = supervisors(bench)?.into_iter().chain(Supervisor::adopters());
-        let all: Vec<Supervisor> = all.filter(|who| place.takes(who)).collect();
+        let mut all: Vec<Supervisor> = all.filter(|who| place.takes(who)).collect();
         at_once(bench, place, &all)?;
+        all.retain(|who| *who != Supervisor::Nobody);
         stream(bench, place, &all)?;
     }
     Ok(())

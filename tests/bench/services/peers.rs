@@ -33,6 +33,8 @@ pub enum Supervisor {
     Kitbag(PathBuf),
     /// No supervisor, but its least possible work.
     Floor,
+    /// No supervisor either: orphans come to a process for which the kernel reaps (sigaction(2) `SA_NOCLDWAIT`).
+    Nobody,
     /// dinit, by its path: from Alpine, Void or its own site.
     Dinit(PathBuf),
     /// runit: runsvdir, a runsv and an svlogd for each service.
@@ -53,6 +55,7 @@ impl Supervisor {
         match self {
             Self::Kitbag(_) => "kitbag",
             Self::Floor => "vfork, exec, wait",
+            Self::Nobody => "the kernel alone",
             Self::Dinit(_) => "dinit",
             Self::Runit => "runit",
             Self::S6 => "s6",
@@ -78,7 +81,7 @@ impl Supervisor {
 
     /// Those that adopt orphans and supervise nothing, where they are installed.
     pub fn adopters() -> impl Iterator<Item = Self> {
-        installed([(Self::Tini, "tini"), (Self::DumbInit, "dumb-init")])
+        std::iter::once(Self::Nobody).chain(installed([(Self::Tini, "tini"), (Self::DumbInit, "dumb-init")]))
     }
 
     /// Whether it can log so.
@@ -88,7 +91,7 @@ impl Supervisor {
             Self::Runit | Self::S6 => logs != Logs::None,
             // The floor's logger is `cat`.
             Self::Supervisord | Self::Floor => logs == Logs::Plain,
-            Self::Dinit(_) | Self::Tini | Self::DumbInit => false,
+            Self::Nobody | Self::Dinit(_) | Self::Tini | Self::DumbInit => false,
         }
     }
 
@@ -109,6 +112,12 @@ impl Supervisor {
                 let service = services.first().ok_or("no service")?;
                 let (program, fifo) = (service.argv[0].clone(), service.argv[2].clone());
                 Ok(vec![program, "floor".to_owned(), fifo, services.len().to_string()])
+            }
+            Self::Nobody => {
+                let [program, mode, fifo, id, count] = &services.first().ok_or("no service")?.argv[..] else {
+                    return Err("not for orphans".to_owned());
+                };
+                Ok([program, "nobody", fifo, id, mode, count].map(str::to_owned).into())
             }
             Self::Tini | Self::DumbInit => {
                 let service = services.first().ok_or("no service")?;

@@ -5,6 +5,7 @@
  *   service orphans FIFO ID COUNT       COUNT grandchildren lose their parent and wait; report "R" and let them all end
  *   service stream FIFO ID COUNT        report "S"; COUNT grandchildren lose their parent and end, one by one; report "R"
  *   service floor FIFO COUNT            the least that a supervisor can do: vfork, execve, waitpid, and again
+ *   service nobody FIFO ID MODE COUNT   the same service in a mode of above; the kernel reaps for it (SA_NOCLDWAIT)
  *
  * A report is 48 bytes in one write: "K id pid nanoseconds", spaces, a newline. */
 #define _GNU_SOURCE
@@ -14,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -109,11 +111,25 @@ static int least(const char *self, const char *fifo, int count) {
     }
 }
 
+static int nobody(const char *self, char **arguments) {
+    struct sigaction reaped = {.sa_handler = SIG_DFL, .sa_flags = SA_NOCLDWAIT};
+    setpgid(0, 0);
+    signal(SIGTERM, end);
+    sigaction(SIGCHLD, &reaped, NULL);
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
+    if (vfork() == 0) {
+        execl(self, self, arguments[4], arguments[2], arguments[3], arguments[5], (char *)0);
+        _exit(127);
+    }
+    for (;;) pause();
+}
+
 int main(int count, char **arguments) {
     long long begun = now();
     if (count < 4) return 2;
     const char *mode = arguments[1], *fifo = arguments[2], *id = arguments[3];
     if (strcmp(mode, "floor") == 0) return least(arguments[0], fifo, atoi(id));
+    if (strcmp(mode, "nobody") == 0 && count > 5) return nobody(arguments[0], arguments);
     report(fifo, 'S', id, begun);
     if (strcmp(mode, "print") == 0 && count > 4) {
         print(atoll(arguments[4]));
