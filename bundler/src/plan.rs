@@ -230,7 +230,9 @@ impl<'a> Draft<'a> {
         };
         let manifest = Manifest { name, version, description, requires: Vec::new(), run, seeds, tasks, logs };
         // Together things can be too many of which each is right.
-        if let Some(fault) = manifest.fault() {
+        let unread =
+            || Manifest::from_text(&manifest.to_text()).err().map(|wrong| format!("cannot be read: {wrong}"));
+        if let Some(fault) = manifest.fault().map(str::to_owned).or_else(unread) {
             let error = Diagnostic::new(format!("no bundle could start with this manifest: it {fault}"));
             return Err(Failure::manifest(self.project.source.clone(), vec![error]));
         }

@@ -1,12 +1,14 @@
 //! JSON -> values, field by field: what a bundle carries and what a supervisor writes down.
 //!
 //! `#[derive(Deserialize)]` says the same, for 60 kB more in every bundle: it makes code of its own for each field of each
-//! type, and for each way that a type could come. Here a type names its fields ([`crate::object!`], [`crate::words!`]), and what reads a
+//! type, and for each way that a type could come. Here a type names its fields ([`crate::object!`], [`crate::choices!`]), and what reads a
 //! field is there once for each type that a field has. Writing is serde's.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
 
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
 use serde_json::Map;
 pub use serde_json::Value;
 
@@ -16,7 +18,7 @@ pub trait FromJson: Sized {
     ///
     /// # Errors
     /// What is expected in its place.
-    fn from_json(value: Value) -> Result<Self, Wrong>;
+    fn from_json(value: &Value) -> Result<Self, Wrong>;
 }
 
 /// Where a text says something else than is expected, and what is.
@@ -59,25 +61,28 @@ impl std::error::Error for Wrong {}
 /// # Errors
 /// Where it is no JSON, or says something else than is expected.
 pub fn from_text<T: FromJson>(text: &str) -> Result<T, Wrong> {
-    T::from_json(serde_json::from_str(text).map_err(|error| Wrong::new(error.to_string()))?)
+    T::from_json(&serde_json::from_str(text).map_err(|error| Wrong::new(error.to_string()))?)
 }
 
 /// The fields of an object. Those that nobody asks for are ignored; of those that stand twice the last one counts.
-pub struct Fields {
-    left: Map<String, Value>,
+pub struct Fields<'a> {
+    all: &'a Map<String, Value>,
     wrong: Option<Wrong>,
 }
 
-impl Fields {
+impl<'a> From<&'a Map<String, Value>> for Fields<'a> {
+    fn from(all: &'a Map<String, Value>) -> Self {
+        Self { all, wrong: None }
+    }
+}
+
+impl<'a> Fields<'a> {
     /// Those of this value.
     ///
     /// # Errors
     /// It is no object.
-    pub fn of(value: Value) -> Result<Self, Wrong> {
-        match value {
-            Value::Object(left) => Ok(Self { left, wrong: None }),
-            _ => Err(Wrong::new("an object is expected")),
-        }
+    pub fn of(value: &'a Value) -> Result<Self, Wrong> {
+        value.as_object().map(Self::from).ok_or_else(|| Wrong::new("an object is expected"))
     }
 
     /// Puts a field into its place, if it is there. What is wrong with it is told at the [end](Self::end).
@@ -92,7 +97,7 @@ impl Fields {
 
     /// The same for a field that has to be there.
     pub fn required<T: FromJson>(&mut self, name: &str, place: &mut T) {
-        if !self.left.contains_key(name) {
+        if !self.all.contains_key(name) {
             self.note(Wrong::new("is missing"), name);
         }
         self.optional(name, place);
@@ -100,8 +105,8 @@ impl Fields {
 
     /// What is looked for, unless something was wrong already. Not generic: there once.
     #[inline(never)]
-    fn find(&mut self, name: &str) -> Option<Value> {
-        self.left.get_mut(name).filter(|_| self.wrong.is_none()).map(Value::take)
+    fn find(&self, name: &str) -> Option<&'a Value> {
+        self.all.get(name).filter(|_| self.wrong.is_none())
     }
 
     #[inline(never)]
@@ -119,25 +124,26 @@ impl Fields {
 }
 
 /// A choice with something to it, as serde writes an enum: `"notify"`, or `{"up-for": 5}`.
-pub struct Variant {
+pub struct Variant<'a> {
     /// Which one.
-    pub name: String,
-    value: Value,
+    pub name: &'a str,
+    value: &'a Value,
 }
 
-impl Variant {
+impl<'a> Variant<'a> {
     /// What was chosen.
     ///
     /// # Errors
     /// It is neither a text nor an object with one field.
-    pub fn of(value: Value) -> Result<Self, Wrong> {
-        match value {
-            Value::String(name) => Ok(Self { name, value: Value::Null }),
+    pub fn of(value: &'a Value) -> Result<Self, Wrong> {
+        let chosen = match value {
+            Value::String(name) => Some(Self { name, value: &Value::Null }),
             Value::Object(fields) if fields.len() == 1 => {
-                fields.into_iter().next().map(|(name, value)| Self { name, value }).ok_or_else(no_choice)
+                fields.iter().next().map(|(name, value)| Self { name, value })
             }
-            _ => Err(no_choice()),
-        }
+            _ => None,
+        };
+        chosen.ok_or_else(|| Wrong::new("a text, or an object with one field, is expected"))
     }
 
     /// What comes with it.
@@ -145,7 +151,7 @@ impl Variant {
     /// # Errors
     /// It is something else.
     pub fn read<T: FromJson>(self) -> Result<T, Wrong> {
-        T::from_json(self.value).map_err(|wrong| wrong.inside(&self.name))
+        T::from_json(self.value).map_err(|wrong| wrong.inside(self.name))
     }
 
     /// It is `value`, and nothing comes with it.
@@ -156,18 +162,14 @@ impl Variant {
         if self.value.is_null() {
             Ok(value)
         } else {
-            Err(Wrong::new("nothing is expected").inside(&self.name))
+            Err(Wrong::new("nothing is expected").inside(self.name))
         }
     }
 
     /// It is none that is known.
-    pub fn unknown(&self) -> Wrong {
-        Wrong::new(format!("`{}` is not known here", self.name))
+    pub fn unknown(self) -> Wrong {
+        unknown_word(self.name)
     }
-}
-
-fn no_choice() -> Wrong {
-    Wrong::new("a text, or an object with one field, is expected")
 }
 
 /// `impl FromJson` for a struct with a default: `T { … } default { … }`. The fields of the first list have to be there; what
@@ -183,7 +185,7 @@ macro_rules! object {
     ($type:ident { $($required:ident),* $(,)? } default { $($optional:ident),* $(,)? }) => {
         impl $type {
             /// Takes what belongs to it from an object that may have more.
-            pub(crate) fn take(&mut self, fields: &mut $crate::json::Fields) {
+            pub(crate) fn take(&mut self, fields: &mut $crate::json::Fields<'_>) {
                 // Every field is in one of the lists.
                 let Self { $($required,)* $($optional,)* } = self;
                 $(fields.required(stringify!($required), $required);)*
@@ -192,7 +194,7 @@ macro_rules! object {
         }
 
         impl $crate::json::FromJson for $type {
-            fn from_json(value: $crate::json::Value) -> Result<Self, $crate::json::Wrong> {
+            fn from_json(value: &$crate::json::Value) -> Result<Self, $crate::json::Wrong> {
                 let mut fields = $crate::json::Fields::of(value)?;
                 let mut it = Self::default();
                 it.take(&mut fields);
@@ -212,13 +214,31 @@ macro_rules! words {
         }
 
         impl $crate::json::FromJson for $type {
-            fn from_json(value: $crate::json::Value) -> Result<Self, $crate::json::Wrong> {
-                let word = <String as $crate::json::FromJson>::from_json(value)?;
+            fn from_json(value: &$crate::json::Value) -> Result<Self, $crate::json::Wrong> {
+                let word = $crate::json::word(value)?;
                 let known = Self::WORDS.iter().find(|(known, _)| *known == word);
-                known.map(|(_, value)| *value).ok_or_else(|| $crate::json::unknown_word(&word))
+                known.map(|(_, value)| *value).ok_or_else(|| $crate::json::unknown_word(word))
             }
         }
     };
+}
+
+/// `impl FromJson` for an enum whose variants come with a value, `Variant(_)`, or alone.
+#[macro_export]
+macro_rules! choices {
+    ($type:ident { $($variant:ident $(($value:tt))? = $name:literal),* $(,)? }) => {
+        impl $crate::json::FromJson for $type {
+            fn from_json(value: &$crate::json::Value) -> Result<Self, $crate::json::Wrong> {
+                let chosen = $crate::json::Variant::of(value)?;
+                match chosen.name {
+                    $($name => $crate::choices!(@read chosen $variant $($value)?),)*
+                    _ => Err(chosen.unknown()),
+                }
+            }
+        }
+    };
+    (@read $chosen:ident $variant:ident $value:tt) => { $chosen.read().map(Self::$variant) };
+    (@read $chosen:ident $variant:ident) => { $chosen.alone(Self::$variant) };
 }
 
 /// What is wrong with a word that [`crate::words!`] does not list.
@@ -226,17 +246,22 @@ pub fn unknown_word(word: &str) -> Wrong {
     Wrong::new(format!("`{word}` is not known here"))
 }
 
+/// The text that a value is.
+///
+/// # Errors
+/// It is something else.
+pub fn word(value: &Value) -> Result<&str, Wrong> {
+    value.as_str().ok_or_else(|| Wrong::new("a text is expected"))
+}
+
 impl FromJson for String {
-    fn from_json(value: Value) -> Result<Self, Wrong> {
-        match value {
-            Value::String(text) => Ok(text),
-            _ => Err(Wrong::new("a text is expected")),
-        }
+    fn from_json(value: &Value) -> Result<Self, Wrong> {
+        word(value).map(str::to_owned)
     }
 }
 
 impl FromJson for bool {
-    fn from_json(value: Value) -> Result<Self, Wrong> {
+    fn from_json(value: &Value) -> Result<Self, Wrong> {
         value.as_bool().ok_or_else(|| Wrong::new("true or false is expected"))
     }
 }
@@ -254,8 +279,8 @@ fn out_of_range() -> Wrong {
 macro_rules! numbers {
     ($($type:ident)*) => {$(
         impl FromJson for $type {
-            fn from_json(value: Value) -> Result<Self, Wrong> {
-                Self::try_from(whole(&value)?).map_err(|_| out_of_range())
+            fn from_json(value: &Value) -> Result<Self, Wrong> {
+                Self::try_from(whole(value)?).map_err(|_| out_of_range())
             }
         }
     )*};
@@ -264,14 +289,14 @@ macro_rules! numbers {
 numbers!(u8 u16 u32 u64 usize i8 i16 i32 i64);
 
 impl<T: FromJson> FromJson for Option<T> {
-    fn from_json(value: Value) -> Result<Self, Wrong> {
+    fn from_json(value: &Value) -> Result<Self, Wrong> {
         if value.is_null() { Ok(None) } else { T::from_json(value).map(Some) }
     }
 }
 
 impl<T: FromJson> FromJson for Vec<T> {
-    fn from_json(value: Value) -> Result<Self, Wrong> {
-        let Value::Array(values) = value else { return Err(Wrong::new("a list is expected")) };
+    fn from_json(value: &Value) -> Result<Self, Wrong> {
+        let values = value.as_array().ok_or_else(|| Wrong::new("a list is expected"))?;
         let mut list = Self::with_capacity(values.len());
         for value in values {
             let at = list.len();
@@ -282,13 +307,50 @@ impl<T: FromJson> FromJson for Vec<T> {
 }
 
 impl<T: FromJson> FromJson for BTreeMap<String, T> {
-    fn from_json(value: Value) -> Result<Self, Wrong> {
+    fn from_json(value: &Value) -> Result<Self, Wrong> {
         let mut map = Self::new();
-        for (name, value) in Fields::of(value)?.left {
-            let value = T::from_json(value).map_err(|wrong| wrong.inside(&name))?;
-            map.insert(name, value);
+        for (name, value) in Fields::of(value)?.all {
+            map.insert(name.clone(), T::from_json(value).map_err(|wrong| wrong.inside(name))?);
         }
         Ok(map)
+    }
+}
+
+/// Reads a map of this name entry by entry: of the text, one of them alone is ever there as a JSON value. Those of a thousand
+/// services would leave memory behind that is full of holes.
+pub struct Entries<T>(&'static str, PhantomData<T>);
+
+impl<T> Entries<T> {
+    /// Of the map that is told by this name.
+    pub const fn named(name: &'static str) -> Self {
+        Self(name, PhantomData)
+    }
+}
+
+impl<'de, T: FromJson> DeserializeSeed<'de> for Entries<T> {
+    type Value = BTreeMap<String, T>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de, T: FromJson> Visitor<'de> for Entries<T> {
+    type Value = BTreeMap<String, T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut entries = BTreeMap::new();
+        while let Some(name) = map.next_key::<String>()? {
+            let value = map.next_value::<Value>()?;
+            let read = T::from_json(&value);
+            let read = read.map_err(|wrong| A::Error::custom(wrong.inside(&name).inside(self.0)))?;
+            entries.insert(name, read);
+        }
+        Ok(entries)
     }
 }
 
@@ -333,16 +395,7 @@ mod tests {
     object!(More default { deep, count });
     words!(Colour { Red = "red", DarkBlue = "dark-blue" });
 
-    impl FromJson for Kind {
-        fn from_json(value: Value) -> Result<Self, Wrong> {
-            let variant = Variant::of(value)?;
-            match variant.name.as_str() {
-                "none" => variant.alone(Self::None),
-                "of" => variant.read().map(Self::Of),
-                _ => Err(variant.unknown()),
-            }
-        }
-    }
+    choices!(Kind { None = "none", Of(_) = "of" });
 
     fn wrong<T: FromJson + fmt::Debug>(text: &str) -> String {
         from_text::<T>(text).expect_err(text).to_string()

@@ -4,12 +4,15 @@
 //! reader does not know is ignored. What a reader must not ignore is named in [`Manifest::requires`].
 
 use std::collections::BTreeMap;
+use std::fmt;
 
+use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
+use serde_json::Map;
 
 use crate::index::is_normal;
-use crate::json::{self, Fields, FromJson, Value, Wrong};
+use crate::json::{Entries, Fields, Value, Wrong};
 use crate::object;
 use crate::service::{self, Logs, Task};
 pub use crate::service::{Restart, Service};
@@ -99,7 +102,11 @@ impl Manifest {
 
     /// Reads what [`Self::to_text`] wrote; the error says where the JSON is wrong.
     pub fn from_text(text: &str) -> Result<Self, Wrong> {
-        json::from_text(text)
+        let objects = text.bytes().filter(|byte| *byte == b'{').count();
+        if text.len() > LONGEST_TEXT || objects > MOST_OBJECTS {
+            return Err(Wrong::new("a manifest is not so long"));
+        }
+        serde_json::from_str(text).map_err(|error| Wrong::new(error.to_string()))
     }
 
     /// What a reader refuses, as words after "its manifest", or `None`. Names become parts of paths, so a hostile
@@ -155,12 +162,48 @@ impl Manifest {
     }
 }
 
-impl FromJson for Manifest {
-    fn from_json(value: Value) -> Result<Self, Wrong> {
-        let mut fields = Fields::of(value)?;
-        let (mut command, mut services) = (None, None);
+impl<'de> Deserialize<'de> for Manifest {
+    /// Services and tasks one by one; the rest is a few fields.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ManifestVisitor)
+    }
+}
+
+struct ManifestVisitor;
+
+impl<'de> Visitor<'de> for ManifestVisitor {
+    type Value = Manifest;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Manifest, A::Error> {
+        let (mut services, mut tasks, mut rest) = (None, BTreeMap::new(), Map::new());
+        while let Some(name) = map.next_key::<String>()? {
+            match name.as_str() {
+                "services" => services = Some(map.next_value_seed(Entries::named("services"))?),
+                "tasks" => tasks = map.next_value_seed(Entries::named("tasks"))?,
+                "name" | "version" | "description" | "requires" | "command" | "seeds" | "logs" => {
+                    rest.insert(name, map.next_value()?);
+                }
+                _ => _ = map.next_value::<IgnoredAny>()?,
+            }
+        }
+        Manifest::of(services, tasks, &rest).map_err(A::Error::custom)
+    }
+}
+
+impl Manifest {
+    /// Services and tasks, with the rest of the fields.
+    fn of(
+        services: Option<BTreeMap<String, Service>>,
+        tasks: BTreeMap<String, Task>,
+        rest: &Map<String, Value>,
+    ) -> Result<Self, Wrong> {
+        let mut fields = Fields::from(rest);
+        let mut command = None;
         fields.optional("command", &mut command);
-        fields.optional("services", &mut services);
         let mut it = Self {
             name: String::new(),
             version: String::new(),
@@ -168,16 +211,15 @@ impl FromJson for Manifest {
             requires: Vec::new(),
             run: Run::Services(BTreeMap::new()),
             seeds: Vec::new(),
-            tasks: BTreeMap::new(),
+            tasks,
             logs: Logs::default(),
         };
-        let Self { name, version, description, requires, run: _, seeds, tasks, logs } = &mut it;
+        let Self { name, version, description, requires, run: _, seeds, tasks: _, logs } = &mut it;
         fields.required("name", name);
         fields.required("version", version);
         fields.optional("description", description);
         fields.optional("requires", requires);
         fields.optional("seeds", seeds);
-        fields.optional("tasks", tasks);
         fields.optional("logs", logs);
         let mut it = fields.end(it)?;
         it.run = match (command, services) {
@@ -211,6 +253,11 @@ impl Serialize for Manifest {
         map.end()
     }
 }
+
+/// The longest text, in bytes, and the most objects in one: what is read takes some twenty times as much memory, and 600 bytes
+/// for each object. Ten thousand services are a tenth of that.
+const LONGEST_TEXT: usize = 32 << 20;
+const MOST_OBJECTS: usize = 1 << 18;
 
 /// Longest name and longest version, in bytes.
 const LONGEST: usize = 64;

@@ -110,9 +110,9 @@ pub enum Number {
 }
 
 impl FromJson for Number {
-    fn from_json(value: Value) -> Result<Self, Wrong> {
+    fn from_json(value: &Value) -> Result<Self, Wrong> {
         let variant = Variant::of(value)?;
-        match variant.name.as_str() {
+        match variant.name {
             "any" => variant.alone(Self::Any),
             "fixed" => variant.read().map(Self::Fixed),
             "range" => {

@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::json::{Fields, FromJson, Value, Variant, Wrong};
+use crate::json::{Fields, FromJson, Value, Wrong};
 use crate::manifest::{Command, default_stop_signal, default_stop_timeout_ms};
 use crate::port::{Port, Render, Sandbox};
-use crate::{object, words};
+use crate::{choices, object, words};
 
 /// What a reader refuses.
 pub mod fault;
@@ -88,7 +88,7 @@ pub struct Service {
 }
 
 impl FromJson for Service {
-    fn from_json(value: Value) -> Result<Self, Wrong> {
+    fn from_json(value: &Value) -> Result<Self, Wrong> {
         let mut fields = Fields::of(value)?;
         let mut it = Self {
             command: Command::default(),
@@ -276,18 +276,7 @@ pub enum ReadyWhen {
     Probe(Probe),
 }
 
-impl FromJson for ReadyWhen {
-    fn from_json(value: Value) -> Result<Self, Wrong> {
-        let variant = Variant::of(value)?;
-        match variant.name.as_str() {
-            "up-for" => variant.read().map(Self::UpFor),
-            "newline" => variant.read().map(Self::Newline),
-            "notify" => variant.alone(Self::Notify),
-            "probe" => variant.read().map(Self::Probe),
-            _ => Err(variant.unknown()),
-        }
-    }
-}
+choices!(ReadyWhen { UpFor(_) = "up-for", Newline(_) = "newline", Notify = "notify", Probe(_) = "probe" });
 
 impl Default for ReadyWhen {
     fn default() -> Self {
@@ -307,17 +296,7 @@ pub enum Probe {
     Command(Command),
 }
 
-impl FromJson for Probe {
-    fn from_json(value: Value) -> Result<Self, Wrong> {
-        let variant = Variant::of(value)?;
-        match variant.name.as_str() {
-            "tcp" => variant.read().map(Self::Tcp),
-            "http" => variant.read().map(Self::Http),
-            "command" => variant.read().map(Self::Command),
-            _ => Err(variant.unknown()),
-        }
-    }
-}
+choices!(Probe { Tcp(_) = "tcp", Http(_) = "http", Command(_) = "command" });
 
 /// GET over HTTP/1.1.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
@@ -361,16 +340,7 @@ pub enum HealthWhen {
     Probe(Probe),
 }
 
-impl FromJson for HealthWhen {
-    fn from_json(value: Value) -> Result<Self, Wrong> {
-        let variant = Variant::of(value)?;
-        match variant.name.as_str() {
-            "watchdog" => variant.alone(Self::Watchdog),
-            "probe" => variant.read().map(Self::Probe),
-            _ => Err(variant.unknown()),
-        }
-    }
-}
+choices!(HealthWhen { Watchdog = "watchdog", Probe(_) = "probe" });
 
 /// What the processes of a service or task are.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
@@ -452,18 +422,7 @@ pub enum Schedule {
     Every(u64),
 }
 
-impl FromJson for Schedule {
-    fn from_json(value: Value) -> Result<Self, Wrong> {
-        let variant = Variant::of(value)?;
-        match variant.name.as_str() {
-            "start" => variant.alone(Self::Start),
-            "asked" => variant.alone(Self::Asked),
-            "cron" => variant.read().map(Self::Cron),
-            "every" => variant.read().map(Self::Every),
-            _ => Err(variant.unknown()),
-        }
-    }
-}
+choices!(Schedule { Start = "start", Asked = "asked", Cron(_) = "cron", Every(_) = "every" });
 
 /// A crontab(5) expression.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
@@ -539,17 +498,7 @@ pub enum LogTo {
     Stdout,
 }
 
-impl FromJson for LogTo {
-    fn from_json(value: Value) -> Result<Self, Wrong> {
-        let variant = Variant::of(value)?;
-        match variant.name.as_str() {
-            "auto" => variant.alone(Self::Auto),
-            "files" => variant.read().map(Self::Files),
-            "stdout" => variant.alone(Self::Stdout),
-            _ => Err(variant.unknown()),
-        }
-    }
-}
+choices!(LogTo { Auto = "auto", Files(_) = "files", Stdout = "stdout" });
 
 /// How a line is written to a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]

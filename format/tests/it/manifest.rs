@@ -116,6 +116,18 @@ fn a_manifest_that_starts_nothing_or_both_kinds_is_refused() {
 }
 
 #[test]
+fn a_text_that_would_take_much_memory_is_refused_and_what_nobody_asks_for_takes_none() {
+    let with = |count: usize| {
+        let unknown = format!("\"x\": [{}0], \"version\"", "{\"a\":0},".repeat(count));
+        SERVICE.replacen("\"version\"", &unknown, 1)
+    };
+    assert_eq!(Manifest::from_text(&with(10_000)), Manifest::from_text(SERVICE));
+    let wrong = Manifest::from_text(&with(1 << 18)).expect_err("too many objects").to_string();
+    assert!(wrong.contains("is not so long"), "{wrong}");
+    assert!(Manifest::from_text(&format!("{SERVICE}{}", " ".repeat(32 << 20))).is_err());
+}
+
+#[test]
 fn names_and_paths_that_lead_elsewhere_are_refused() {
     for (from, to) in [
         ("\"name\": \"web\"", "\"name\": \"../../etc\""),
