@@ -1,12 +1,9 @@
 //! What README.md and docs/ tell people to type works as it stands there.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
 
-use kitbag_tests::{App, Bundle, Cmd, Folder, Sandbox, copy, guestbook, same_tree, tools, workspace};
+use kitbag_tests::{App, Bundle, Cmd, Folder, Sandbox, copy, guestbook, page, same_tree, tools, workspace};
 use nix::sys::signal::Signal;
 
 /// The blocks of a document that are in this language.
@@ -28,11 +25,7 @@ fn the_readmes_first_command_builds_packs_and_serves_a_page() {
     let mut running = start.env("KITBAG_STORE", sandbox.store()).env("KITBAG_STATE", sandbox.state()).start();
     let said = running.wait_print("/\n");
     let url = said.split("http://").nth(1).unwrap().split('/').next().unwrap();
-    let mut stream = TcpStream::connect(url).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-    let mut page = String::new();
-    stream.read_to_string(&mut page).unwrap();
+    let page = page::get(url, "/");
     assert!(page.starts_with("HTTP/1.1 200 OK\r\n") && page.contains("<html"), "{page}");
     // `^C`, as the read-me says.
     running.signal(Signal::SIGINT);

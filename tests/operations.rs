@@ -1,13 +1,11 @@
 //! The guestbook as a small real system: a web server, a worker, a migration before them, a backup beside them.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kitbag_tests::{Bundle, Cmd, Outcome, eventually, guestbook};
+use kitbag_tests::{Bundle, Cmd, Outcome, eventually, guestbook, page};
 use serde_json::Value;
 
 /// How long anything may take.
@@ -63,30 +61,20 @@ impl Book {
         unit["pid"].as_i64().unwrap_or_else(|| panic!("it runs: {unit}"))
     }
 
-    /// The response to a request to the web server.
+    /// Where the web server listens.
     #[track_caller]
-    fn ask(&self, request: &str) -> String {
-        let address = fs::read_to_string(self.state("web.address")).unwrap();
-        let mut stream = TcpStream::connect(address.trim()).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut response = String::new();
-        stream.read_to_string(&mut response).unwrap();
-        response
+    fn address(&self) -> String {
+        fs::read_to_string(self.state("web.address")).unwrap().trim().to_owned()
     }
 
-    #[track_caller]
     fn get(&self, path: &str) -> String {
-        self.ask(&format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"))
+        page::get(&self.address(), path)
     }
 
     /// Writes into the book.
     #[track_caller]
     fn sign(&self, message: &str) {
-        let body = format!("name=Ada&message={message}");
-        let fields = "Host: x\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length:";
-        let response = self.ask(&format!("POST /sign HTTP/1.1\r\n{fields} {}\r\n\r\n{body}", body.len()));
-        assert!(response.starts_with("HTTP/1.1 303"), "{response}");
+        page::sign(&self.address(), message);
     }
 
     /// Stops it; nothing is left.
@@ -279,8 +267,7 @@ fn three_workers_share_the_work_and_two_of_them_go_again() {
 #[test]
 fn logs_and_exec_see_what_the_service_sees() {
     let book = Book::start();
-    let address = fs::read_to_string(book.state("web.address")).unwrap();
-    let last = format!("guestbook: listening on http://{}/\n", address.trim());
+    let last = format!("guestbook: listening on http://{}/\n", book.address());
     let log = book.run(["logs", "-n", "1", "web"]).exits(0).prints(&last).text();
     assert_eq!(log.lines().count(), 1, "{log}");
     book.run(["logs", "-n", "100"]).exits(0).prints("migrate | ").prints("web     | ");

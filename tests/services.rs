@@ -1,14 +1,13 @@
 //! A service bundle serves, restarts what crashes, stops as it is asked, and leaves nothing running.
 
 use std::fs::{self, Permissions};
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use kitbag_tests::{
-    App, Bundle, Cmd, Folder, Running, Sandbox, copy, disk_usage, eventually, guestbook, root, tools,
+    App, Bundle, Cmd, Folder, Running, Sandbox, copy, disk_usage, eventually, guestbook, page, root, tools,
 };
 use nix::sys::signal::Signal;
 
@@ -45,27 +44,14 @@ impl Book {
         text.split(mark).nth(nth).unwrap().split('/').next().unwrap().to_owned()
     }
 
-    /// The response to a request, or nothing if the connection broke.
-    fn ask(&self, request: &str) -> String {
-        let Ok(mut stream) = TcpStream::connect(&self.address) else { return String::new() };
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let _ = stream.write_all(request.as_bytes());
-        let mut response = String::new();
-        let _ = stream.read_to_string(&mut response);
-        response
-    }
-
     fn get(&self, path: &str) -> String {
-        self.ask(&format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"))
+        page::get(&self.address, path)
     }
 
     /// Writes into the book.
     #[track_caller]
     fn sign(&self, message: &str) {
-        let body = format!("name=Ada&message={message}");
-        let fields = "Host: x\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length:";
-        let response = self.ask(&format!("POST /sign HTTP/1.1\r\n{fields} {}\r\n\r\n{body}", body.len()));
-        assert!(response.starts_with("HTTP/1.1 303"), "{response}");
+        page::sign(&self.address, message);
     }
 
     /// How many entries there are.

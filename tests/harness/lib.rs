@@ -6,6 +6,7 @@ mod app;
 mod command;
 mod files;
 mod needs;
+pub mod page;
 mod places;
 mod programs;
 mod running;
