@@ -138,7 +138,16 @@ impl Paths {
         let mut write: Vec<PathBuf> = files.write.iter().map(path).collect::<Result<_, _>>()?;
         read.push(values.tree.to_owned());
         write.extend(values.state.map(Path::to_owned));
+        // Where it may write it may put a link that leads elsewhere: what lies below needs no rule of its own, and gets none.
+        let is_below = |path: &PathBuf| write.iter().any(|other| path != other && path.starts_with(other));
+        read.retain(|path| !is_below(path));
+        let write = write.iter().filter(|path| !is_below(path)).cloned().collect();
         Ok(Self { read, by_name: trees.into_iter().map(Path::to_owned).collect(), write })
+    }
+
+    /// True for what lies in a folder that may be written.
+    pub fn may_write(&self, path: &Path) -> bool {
+        self.write.iter().any(|folder| path.starts_with(folder))
     }
 
     /// True if TMPDIR has to be a folder of the state, as the service may not write to /tmp.

@@ -615,6 +615,13 @@ fn what_a_manifest_names_becomes_paths_of_this_host() {
     assert!(found.needs_temporary());
     asked.write.push("/tmp".to_owned());
     assert!(!resolve(&asked).needs_temporary());
+    asked.read.extend(["/s/conf".to_owned(), "/var/app/x".to_owned(), "/tmp2".to_owned()]);
+    asked.write.extend(["${state}/data".to_owned(), "/tmp/x/y".to_owned()]);
+    let found = resolve(&asked);
+    assert_eq!(
+        (found.read, found.write),
+        (paths(&["/etc/app.conf", "/tmp2", "/t"]), paths(&["/var/app", "/tmp", "/s"]))
+    );
     asked.read.push("${env.KITBAG_TESTS_NOT_SET}".to_owned());
     Paths::resolve(&asked, &values, None).expect_err("there is no such variable");
     assert!(Sandbox::default().is_open() && !files(&[], &[]).is_open());

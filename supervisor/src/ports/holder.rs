@@ -113,23 +113,30 @@ impl fmt::Display for Process {
 
 /// Finds out who has this number; `None` if nobody is to be seen.
 pub fn of(number: u16, net: Net, registry: Option<&Registry>) -> Option<Holder> {
-    let seen = registry.map(|registry| registry.all().0).unwrap_or_default();
     let sockets = sockets_of(number, net);
-    let known = entry_of(number, net, &seen);
     // What we have lent ourselves, another process has.
     let other = |pid: &Pid| !is_own(*pid) || sockets.is_empty();
-    let published = || known.as_ref().map(|(seen, _)| seen.entry.pid).filter(other);
-    let asked = || match sockets::who_has_name(name(net, number, None).as_bytes()) {
+    let asked = match sockets::who_has_name(name(net, number, None).as_bytes()) {
         Listener::Process(pid) => pid.filter(other),
         Listener::None => None,
     };
-    match owner_of(&sockets).or_else(published).or_else(asked) {
+    let mut users: Vec<u32> = sockets.iter().map(|row| row.uid).chain(asked.and_then(user_of)).collect();
+    users.dedup();
+    let seen = registry.map(|registry| registry.of_users(&users)).unwrap_or_default();
+    let known = entry_of(number, net, &seen);
+    let published = || known.as_ref().map(|(seen, _)| seen.entry.pid).filter(other);
+    match owner_of(&sockets).or_else(published).or(asked) {
         Some(pid) => Some(Holder::Process(process(pid, known, &seen))),
         None => match sockets.first() {
             Some(socket) => Some(Holder::User(socket.uid)),
             None => (net == Net::Tcp && lingers(number) == Some(true)).then_some(Holder::Lingering),
         },
     }
+}
+
+/// Whose a process is, as /proc tells.
+fn user_of(pid: Pid) -> Option<u32> {
+    Some(fs::metadata(format!("/proc/{pid}")).ok()?.uid())
 }
 
 fn is_own(pid: Pid) -> bool {
@@ -369,9 +376,9 @@ impl fmt::Display for Listening {
 
 /// What these processes listen at, sorted, each once. Connected sockets of UDP are none.
 pub fn listening(pids: &[Pid]) -> Vec<Listening> {
-    let mut owners: Vec<(u64, Pid)> = Vec::new();
+    let (mut owners, mut left): (Vec<(u64, Pid)>, usize) = (Vec::new(), MOST_LINKS);
     for &pid in pids {
-        inodes(pid, MOST_LINKS, |inode| owners.push((inode, pid)));
+        left = left.saturating_sub(inodes(pid, left, |inode| owners.push((inode, pid))));
     }
     sort::by(&mut owners, &|(one, _), (other, _)| one.cmp(other));
     let mut found = Vec::new();

@@ -43,6 +43,8 @@ const MOST_FILES: usize = 10_000;
 const MOST_FOLDERS: usize = 4_096;
 /// Most names that are read of the folders where theirs are.
 const MOST_NAMES: usize = 100_000;
+/// How much is read of files of other users while services wait, in bytes.
+const MOST_IN_A_LOOK: u64 = 4 << 20;
 /// Longest text in a file, paths.
 const LONGEST_TEXT: usize = 4_096;
 
@@ -412,12 +414,7 @@ impl Registry {
     /// All entries of this host, this user's first, then root's, then others'; and what was skipped. This user's stale
     /// files are removed on the way.
     pub fn all(&self) -> (Vec<Seen>, Vec<Skipped>) {
-        let mut reader = Reader { uid: self.uid, seen: vec![], skipped: vec![], files: 0 };
-        let own = self.own.iter().map(|path| (path.clone(), self.uid));
-        let root = self.root().map(|path| (path.to_owned(), 0));
-        for (path, uid) in own.chain(root) {
-            reader.folder(&path, uid, |_| true);
-        }
+        let mut reader = self.read_trusted();
         let others = self.others();
         for (path, uid) in others.iter().take(MOST_FOLDERS) {
             reader.folder(path, *uid, |_| true);
@@ -428,13 +425,39 @@ impl Registry {
         (reader.seen, reader.skipped)
     }
 
+    /// The entries of this user, of root, and of these users; of the latter not more than can be read at once: for the loop.
+    pub fn of_users(&self, users: &[u32]) -> Vec<Seen> {
+        let mut reader = self.read_trusted();
+        reader.left = MOST_IN_A_LOOK;
+        for (path, uid) in users.iter().flat_map(|uid| self.folders_of(*uid)) {
+            reader.folder(&path, uid, |_| true);
+        }
+        reader.seen
+    }
+
+    /// Reads the entries of this user and of root.
+    fn read_trusted(&self) -> Reader {
+        let mut reader = Reader::of(self.uid);
+        let own = self.own.iter().map(|path| (path.as_path(), self.uid));
+        for (path, uid) in own.chain(self.root().map(|path| (path, 0))) {
+            reader.folder(path, uid, |_| true);
+        }
+        reader
+    }
+
+    /// The folders that a user other than this one and root may have.
+    fn folders_of(&self, uid: u32) -> impl Iterator<Item = (PathBuf, u32)> {
+        let shared = self.folders.shared.iter().filter(move |_| uid != self.uid && uid != 0);
+        shared.map(move |parent| (parent.join(format!("{PREFIX}{uid}")), uid))
+    }
+
     /// The port `port` of `unit` of the bundle of this name: one of this user's, else one of root's. Others are not
     /// believed.
     pub fn find(&self, bundle: &str, unit: &str, port: &str) -> Found {
         let mut has = None;
         let own = self.own.iter().map(|path| (path.as_path(), self.uid));
         for (path, uid) in own.chain(self.root().map(|path| (path, 0))) {
-            let mut reader = Reader { uid: self.uid, seen: vec![], skipped: vec![], files: 0 };
+            let mut reader = Reader::of(self.uid);
             reader.folder(path, uid, |name| name == bundle);
             let found: Vec<_> =
                 reader.seen.iter().filter_map(|seen| Some((seen, seen.entry.port(unit, port)?))).collect();
@@ -498,9 +521,15 @@ struct Reader {
     seen: Vec<Seen>,
     skipped: Vec<Skipped>,
     files: usize,
+    /// How many bytes may still be read.
+    left: u64,
 }
 
 impl Reader {
+    const fn of(uid: u32) -> Self {
+        Self { uid, seen: Vec::new(), skipped: Vec::new(), files: 0, left: u64::MAX }
+    }
+
     fn skip(&mut self, path: &Path, why: Fault) {
         self.skipped.push(Skipped { path: path.to_owned(), why });
     }
@@ -514,14 +543,16 @@ impl Reader {
             Ok(entries) => entries,
             Err(refusal) => return self.skip(path, Fault::Folder(refusal)),
         };
-        for entry in entries.flatten() {
+        for entry in entries.flatten().take(MOST_NAMES) {
             let name = entry.file_name();
             let Some((bundle, pid)) = name.to_str().and_then(name_of_file) else { continue };
             if !wanted(bundle.strip_prefix('.').unwrap_or(bundle)) {
                 continue;
             }
             self.files += 1;
-            if self.files > MOST_FILES {
+            let length = entry.metadata().map_or(0, |found| found.len().min(LONGEST));
+            self.left = self.left.saturating_sub(length);
+            if self.files > MOST_FILES || self.left == 0 {
                 return self.skip(path, Fault::TooMany);
             }
             self.file(&entry.path(), uid, bundle, pid);

@@ -66,9 +66,11 @@ pub fn take_name(name: &[u8]) -> Result<OwnedFd, Errno> {
     Ok(opened)
 }
 
-/// Lets those go who have asked, so that there is room for the next.
+/// Lets those go who have asked, so that there is room for the next. No more than there is room for: who asks without pause
+/// is not waited for.
 pub fn clear_askers(name: &OwnedFd) {
-    while let Ok(asker) = nix::sys::socket::accept4(name.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
+    for _ in 0..=ASKERS {
+        let Ok(asker) = nix::sys::socket::accept4(name.as_raw_fd(), SockFlag::SOCK_CLOEXEC) else { return };
         let _ = nix::unistd::close(asker);
     }
 }

@@ -71,19 +71,22 @@ pub fn of_sessions(sessions: &[Pid]) -> Vec<Session> {
     found
 }
 
-/// Most processes that are looked for.
+/// Most processes that are looked for, and most threads that are asked for their children.
 const MOST: usize = 1_000;
+const MOST_THREADS: usize = 4_000;
 
 /// A process and all that descends from it and has not been orphaned, itself first; as far as /proc tells
 /// (`CONFIG_PROC_CHILDREN`).
 pub fn descent(pid: Pid) -> Vec<Pid> {
-    let mut all = vec![pid];
+    let (mut all, mut threads_left) = (vec![pid], MOST_THREADS);
     let mut next = 0;
     while let Some(&parent) = all.get(next).filter(|_| all.len() < MOST) {
         let threads = fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
-        for thread in threads {
+        for thread in threads.take(threads_left) {
+            threads_left -= 1;
             let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
             all.extend(children.split_ascii_whitespace().filter_map(|pid| pid.parse::<Pid>().ok()));
+            all.truncate(MOST);
         }
         next += 1;
     }

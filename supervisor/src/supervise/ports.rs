@@ -28,7 +28,7 @@ use crate::probe::{self, Ask};
 use crate::sandbox::{Connect, Sandbox};
 use crate::snapshot;
 use crate::spawn::{self, environment};
-use crate::state::{Fault, Stage, State};
+use crate::state::{Fault, Ms, Stage, State};
 use crate::state_folder::share;
 use crate::status::usage;
 use crate::sys::{Errno, errno_of, rights};
@@ -46,6 +46,9 @@ pub enum Held {
     /// A path.
     Unix(UnixLease),
 }
+
+/// How soon telling others is tried again, where it has failed.
+const AGAIN: Ms = 10_000;
 
 /// What is known of ports beside those that units and services hold.
 #[derive(Debug, Default)]
@@ -66,6 +69,8 @@ pub struct Ports {
     looked: Looked,
     /// There is something to tell.
     changed: bool,
+    /// That has failed: when it is tried again.
+    again: Option<Ms>,
 }
 
 impl Ports {
@@ -353,9 +358,6 @@ impl Supervisor {
         if !after.is_at_rest() {
             return;
         }
-        if self.units[id].retired {
-            self.give_ports_up(id);
-        }
         let at_rest = |id: &Id| self.units[*id].service.state.is_at_rest();
         if self.parts[part].units.iter().all(at_rest) {
             // Nobody would take connections.
@@ -366,7 +368,10 @@ impl Supervisor {
     }
 
     /// A unit is no more: others may have its ports.
-    fn give_ports_up(&mut self, id: Id) {
+    pub(super) fn give_ports_up(&mut self, id: Id) {
+        if self.units[id].ports.is_empty() {
+            return;
+        }
         self.units[id].ports.clear();
         let unit = &self.units[id];
         for port in &self.parts[unit.part].spec.wiring().ports {
@@ -610,19 +615,34 @@ impl Supervisor {
 
     /// Writes down which ports this bundle has, for its next start and for others, if that has changed.
     pub(super) fn tell_ports(&mut self) {
-        if !std::mem::take(&mut self.ports.changed) {
+        let now = self.now();
+        let is_due = self.ports.again.is_some_and(|at| at <= now);
+        if !std::mem::take(&mut self.ports.changed) && !is_due {
             return;
         }
+        // Said once, however often it fails.
+        let is_news = self.ports.again.take().is_none();
         let entry = self.entry();
         if let Some(Err(error)) = self.ports.registry.as_mut().map(|registry| registry.publish(&entry)) {
-            self.say_unseen(&error);
+            self.ports.again = Some(now.saturating_add(AGAIN));
+            if is_news {
+                self.say_unseen(&error);
+            }
         }
         if let Some(folder) = &self.ports.folder
             && let Err(error) = self.ports.assignments.write(folder)
         {
-            let file = folder.join(assignments::NAME);
-            self.logs.say(&format!("the next start may get other ports: {}: {error}", file.display()));
+            self.ports.again = Some(now.saturating_add(AGAIN));
+            if is_news {
+                let file = folder.join(assignments::NAME);
+                self.logs.say(&format!("the next start may get other ports: {}: {error}", file.display()));
+            }
         }
+    }
+
+    /// When telling others is tried again.
+    pub(super) const fn ports_deadline(&self) -> Option<Ms> {
+        self.ports.again
     }
 
     /// The supervisor ends, and with it every lease: the file says so.
@@ -714,7 +734,11 @@ impl Supervisor {
         if let Some(files) = &mut files {
             // It makes its sockets there.
             let unix = self.units[id].ports.iter().flatten().filter_map(Held::path);
-            files.write.extend(unix.filter_map(Path::parent).map(Path::to_owned));
+            for folder in unix.filter_map(Path::parent) {
+                if !files.may_write(folder) {
+                    files.write.push(folder.to_owned());
+                }
+            }
         }
         let Some(wanted) = spec.wiring().connect.clone() else {
             return Ok(Sandbox { bind, connect: None, files });
