@@ -474,6 +474,7 @@ impl Supervisor {
             control,
             self.next_task(),
             self.apart.deadline(),
+            self.ports_deadline(),
         ];
         times.into_iter().flatten().min()
     }
@@ -482,6 +483,8 @@ impl Supervisor {
         let now = self.now();
         let due = |at: Option<Ms>| at.is_some_and(|at| at <= now);
         for id in self.timers.due(now) {
+            // What it has said in time counts, however late we come to it.
+            self.hear(id);
             self.feed(id, Event::Tick);
             self.end_slow_helper(id);
         }
@@ -559,6 +562,10 @@ impl Supervisor {
             return;
         }
         self.timers.set(id, unit);
+        if before.run().is_some() && after.run().is_none() {
+            self.leave_behind(id);
+        }
+        let unit = &self.units[id];
         self.descent.moved(id, &before, &after);
         self.rested |= after.is_at_rest() && !self.returning.is_empty();
         self.active = self.active + usize::from(!after.is_at_rest()) - usize::from(!before.is_at_rest());
@@ -574,7 +581,7 @@ impl Supervisor {
         if let State::Ended(_) = after {
             self.ended(id, before);
             if retired {
-                self.logs.remove_unit(id, self.now());
+                self.gone(id);
             }
         }
         let is_task = self.parts[part].spec.schedule.is_some();
@@ -583,6 +590,12 @@ impl Supervisor {
             self.units[id].since = (unix_ms(), self.now());
             self.tell_state(id, new);
         }
+    }
+
+    /// A retired unit is at rest: what it had is given back.
+    fn gone(&mut self, id: Id) {
+        self.give_ports_up(id);
+        self.logs.remove_unit(id, self.now());
     }
 
     /// Tells whoever listens that a unit has come to another state.
@@ -791,7 +804,9 @@ impl Supervisor {
     /// Sends a signal to a unit's group while its id is certain to be the unit's: as long as a child of ours is in it.
     fn signal(&self, id: Id, group: Group, number: i32) {
         let leader = self.units[id].leader;
-        let is_ours = leader == Some(group) || wait::has_children(group);
+        // The number may be another unit's by now, which has children, too.
+        let is_others = || self.pids.get(group).is_some();
+        let is_ours = leader == Some(group) || (!is_others() && wait::has_children(group));
         let sent = is_ours && signal::send_group(group, number).is_ok();
         // One that was not started here may have left the group.
         if let Some(pid) = leader

@@ -65,6 +65,9 @@ pub(crate) fn fault(manifest: &Manifest) -> Option<&'static str> {
     if manifest.tasks.keys().any(|name| services.contains_key(name)) {
         return Some("has a service and a task of one name");
     }
+    if services.keys().chain(manifest.tasks.keys()).any(|name| is_instance(name, services)) {
+        return Some("has a name that stands for an instance of another service");
+    }
     if !services.values().all(is_service) {
         return Some("has a service with a setting out of its bounds");
     }
@@ -78,6 +81,13 @@ pub(crate) fn fault(manifest: &Manifest) -> Option<&'static str> {
         return Some("has a service that needs what is not there, or that needs itself in the end");
     }
     None
+}
+
+/// True for `web.1` where there is a service `web`, however many instances of it there are now.
+fn is_instance(name: &str, services: &BTreeMap<String, Service>) -> bool {
+    name.rsplit_once('.').is_some_and(|(service, index)| {
+        !index.is_empty() && index.bytes().all(|byte| byte.is_ascii_digit()) && services.contains_key(service)
+    })
 }
 
 /// The names of all services and tasks, each after what it needs; `None` if one needs what is not there, a task that

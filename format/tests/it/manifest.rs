@@ -213,6 +213,19 @@ fn an_order_has_needs_first() {
 }
 
 #[test]
+fn a_name_that_is_an_instances_is_refused() {
+    let with = |name: &str| {
+        let other = format!("\"services\": {{\"{name}\": {{\"argv\": [\"bin/web\"]}}, ");
+        Manifest::from_text(&SERVICE.replacen("\"services\": {", &other, 1)).expect("a manifest").fault()
+    };
+    assert_eq!(with("web.1"), Some("has a name that stands for an instance of another service"));
+    assert!(with("web.1000").is_some());
+    for name in ["web.x", "web.1x", "db.1", "web-1"] {
+        assert_eq!(with(name), None, "{name}");
+    }
+}
+
+#[test]
 fn settings_that_would_harm_a_supervisor_are_refused() {
     for more in [
         r#", "instances": 0"#,

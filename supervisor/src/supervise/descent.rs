@@ -153,8 +153,8 @@ impl Supervisor {
     /// other one's parent, or grandparent, and knows more about it.
     pub(super) fn name_main(&mut self, id: Id, pid: Pid) {
         let unit = &mut self.units[id];
-        let known = unit.main.replace(pid);
-        if known != Some(pid) && !self.is_of(id, pid) {
+        // Said once in a run, whatever else it names.
+        if unit.main.replace(pid).is_none() && !self.is_of(id, pid) {
             let kind = self.parts[self.units[id].part].spec.kind();
             let name = &self.units[id].name;
             self.logs
@@ -189,6 +189,15 @@ impl Supervisor {
     }
 
     // --- What is left ---
+
+    /// A unit's run is over. If its leader is there still, it has not even ended after SIGKILL: it is nobody's from now on,
+    /// and its end is not that of the next run.
+    pub(super) fn leave_behind(&mut self, id: Id) {
+        if let Some(leader) = self.units[id].leader.take() {
+            self.pids.remove(leader);
+            self.descent.orphans.insert(leader, Orphan { unit: None, told: Told::Die });
+        }
+    }
 
     /// Does what is to be done about our children, and returns the units that have some.
     fn look_at_children(&mut self, children: Vec<Pid>) -> BTreeSet<Id> {

@@ -34,6 +34,8 @@ impl Supervisor {
                 self.feed(id, Event::Executed);
             }
             Err(fault) => {
+                self.close_newline(id);
+                self.notify.close(id as u64);
                 self.take_ports_back(id);
                 self.note_refused(id, fault);
                 self.feed(id, Event::Exited(End::NotStarted(fault)));

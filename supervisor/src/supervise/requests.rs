@@ -5,7 +5,7 @@ use crate::ports::registry::Published;
 use crate::snapshot::Snapshot;
 use crate::spawn::Setup;
 use crate::spawn::{environment, limits};
-use crate::state::{End, Event, Ms, Outcome, Phase, State, Turn};
+use crate::state::{End, Event, Ms, Outcome, Phase, State, Then, Turn};
 use crate::status::{self, Ended, Kind, Status, UnixMs, usage};
 use crate::sys::{self, signal};
 use kitbag_format::sort;
@@ -186,7 +186,7 @@ impl Supervisor {
                 && match &self.parts[unit.part].spec.schedule {
                     None => true,
                     Some(schedule) if matches!(schedule.when, When::Start) => {
-                        state.has_failed() || !state.is_at_rest()
+                        unit.returns || state.has_failed() || !state.is_at_rest()
                     }
                     Some(_) => !state.is_at_rest(),
                 }
@@ -243,16 +243,41 @@ impl Supervisor {
             for id in self.parts[need].units.clone() {
                 let unit = &mut self.units[id];
                 (unit.doomed, unit.returns) = (false, false);
-                if !unit.retired && unit.service.state.is_at_rest() && !unit.service.state.is_good() {
-                    self.feed(id, Event::Start);
+                if !unit.retired && !unit.service.state.is_good() {
+                    self.start_when_stopped(id);
                 }
             }
         }
         for &id in &ids {
             (self.units[id].doomed, self.units[id].returns) = (false, false);
-            self.feed(id, Event::Start);
+            self.start_when_stopped(id);
         }
         Ok(ids)
+    }
+
+    /// Starts a unit. One that is on its way to rest comes to it first, as what it needs may have to be started, too.
+    fn start_when_stopped(&mut self, id: Id) {
+        match self.units[id].service.state {
+            State::Stopping { then: Then::End(_), .. } | State::Killing { then: Then::End(_), .. } => {
+                self.units[id].returns = true;
+                self.returning.push(id);
+            }
+            _ => self.feed(id, Event::Start),
+        }
+    }
+
+    /// What a part needs is wanted still: nothing of it is to stop as soon as it may.
+    fn keep_needs(&mut self, part: Part) {
+        for need in self.order.with_needs(part).into_iter().skip(1) {
+            for id in self.parts[need].units.clone() {
+                let unit = &mut self.units[id];
+                if std::mem::take(&mut unit.doomed) {
+                    unit.returns = false;
+                    // Others may have waited for its end.
+                    self.rested = true;
+                }
+            }
+        }
     }
 
     /// Stops units: a whole service or task together with what needs it, that first.
@@ -269,7 +294,8 @@ impl Supervisor {
         let mut concerned = Vec::new();
         for &one in &parts {
             for id in self.parts[one].units.clone() {
-                if one == part || !self.units[id].service.state.is_at_rest() {
+                let unit = &self.units[id];
+                if (one == part && !unit.retired) || !unit.service.state.is_at_rest() {
                     concerned.push(id);
                 }
                 self.doom(id);
@@ -283,6 +309,7 @@ impl Supervisor {
 
     fn restart_ids(&mut self, ids: Vec<Id>) -> Vec<Id> {
         for &id in &ids {
+            self.keep_needs(self.units[id].part);
             (self.units[id].doomed, self.units[id].returns) = (false, false);
             self.feed(id, Event::Restart);
         }
@@ -299,8 +326,14 @@ impl Supervisor {
             return Err(Refused::Conflict(format!("{name} does not run")));
         }
         for &id in &ids {
-            if let Some(run) = self.units[id].service.state.run() {
-                self.signal(id, run.group, number);
+            let unit = &self.units[id];
+            match (number, unit.leader, unit.service.state.run()) {
+                // Of these the whole of it is meant.
+                (libc::SIGSTOP | libc::SIGCONT, _, Some(run)) => self.signal(id, run.group, number),
+                (_, Some(leader), _) => _ = signal::send(leader, number),
+                // What its main process has left behind.
+                (_, None, Some(run)) => self.signal(id, run.group, number),
+                (_, None, None) => {}
             }
             let name = signal::name(number).map_or_else(|| number.to_string(), |name| format!("SIG{name}"));
             self.publish(self.units[id].name.clone(), "signal".to_owned(), name);
@@ -325,6 +358,9 @@ impl Supervisor {
             return Err(Refused::Unfit { what, to_fix: remedy });
         }
         let before = self.parts[part].wanted;
+        if count > before {
+            self.keep_needs(part);
+        }
         self.parts[part].wanted = count;
         for instance in (count..before).rev() {
             self.retire(self.parts[part].units[instance as usize]);
@@ -346,7 +382,11 @@ impl Supervisor {
         let unit = &mut self.units[id];
         (unit.retired, unit.doomed, unit.returns) = (true, false, false);
         self.order.retire(unit.part, &unit.service.state);
-        self.feed(id, Event::Stop);
+        if unit.service.state.is_at_rest() {
+            self.gone(id);
+        } else {
+            self.feed(id, Event::Stop);
+        }
     }
 
     fn revive(&mut self, id: Id) -> Id {

@@ -5,6 +5,7 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use crate::state::{Event, Ms, Phase, State};
+use crate::sys::Errno;
 
 use super::order::Part;
 use super::schedule::{self, Plan, Record};
@@ -69,7 +70,11 @@ impl Supervisor {
         }
         let at = Expiration::OneShot(TimeSpec::new(next, 0));
         let flags = TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET;
-        if let Some(Err(errno)) = self.clock.as_ref().map(|timer| timer.set(at, flags)) {
+        let set = self.clock.as_ref().map_or(Ok(()), |timer| timer.set(at, flags));
+        if set == Err(Errno::ECANCELED) {
+            // The clock was set since it was looked at.
+            self.look_at_tasks();
+        } else if let Err(errno) = set {
             self.logs.say(&format!("tasks do not run on their schedule: timer: {}", errno.desc()));
         }
     }

@@ -49,8 +49,11 @@ impl Supervisor {
             Ok(Some(1..) | None) => {}
             Ok(Some(0)) | Err(_) => {
                 self.close_newline(id);
-                self.units[id].reason =
-                    Some("it closed its readiness descriptor without a newline".to_owned());
+                // Its end closes it, too, and has reasons of its own.
+                if matches!(self.units[id].service.state, State::Running { .. }) {
+                    self.units[id].reason =
+                        Some("it closed its readiness descriptor without a newline".to_owned());
+                }
             }
         }
     }

@@ -27,6 +27,7 @@ const NAMES: &[(&str, i32)] = &[
     ("PIPE", libc::SIGPIPE),
     ("ALRM", libc::SIGALRM),
     ("TERM", libc::SIGTERM),
+    ("STKFLT", libc::SIGSTKFLT),
     ("CHLD", libc::SIGCHLD),
     ("CONT", libc::SIGCONT),
     ("STOP", libc::SIGSTOP),
@@ -213,5 +214,18 @@ pub fn send_if(pid: Pid, signal: i32, is_wanted: impl Fn(Pid) -> bool) -> bool {
         }
         Err(Errno::ESRCH) => false,
         Err(_) => send(pid, signal).is_ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_that_a_manifest_may_have_is_known() {
+        let unknown: Vec<_> =
+            kitbag_format::service::SIGNALS.iter().filter(|name| number(name).is_none()).collect();
+        assert_eq!(unknown, [&""; 0]);
+        assert_eq!(NAMES.len(), kitbag_format::service::SIGNALS.len());
     }
 }

@@ -22,6 +22,7 @@ use kitbag_supervisor::supervise::{Bundle, supervise};
 use serde_json::{Value, json};
 
 pub mod apart;
+pub mod orders;
 
 use super::{Running, alive, eventually, kill, number, start_command};
 
