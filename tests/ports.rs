@@ -105,6 +105,7 @@ fn services_get_numbers_of_their_own_know_each_others_and_get_them_again() {
     let lines = fs::read_to_string(bundle.sandbox.state().join(".kitbag/ports")).unwrap();
     assert!(lines.contains(&format!("web.http {http}/tcp\n")), "{lines}");
     bundle.run(["ports", "web"]).exits(0).prints(&format!("web.http  {http}/tcp  127.0.0.1:{http}  own"));
+    bundle.run(["ports", "web.0"]).exits(0).prints(&format!("web.http  {http}/tcp  127.0.0.1:{http}  own"));
     bundle.run(["ports", "wbe"]).exits(2).says("there is no service `wbe`");
     bundle.run(["stop"]).exits(0);
     bundle.run(["ports"]).exits(9);

@@ -17,6 +17,7 @@ use crate::called::called;
 use crate::expand::ExpandError;
 use crate::open::{self, Own};
 use crate::service::Setting;
+use crate::status::time::parse_span;
 use crate::store::StoreError;
 use crate::store::collect::{self, Policy};
 use crate::store::place::{self, Facts};
@@ -475,20 +476,12 @@ fn gc(own: &Own, mut parser: lexopt::Parser) -> Result<(), Failure> {
     Ok(())
 }
 
-/// `30d`, `12h`, `5m`, `10s`.
+/// `30d`, `12h`, `5m`, `10s`. What a number alone would mean here, seconds or days, nobody can know.
 fn duration(text: &str) -> Result<Duration, Failure> {
-    let wrong =
-        || Failure::Usage(format!("`{text}` is not a time: a number and `s`, `m`, `h` or `d`, as in `30d`"));
-    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
-    let seconds = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        _ => return Err(wrong()),
-    };
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    Ok(Duration::from_secs(number.saturating_mul(seconds)))
+    let has_unit = text.ends_with(|last: char| last.is_ascii_alphabetic());
+    let span = parse_span(text).filter(|_| has_unit).map(Duration::from_millis);
+    let wrong = || format!("`{text}` is not a time: a number and `s`, `m`, `h` or `d`, as in `30d`");
+    span.ok_or_else(|| Failure::Usage(wrong()))
 }
 
 /// Writes to stdout; a reader that has gone (`| head`) is no failure.

@@ -8,6 +8,7 @@ use crate::commands::{Failure, print, say};
 use crate::control::client::PATIENCE;
 use crate::open::Own;
 use crate::ports::registry::{Entry, Folders, Published, Registry, VARIABLE};
+use crate::status::is_first;
 use crate::store::place::Facts;
 
 /// `ports [--host] [--json] [SVC…]`
@@ -19,15 +20,17 @@ pub fn ports(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
     }
     let running = Running::of(own)?;
     let mut answer = good(running.ask("GET", "/v1/ports", PATIENCE)?)?;
-    let named = |port: &Published| line.names.iter().any(|name| *name == port.unit || *name == port.service);
+    let is_named = |port: &Published, name: &str| {
+        port.unit == name || port.service == name || is_first(name, &port.unit)
+    };
     let all = answer["ports"].as_array().map_or(&[][..], Vec::as_slice);
     let all: Vec<Published> = all.iter().filter_map(Published::from_json).collect();
-    if let Some(name) =
-        line.names.iter().find(|name| !all.iter().any(|it| it.unit == **name || it.service == **name))
-    {
+    if let Some(name) = line.names.iter().find(|name| !all.iter().any(|port| is_named(port, name))) {
         return Err(Failure::Usage(format!("there is no service `{name}` with ports")));
     }
-    let shown: Vec<&Published> = all.iter().filter(|port| line.names.is_empty() || named(port)).collect();
+    let is_asked_for =
+        |port: &&Published| line.names.is_empty() || line.names.iter().any(|name| is_named(port, name));
+    let shown: Vec<&Published> = all.iter().filter(is_asked_for).collect();
     if line.has("json") {
         answer["ports"] = shown.iter().map(|port| port.to_json()).collect();
         return print(json_text(&answer).as_bytes());

@@ -66,12 +66,6 @@ pub fn parse_span(text: &str) -> Option<Ms> {
     number.parse::<Ms>().ok()?.checked_mul(factor)
 }
 
-/// Now, on the host's clock.
-pub fn now() -> UnixMs {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(0))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
