@@ -5,10 +5,16 @@
 //! namespace, a chroot without folders and a full disk change nothing. Who sends has to be root, the service's user
 //! or the supervisor's.
 //!
+//! Such names stand in `/proc/net/unix` and have no permissions, so anybody can send anything there. Descriptors are never
+//! received: close(2) of one that leads to a file system which does not answer would not return (`fuse_flush`), whoever had
+//! sent it. The kernel drops what is not received, without a flush. A barrier's descriptor
+//! (sd_notify_barrier(3)) is over so when its datagram is taken. That is soon enough: what was sent before was taken before
+//! it, and this one thread heeds that before it answers anybody.
+//!
 //! A service can send as fast as it likes: a turn takes [`TURN`] datagrams, what is left wakes the loop again after
 //! others had their turn, and the kernel's queue is bounded (`net.unix.max_dgram_qlen`).
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -49,8 +55,6 @@ pub enum Message {
     Errno(i32),
     /// `MAINPID=`: the process that counts. Whether it is one of the service's is for the reader to find out.
     MainPid(Pid),
-    /// `BARRIER=1` (sd_notify_barrier(3)): dropping it tells the sender that all before it was heeded.
-    Barrier(OwnedFd),
 }
 
 /// A service's socket.
@@ -155,7 +159,7 @@ impl Ear {
         for _ in 0..SHARE {
             let Ok(Some(datagram)) = socket::receive(self.socket.as_fd(), &mut buffer) else { break };
             if !datagram.cut && self.knows(datagram.sender, own_uid) {
-                parse(&buffer[..datagram.length], datagram.fds, &mut messages);
+                parse(&buffer[..datagram.length], &mut messages);
             }
         }
         messages
@@ -183,9 +187,8 @@ fn bind() -> Result<(String, UnixDatagram), Errno> {
     Err(last)
 }
 
-/// Adds the messages of one datagram, line by line. What is unknown, or has a value that it cannot have, is ignored;
-/// descriptors are closed, but for a barrier's.
-fn parse(datagram: &[u8], mut fds: Vec<OwnedFd>, messages: &mut Vec<Message>) {
+/// Adds the messages of one datagram, line by line. What is unknown, or has a value that it cannot have, is ignored.
+fn parse(datagram: &[u8], messages: &mut Vec<Message>) {
     for line in datagram.split(|byte| *byte == b'\n') {
         let mut halves = line.splitn(2, |byte| *byte == b'=');
         let (Some(name), Some(value)) = (halves.next(), halves.next()) else { continue };
@@ -200,8 +203,6 @@ fn parse(datagram: &[u8], mut fds: Vec<OwnedFd>, messages: &mut Vec<Message>) {
             (b"STATUS", _) => Some(Message::Status(printable(value))),
             (b"ERRNO", _) => number(value).map(Message::Errno),
             (b"MAINPID", _) => number(value).filter(|pid| *pid > 0).map(Message::MainPid),
-            // With another number of descriptors it is none (sd_notify_barrier(3)).
-            (b"BARRIER", b"1") if fds.len() == 1 => fds.pop().map(Message::Barrier),
             _ => None,
         };
         messages.extend(message);
@@ -324,35 +325,56 @@ mod tests {
     }
 
     #[test]
-    fn a_barrier_is_over_when_its_message_is_dropped() {
+    fn a_barrier_is_over_when_its_message_was_taken() {
         let mut notify = Notify::new().expect("epoll");
         let sender = Sender::to(&notify.open(1, own_uid()).expect("a socket"));
         let (read, write) = std::io::pipe().expect("a pipe");
         sender.send(b"READY=1", &[]).expect("it is sent");
         sender.send(b"BARRIER=1", &[write.as_fd()]).expect("it is sent");
         drop(write);
-        let heard = notify.serve();
-        let [(1, messages)] = heard.as_slice() else { panic!("{heard:?}") };
-        assert!(matches!(messages.as_slice(), [Message::Ready, Message::Barrier(_)]), "{messages:?}");
-        assert!(!is_closed(&read), "it was over before its messages were");
-        drop(heard);
+        assert!(!is_closed(&read), "it was over before it was taken");
+        assert_eq!(format!("{:?}", notify.serve()), "[(1, [Ready])]");
         assert!(is_closed(&read));
     }
 
     #[test]
-    fn other_descriptors_are_closed_at_once() {
+    fn descriptors_are_dropped_and_what_came_with_them_is_heard() {
         let mut notify = Notify::new().expect("epoll");
         let sender = Sender::to(&notify.open(1, own_uid()).expect("a socket"));
         let (read, write) = std::io::pipe().expect("a pipe");
         let many = [write.as_fd(); 253];
         let long = [b'x'; LONGEST + 1];
         sender.send(b"FDSTORE=1\nFDNAME=x\nREADY=1", &many).expect("it is sent");
-        sender.send(b"BARRIER=1", &[write.as_fd(), write.as_fd()]).expect("it is sent");
+        sender.send(b"BARRIER=1\nSTOPPING=1", &[write.as_fd(), write.as_fd()]).expect("it is sent");
         sender.send(&long, &[write.as_fd()]).expect("it is sent");
         drop(write);
-        let heard = notify.serve();
-        assert_eq!(format!("{heard:?}"), "[(1, [Ready])]");
+        assert_eq!(format!("{:?}", notify.serve()), "[(1, [Ready, Stopping])]");
         assert!(is_closed(&read));
+    }
+
+    #[test]
+    fn no_descriptor_is_ever_received() {
+        let (name, ear) = bind().expect("a socket");
+        let sender = Sender::to(&format!("@{name}"));
+        let own = Pid::try_from(std::process::id()).expect("a process id");
+        for count in [0, 1, 2, 253] {
+            let (read, write) = std::io::pipe().expect("a pipe");
+            sender.send(b"READY=1", &vec![write.as_fd(); count]).expect("it is sent");
+            drop(write);
+            let datagram = socket::receive(ear.as_fd(), &mut [0; 8]).expect("no error").expect("a datagram");
+            assert_eq!(ends_here(&read), 1, "{count} sent: {datagram:?}");
+            assert!(is_closed(&read), "{count} sent");
+            assert_eq!((datagram.length, datagram.cut), (7, false));
+            assert_eq!(datagram.sender, Some((own, own_uid())));
+        }
+    }
+
+    /// Descriptors of this process that are ends of this pipe.
+    fn ends_here(read: &std::io::PipeReader) -> usize {
+        let target = |path: std::path::PathBuf| std::fs::read_link(path).ok();
+        let pipe = target(format!("/proc/self/fd/{}", read.as_raw_fd()).into()).expect("it is open");
+        let open = std::fs::read_dir("/proc/self/fd").expect("/proc").flatten();
+        open.filter(|entry| target(entry.path()).as_ref() == Some(&pipe)).count()
     }
 
     #[test]
