@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use common::{App, Temp, child, disk_usage, noise, start, start_with};
 use kitbag_format::Bundle;
+use kitbag_supervisor::store::collect::{Policy, collect};
 use kitbag_supervisor::store::heal::{self, What};
 use kitbag_supervisor::store::owned::Refusal;
 use kitbag_supervisor::store::place::{self, Facts};
@@ -456,6 +457,42 @@ fn hostile_places_are_refused_with_the_reason() {
     } else {
         eprintln!("SKIPPED: a foreign owner: only root can make one");
     }
+}
+
+/// What a stranger's command says, if it does what it should.
+fn as_stranger(program: &str, path: &Path) -> Result<String, String> {
+    let mut command = std::process::Command::new(program);
+    let output = std::os::unix::process::CommandExt::uid(&mut command, 61_236).arg(path).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+}
+
+#[test]
+fn nobody_else_can_open_and_so_lock_the_folder_of_a_tree() {
+    let temp = Temp::new();
+    let (store, app) = (temp.store(), App::sample("1"));
+    let bundle = app.pack(&temp.join("app"));
+    let root = start(&store, &bundle).unwrap().0.root;
+    let dir = store.tree_dir(&bundle.digest());
+    assert_eq!(common::mode(&dir), 0o711);
+    // As trees of earlier versions have it.
+    let open = || fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+    open();
+    let (_, said) = start(&store, &bundle).unwrap();
+    assert_eq!((common::mode(&dir), said), (0o711, vec![]));
+    open();
+    collect(&store, &Policy { dry_run: true, ..Policy::default() }).unwrap();
+    assert_eq!(common::mode(&dir), 0o755);
+    collect(&store, &Policy::default()).unwrap();
+    assert_eq!(common::mode(&dir), 0o711);
+    if !is_root() {
+        eprintln!("SKIPPED: a stranger: only root can become one");
+        return;
+    }
+    let refused = as_stranger("/bin/ls", &dir).unwrap_err();
+    assert!(refused.contains("Permission denied"), "{refused}");
+    assert_eq!(as_stranger("/bin/ls", &root), Ok("bin\nshare\n".to_owned()));
+    assert_eq!(as_stranger("/bin/cat", &root.join("share/deep/a.txt")), Ok("a text".to_owned()));
 }
 
 #[test]

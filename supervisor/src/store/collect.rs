@@ -117,6 +117,9 @@ pub fn collect_by_default(store: &Store) {
 /// Removes the trees that the policy gives up and nobody uses, and what crashes left behind.
 pub fn collect(store: &Store, policy: &Policy) -> Result<Report, StoreError> {
     let mut report = Report { items: items(store, policy), dry_run: policy.dry_run, ..Report::default() };
+    if !policy.dry_run {
+        report.items.iter().for_each(|item| store.close_tree(&item.digest));
+    }
     if report.items.iter().any(|item| item.kept.is_none()) {
         let used = used();
         if used.is_none() {
