@@ -8,17 +8,20 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{App, Temp, child, disk_usage, noise, start, start_with};
 use kitbag_format::Bundle;
+use kitbag_supervisor::spawn::identity::Ids;
 use kitbag_supervisor::store::collect::{Policy, collect};
 use kitbag_supervisor::store::heal::{self, What};
-use kitbag_supervisor::store::owned::Refusal;
+use kitbag_supervisor::store::owned::{self, Refusal};
 use kitbag_supervisor::store::place::{self, Facts};
 use kitbag_supervisor::store::record::{ANY_BOOT, Record};
 use kitbag_supervisor::store::unpack::Compare;
 use kitbag_supervisor::store::{Store, StoreError};
+use kitbag_supervisor::sys::rights;
 
 fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
@@ -493,6 +496,41 @@ fn nobody_else_can_open_and_so_lock_the_folder_of_a_tree() {
     assert!(refused.contains("Permission denied"), "{refused}");
     assert_eq!(as_stranger("/bin/ls", &root), Ok("bin\nshare\n".to_owned()));
     assert_eq!(as_stranger("/bin/cat", &root.join("share/deep/a.txt")), Ok("a text".to_owned()));
+}
+
+#[test]
+fn a_folder_that_another_user_slips_in_meanwhile_is_never_used() {
+    if !is_root() {
+        eprintln!("SKIPPED: another user: only root can become one");
+        return;
+    }
+    let temp = Temp::new();
+    let open = temp.join("open");
+    fs::create_dir(&open).unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o1777)).unwrap();
+    let app = open.join("app");
+    let he = Ids { uid: 61_236, gid: 61_236, groups: Some(vec![]) };
+    let (over, begin) = (AtomicBool::new(false), Instant::now());
+    let (mut refused, mut swapped) = (0, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let _rights = rights::borrow(&he).unwrap();
+            while !over.load(Ordering::Relaxed) {
+                let _ = fs::create_dir(&app).and_then(|()| fs::remove_dir(&app));
+            }
+        });
+        while refused < 60 && begin.elapsed() < Duration::from_secs(20) {
+            match owned::folder(&app.join("state"), 0, 0o700) {
+                Ok(_) if fs::symlink_metadata(&app).unwrap().uid() != 0 => swapped += 1,
+                Ok(_) => {}
+                Err(_) => refused += 1,
+            }
+            let _ = kitbag_supervisor::store::remove(&app);
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    assert!(refused > 0, "he was never in time");
+    assert_eq!(swapped, 0, "of {refused} that were refused");
 }
 
 #[test]
