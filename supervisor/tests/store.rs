@@ -22,6 +22,7 @@ use kitbag_supervisor::store::record::{ANY_BOOT, Record};
 use kitbag_supervisor::store::unpack::Compare;
 use kitbag_supervisor::store::{Store, StoreError};
 use kitbag_supervisor::sys::rights;
+use nix::sys::stat::{Mode, umask};
 
 fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
@@ -531,6 +532,31 @@ fn a_folder_that_another_user_slips_in_meanwhile_is_never_used() {
     });
     assert!(refused > 0, "he was never in time");
     assert_eq!(swapped, 0, "of {refused} that were refused");
+}
+
+#[test]
+#[ignore = "a role that another test plays in a child process"]
+fn child_chooses() {
+    umask(Mode::from_bits_truncate(0o077));
+    let place = PathBuf::from(std::env::var_os("KITBAG_TEST_STORE").unwrap());
+    let bundle =
+        Bundle::open_path(&std::env::var_os("KITBAG_TEST_BUNDLE").map(PathBuf::from).unwrap()).unwrap();
+    verdict(&place, &bundle).unwrap();
+    owned::within(&place, Path::new("some/folders"), uid(), 0o711).unwrap();
+}
+
+#[test]
+fn a_strict_umask_closes_no_folder_that_others_need() {
+    let temp = Temp::new();
+    App::sample("1").pack(&temp.join("app"));
+    let place = temp.join("above/store");
+    let (app, of) = (temp.join("app"), if is_root() { 0o755 } else { 0o700 });
+    let mut child = child("child_chooses", &[("KITBAG_TEST_STORE", &*place), ("KITBAG_TEST_BUNDLE", &*app)]);
+    assert!(child.stdout(Stdio::null()).status().unwrap().success());
+    let modes =
+        ["", "v1", "v1/trees", "v1/work", "some", "some/folders"].map(|name| common::mode(&place.join(name)));
+    assert_eq!(modes, [of, of, of, of, 0o711, 0o711]);
+    assert_eq!(common::mode(&temp.join("above")), of);
 }
 
 #[test]

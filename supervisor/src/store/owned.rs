@@ -90,7 +90,7 @@ impl fmt::Display for Size {
 /// What others may write to and only the owner of an entry can rename or remove it (inode(7)).
 pub const STICKY: u32 = 0o1000;
 
-/// Makes `path` with all that is missing above it, with permissions `mode`, or checks the folder that is
+/// Makes `path` with all that is missing above it, with permissions `mode` whatever the umask is, or checks the folder that is
 /// there. From the root down, each is made and checked before the next: another user may have made one meanwhile. Returns its real path: links in its parents are resolved, it is none itself. With [`STICKY`] in `mode`, one that is
 /// sticky may be writable to its group, which stands for those whom an access control list names.
 pub fn folder(path: &Path, uid: u32, mode: u32) -> Result<PathBuf, Refusal> {
@@ -131,8 +131,13 @@ fn make(path: &Path, mode: u32) -> Result<(), Refusal> {
         return Ok(());
     }
     match fs::DirBuilder::new().mode(mode).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(refused(error)),
-        _ => Ok(()),
+        Ok(()) => {
+            // What the umask took away. Where a file system has no permissions, nothing of them can be set.
+            let _ = set_mode(path, mode);
+            Ok(())
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(refused(error)),
     }
 }
 
