@@ -7,7 +7,7 @@
 //!
 //! Such names stand in `/proc/net/unix` and have no permissions, so anybody can send anything there. Descriptors are never
 //! received: close(2) of one that leads to a file system which does not answer would not return (`fuse_flush`), whoever had
-//! sent it. The kernel drops what is not received, without a flush. A barrier's descriptor
+//! sent it. The kernel drops what is not received, without a flush, and in [`Hurry`], as sockets can linger. A barrier's descriptor
 //! (sd_notify_barrier(3)) is over so when its datagram is taken. That is soon enough: what was sent before was taken before
 //! it, and this one thread heeds that before it answers anybody.
 //!
@@ -21,6 +21,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 
 use crate::probe::Key;
 use crate::state::Ms;
+use crate::sys::hurry::Hurry;
 use crate::sys::{Errno, Pid, socket};
 
 /// Datagrams taken from all services together in one [`Notify::serve`].
@@ -73,6 +74,7 @@ pub struct Notify {
     /// By key.
     ears: Vec<Ear>,
     own_uid: u32,
+    hurry: Hurry,
 }
 
 impl Notify {
@@ -82,7 +84,12 @@ impl Notify {
     /// Those of epoll_create1(2).
     pub fn new() -> Result<Self, Errno> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        Ok(Self { epoll, ears: Vec::new(), own_uid: nix::unistd::geteuid().as_raw() })
+        Ok(Self {
+            epoll,
+            ears: Vec::new(),
+            own_uid: nix::unistd::geteuid().as_raw(),
+            hurry: Hurry::of_this_thread(),
+        })
     }
 
     /// Ready to be read when [`Self::serve`] has something to do.
@@ -124,6 +131,8 @@ impl Notify {
             let ear = self.ears.remove(at);
             // Closing alone would leave it in the set while a copy is open: a child between fork and exec has one.
             let _ = self.epoll.delete(&ear.socket);
+            // Descriptors that nobody has taken go with it.
+            self.hurry.run(|| drop(ear));
         }
     }
 
@@ -136,7 +145,7 @@ impl Notify {
         for event in &ready[..count] {
             let key = event.data();
             let Ok(at) = self.ears.binary_search_by_key(&key, |ear| ear.key) else { continue };
-            let messages = self.ears[at].take(self.own_uid);
+            let messages = self.hurry.run(|| self.ears[at].take(self.own_uid));
             if !messages.is_empty() {
                 heard.push((key, messages));
             }
@@ -147,7 +156,14 @@ impl Notify {
     /// Takes what one service has sent, its share of a turn: before its end is judged.
     pub fn hear(&self, key: Key) -> Vec<Message> {
         let at = self.ears.binary_search_by_key(&key, |ear| ear.key);
-        at.map_or_else(|_| Vec::new(), |at| self.ears[at].take(self.own_uid))
+        at.map_or_else(|_| Vec::new(), |at| self.hurry.run(|| self.ears[at].take(self.own_uid)))
+    }
+}
+
+impl Drop for Notify {
+    fn drop(&mut self) {
+        let ears = std::mem::take(&mut self.ears);
+        self.hurry.run(|| drop(ears));
     }
 }
 
@@ -367,6 +383,41 @@ mod tests {
             assert_eq!((datagram.length, datagram.cut), (7, false));
             assert_eq!(datagram.sender, Some((own, own_uid())));
         }
+    }
+
+    /// A socket that closes only when the other side has taken what was written, which it never does, or after a quarter of a minute.
+    fn lingering() -> (std::net::TcpStream, std::net::TcpStream) {
+        use std::io::Write;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let mut socket =
+            std::net::TcpStream::connect(listener.local_addr().expect("one")).expect("a listener");
+        let (other, _) = listener.accept().expect("a connection");
+        socket.set_nonblocking(true).expect("an option");
+        while socket.write(&[0; 65_536]).is_ok() {}
+        let linger = libc::linger { l_onoff: 1, l_linger: 15 };
+        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Linger, &linger).expect("an option");
+        (socket, other)
+    }
+
+    #[test]
+    fn a_lingering_socket_that_somebody_passes_holds_nothing_up() {
+        let mut notify = Notify::new().expect("epoll");
+        let sender = Sender::to(&notify.open(1, own_uid()).expect("a socket"));
+        let begin = std::time::Instant::now();
+        let mut others = Vec::new();
+        let mut pass = || {
+            let pairs = [lingering(), lingering()];
+            sender.send(b"READY=1", &[pairs[0].0.as_fd(), pairs[1].0.as_fd()]).expect("it is sent");
+            others.extend(pairs.map(|(_, other)| other));
+        };
+        pass();
+        pass();
+        assert_eq!(format!("{:?}", notify.serve()), "[(1, [Ready, Ready])]");
+        pass();
+        assert_eq!(format!("{:?}", notify.hear(1)), "[Ready]");
+        pass();
+        notify.close(1);
+        assert!(begin.elapsed().as_secs() < 10, "it took {:?}", begin.elapsed());
     }
 
     /// Descriptors of this process that are ends of this pipe.
