@@ -146,7 +146,9 @@ listener.bind(os.path.join(folder, "control"))
 listener.listen()
 print("listens", flush=True)
 root = {"uid": 0, "gid": 0, "groups": [0]}
-body = json.dumps({"environment": {"PATH": "/usr/bin:/bin"}, "identity": root, "cwd": "/", "limits": {}, "cgroup": cgroup})
+limits = {"nofile": [99, 999999], "core": [0, 0]}
+body = json.dumps({"environment": {"PATH": "/usr/bin:/bin"}, "identity": root, "cwd": "/", "limits": limits,
+    "nice": -11, "oom_score": -999, "cgroup": cgroup})
 answer = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}"
 while True:
     client, _ = listener.accept()
@@ -166,14 +168,22 @@ fn a_supervisor_that_lies_gets_nothing_of_roots_rights() {
     as_nobody(bundle.command(["stop"])).run().exits(0);
     let precious = bundle.sandbox.path().join("cgroup.procs");
     fs::write(&precious, "precious").unwrap();
+    std::os::unix::fs::chown(&precious, Some(NOBODY), None).unwrap();
     let (kitbag, cgroup) = (bundle.sandbox.state().join(".kitbag"), bundle.sandbox.path());
     let _ = fs::remove_file(kitbag.join("control"));
     let liar = bundle.sandbox.command("python3").args(["-c", LIAR]).arg(&kitbag).arg(cgroup);
     let mut liar = as_nobody(liar).start();
     liar.wait_print("listens");
-    let outcome = bundle.run(["exec", "web", "--", "id", "-u"]).exits(0);
+    let script = "ulimit -n 5000; exec \"$0\" exec web -- sh -c 'id -u; nice; cat /proc/self/oom_score_adj; ulimit -Hn; ulimit -c'";
+    let file = bundle.file.to_str().unwrap();
+    let root = bundle.sandbox.command("/bin/sh").args(["-c", script, file]);
+    let own_score = fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+    let outcome = root.run().exits(0);
     let outcome = outcome.says("the command runs without the service's cgroup").says("it is no cgroup");
-    assert_eq!(outcome.text(), "65534\n");
+    let outcome =
+        outcome.says("without the service's nice -11: ").says("without the service's oom score -999: ");
+    let outcome = outcome.says("limit nofile = 99 (hard 999999): ").says("it has 99 (5000)");
+    assert_eq!(outcome.text(), format!("65534\n0\n{own_score}5000\n0\n"));
     assert_eq!(fs::read_to_string(precious).unwrap(), "precious");
 }
 

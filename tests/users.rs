@@ -97,6 +97,19 @@ fn a_service_with_a_user_works_in_the_state_folder_and_the_rest_of_it_stays_root
 }
 
 #[test]
+fn a_strict_umask_of_roots_keeps_no_service_from_its_files() {
+    if !root("services of another user") || !tools(&["setpriv"]) {
+        return;
+    }
+    let bundle = works_there();
+    let script = format!("umask 077; exec {} start", bundle.file.display());
+    bundle.sandbox.command("/bin/sh").args(["-c", &script]).run().exits(0);
+    assert_eq!(mode(&bundle.sandbox.path().join("store")), 0o755);
+    assert_eq!(fs::read_to_string(bundle.sandbox.state().join("deep/data/log")).unwrap(), "seed\nrun\n");
+    bundle.run(["stop"]).exits(0);
+}
+
+#[test]
 fn root_follows_nothing_that_a_services_user_leaves_in_the_state_folder() {
     if !root("services of another user") || !tools(&["setpriv"]) {
         return;

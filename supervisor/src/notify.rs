@@ -5,16 +5,23 @@
 //! namespace, a chroot without folders and a full disk change nothing. Who sends has to be root, the service's user
 //! or the supervisor's.
 //!
+//! Such names stand in `/proc/net/unix` and have no permissions, so anybody can send anything there. Descriptors are never
+//! received: close(2) of one that leads to a file system which does not answer would not return (`fuse_flush`), whoever had
+//! sent it. The kernel drops what is not received, without a flush, and in [`Hurry`], as sockets can linger. A barrier's descriptor
+//! (sd_notify_barrier(3)) is over so when its datagram is taken. That is soon enough: what was sent before was taken before
+//! it, and this one thread heeds that before it answers anybody.
+//!
 //! A service can send as fast as it likes: a turn takes [`TURN`] datagrams, what is left wakes the loop again after
 //! others had their turn, and the kernel's queue is bounded (`net.unix.max_dgram_qlen`).
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use crate::probe::Key;
 use crate::state::Ms;
+use crate::sys::hurry::Hurry;
 use crate::sys::{Errno, Pid, socket};
 
 /// Datagrams taken from all services together in one [`Notify::serve`].
@@ -49,8 +56,6 @@ pub enum Message {
     Errno(i32),
     /// `MAINPID=`: the process that counts. Whether it is one of the service's is for the reader to find out.
     MainPid(Pid),
-    /// `BARRIER=1` (sd_notify_barrier(3)): dropping it tells the sender that all before it was heeded.
-    Barrier(OwnedFd),
 }
 
 /// A service's socket.
@@ -69,6 +74,7 @@ pub struct Notify {
     /// By key.
     ears: Vec<Ear>,
     own_uid: u32,
+    hurry: Hurry,
 }
 
 impl Notify {
@@ -78,7 +84,12 @@ impl Notify {
     /// Those of epoll_create1(2).
     pub fn new() -> Result<Self, Errno> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        Ok(Self { epoll, ears: Vec::new(), own_uid: nix::unistd::geteuid().as_raw() })
+        Ok(Self {
+            epoll,
+            ears: Vec::new(),
+            own_uid: nix::unistd::geteuid().as_raw(),
+            hurry: Hurry::of_this_thread(),
+        })
     }
 
     /// Ready to be read when [`Self::serve`] has something to do.
@@ -120,6 +131,8 @@ impl Notify {
             let ear = self.ears.remove(at);
             // Closing alone would leave it in the set while a copy is open: a child between fork and exec has one.
             let _ = self.epoll.delete(&ear.socket);
+            // Descriptors that nobody has taken go with it.
+            self.hurry.run(|| drop(ear));
         }
     }
 
@@ -132,7 +145,7 @@ impl Notify {
         for event in &ready[..count] {
             let key = event.data();
             let Ok(at) = self.ears.binary_search_by_key(&key, |ear| ear.key) else { continue };
-            let messages = self.ears[at].take(self.own_uid);
+            let messages = self.hurry.run(|| self.ears[at].take(self.own_uid));
             if !messages.is_empty() {
                 heard.push((key, messages));
             }
@@ -143,7 +156,14 @@ impl Notify {
     /// Takes what one service has sent, its share of a turn: before its end is judged.
     pub fn hear(&self, key: Key) -> Vec<Message> {
         let at = self.ears.binary_search_by_key(&key, |ear| ear.key);
-        at.map_or_else(|_| Vec::new(), |at| self.ears[at].take(self.own_uid))
+        at.map_or_else(|_| Vec::new(), |at| self.hurry.run(|| self.ears[at].take(self.own_uid)))
+    }
+}
+
+impl Drop for Notify {
+    fn drop(&mut self) {
+        let ears = std::mem::take(&mut self.ears);
+        self.hurry.run(|| drop(ears));
     }
 }
 
@@ -155,7 +175,7 @@ impl Ear {
         for _ in 0..SHARE {
             let Ok(Some(datagram)) = socket::receive(self.socket.as_fd(), &mut buffer) else { break };
             if !datagram.cut && self.knows(datagram.sender, own_uid) {
-                parse(&buffer[..datagram.length], datagram.fds, &mut messages);
+                parse(&buffer[..datagram.length], &mut messages);
             }
         }
         messages
@@ -183,9 +203,8 @@ fn bind() -> Result<(String, UnixDatagram), Errno> {
     Err(last)
 }
 
-/// Adds the messages of one datagram, line by line. What is unknown, or has a value that it cannot have, is ignored;
-/// descriptors are closed, but for a barrier's.
-fn parse(datagram: &[u8], mut fds: Vec<OwnedFd>, messages: &mut Vec<Message>) {
+/// Adds the messages of one datagram, line by line. What is unknown, or has a value that it cannot have, is ignored.
+fn parse(datagram: &[u8], messages: &mut Vec<Message>) {
     for line in datagram.split(|byte| *byte == b'\n') {
         let mut halves = line.splitn(2, |byte| *byte == b'=');
         let (Some(name), Some(value)) = (halves.next(), halves.next()) else { continue };
@@ -200,8 +219,6 @@ fn parse(datagram: &[u8], mut fds: Vec<OwnedFd>, messages: &mut Vec<Message>) {
             (b"STATUS", _) => Some(Message::Status(printable(value))),
             (b"ERRNO", _) => number(value).map(Message::Errno),
             (b"MAINPID", _) => number(value).filter(|pid| *pid > 0).map(Message::MainPid),
-            // With another number of descriptors it is none (sd_notify_barrier(3)).
-            (b"BARRIER", b"1") if fds.len() == 1 => fds.pop().map(Message::Barrier),
             _ => None,
         };
         messages.extend(message);
@@ -324,35 +341,91 @@ mod tests {
     }
 
     #[test]
-    fn a_barrier_is_over_when_its_message_is_dropped() {
+    fn a_barrier_is_over_when_its_message_was_taken() {
         let mut notify = Notify::new().expect("epoll");
         let sender = Sender::to(&notify.open(1, own_uid()).expect("a socket"));
         let (read, write) = std::io::pipe().expect("a pipe");
         sender.send(b"READY=1", &[]).expect("it is sent");
         sender.send(b"BARRIER=1", &[write.as_fd()]).expect("it is sent");
         drop(write);
-        let heard = notify.serve();
-        let [(1, messages)] = heard.as_slice() else { panic!("{heard:?}") };
-        assert!(matches!(messages.as_slice(), [Message::Ready, Message::Barrier(_)]), "{messages:?}");
-        assert!(!is_closed(&read), "it was over before its messages were");
-        drop(heard);
+        assert!(!is_closed(&read), "it was over before it was taken");
+        assert_eq!(format!("{:?}", notify.serve()), "[(1, [Ready])]");
         assert!(is_closed(&read));
     }
 
     #[test]
-    fn other_descriptors_are_closed_at_once() {
+    fn descriptors_are_dropped_and_what_came_with_them_is_heard() {
         let mut notify = Notify::new().expect("epoll");
         let sender = Sender::to(&notify.open(1, own_uid()).expect("a socket"));
         let (read, write) = std::io::pipe().expect("a pipe");
         let many = [write.as_fd(); 253];
         let long = [b'x'; LONGEST + 1];
         sender.send(b"FDSTORE=1\nFDNAME=x\nREADY=1", &many).expect("it is sent");
-        sender.send(b"BARRIER=1", &[write.as_fd(), write.as_fd()]).expect("it is sent");
+        sender.send(b"BARRIER=1\nSTOPPING=1", &[write.as_fd(), write.as_fd()]).expect("it is sent");
         sender.send(&long, &[write.as_fd()]).expect("it is sent");
         drop(write);
-        let heard = notify.serve();
-        assert_eq!(format!("{heard:?}"), "[(1, [Ready])]");
+        assert_eq!(format!("{:?}", notify.serve()), "[(1, [Ready, Stopping])]");
         assert!(is_closed(&read));
+    }
+
+    #[test]
+    fn no_descriptor_is_ever_received() {
+        let (name, ear) = bind().expect("a socket");
+        let sender = Sender::to(&format!("@{name}"));
+        let own = Pid::try_from(std::process::id()).expect("a process id");
+        for count in [0, 1, 2, 253] {
+            let (read, write) = std::io::pipe().expect("a pipe");
+            sender.send(b"READY=1", &vec![write.as_fd(); count]).expect("it is sent");
+            drop(write);
+            let datagram = socket::receive(ear.as_fd(), &mut [0; 8]).expect("no error").expect("a datagram");
+            assert_eq!(ends_here(&read), 1, "{count} sent: {datagram:?}");
+            assert!(is_closed(&read), "{count} sent");
+            assert_eq!((datagram.length, datagram.cut), (7, false));
+            assert_eq!(datagram.sender, Some((own, own_uid())));
+        }
+    }
+
+    /// A socket that closes only when the other side has taken what was written, which it never does, or after a quarter of a minute.
+    fn lingering() -> (std::net::TcpStream, std::net::TcpStream) {
+        use std::io::Write;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let mut socket =
+            std::net::TcpStream::connect(listener.local_addr().expect("one")).expect("a listener");
+        let (other, _) = listener.accept().expect("a connection");
+        socket.set_nonblocking(true).expect("an option");
+        while socket.write(&[0; 65_536]).is_ok() {}
+        let linger = libc::linger { l_onoff: 1, l_linger: 15 };
+        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Linger, &linger).expect("an option");
+        (socket, other)
+    }
+
+    #[test]
+    fn a_lingering_socket_that_somebody_passes_holds_nothing_up() {
+        let mut notify = Notify::new().expect("epoll");
+        let sender = Sender::to(&notify.open(1, own_uid()).expect("a socket"));
+        let begin = std::time::Instant::now();
+        let mut others = Vec::new();
+        let mut pass = || {
+            let pairs = [lingering(), lingering()];
+            sender.send(b"READY=1", &[pairs[0].0.as_fd(), pairs[1].0.as_fd()]).expect("it is sent");
+            others.extend(pairs.map(|(_, other)| other));
+        };
+        pass();
+        pass();
+        assert_eq!(format!("{:?}", notify.serve()), "[(1, [Ready, Ready])]");
+        pass();
+        assert_eq!(format!("{:?}", notify.hear(1)), "[Ready]");
+        pass();
+        notify.close(1);
+        assert!(begin.elapsed().as_secs() < 10, "it took {:?}", begin.elapsed());
+    }
+
+    /// Descriptors of this process that are ends of this pipe.
+    fn ends_here(read: &std::io::PipeReader) -> usize {
+        let target = |path: std::path::PathBuf| std::fs::read_link(path).ok();
+        let pipe = target(format!("/proc/self/fd/{}", read.as_raw_fd()).into()).expect("it is open");
+        let open = std::fs::read_dir("/proc/self/fd").expect("/proc").flatten();
+        open.filter(|entry| target(entry.path()).as_ref() == Some(&pipe)).count()
     }
 
     #[test]

@@ -204,6 +204,9 @@ fn is_writable(folder: &Path) -> bool {
 /// The right to use a state folder. Ends when dropped, or with the process.
 pub struct StateLock(#[expect(dead_code, reason = "held, not read")] Flock<File>);
 
+/// The right to plant seeds in a tool's state folder, until it is dropped.
+pub struct Planting(#[expect(dead_code, reason = "held, not read")] Flock<File>);
+
 /// Takes the state folder for this process alone.
 pub fn lock(state: &Path) -> Result<StateLock, StoreError> {
     /// Who only looks holds the lock for a moment ([`is_in_use`]), so it is asked for several times.
@@ -285,8 +288,8 @@ pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
 }
 
 /// Copies each seed from the tree to the state folder where nothing is there yet. What is there is left
-/// alone, whatever it is. A copy is whole and on the disk before it has its name. Who plants at the same time
-/// waits. Returns the seeds that were planted.
+/// alone, whatever it is. A copy is whole and on the disk before it has its name. The caller sees to it that nobody else
+/// plants there now: by [`lock`], or [`wait_to_plant`]. Returns the seeds that were planted.
 ///
 /// In a folder where several users write ([`Users::Several`]), the copies are root's, and all may read them.
 pub fn plant(tree: &Path, state: &Path, seeds: &[Seed], users: &Users) -> Result<Vec<String>, StoreError> {
@@ -297,7 +300,6 @@ pub fn plant(tree: &Path, state: &Path, seeds: &[Seed], users: &Users) -> Result
     let several = matches!(users, Users::Several(_));
     // Nobody else may meddle with half a copy.
     let parts = if several { runtime_in(state) } else { state.to_owned() };
-    let _alone = if seeds.is_empty() { None } else { Some(wait_to_plant(state)?) };
     let mut planted = Vec::new();
     for (number, seed) in seeds.iter().enumerate() {
         let part = parts.join(format!("{PART}{number}"));
@@ -324,10 +326,15 @@ pub fn plant(tree: &Path, state: &Path, seeds: &[Seed], users: &Users) -> Result
     Ok(planted)
 }
 
-/// The folder itself is the lock: nothing is left in it.
-fn wait_to_plant(state: &Path) -> Result<Flock<File>, StoreError> {
+/// Waits until no other start of a tool plants seeds there. The folder itself is the lock: nothing is left in it. A supervisor
+/// has [`lock`]'s, and does not wait for this one, which anybody can hold who may open the folder.
+///
+/// # Errors
+/// Those of open(2) and flock(2).
+pub fn wait_to_plant(state: &Path) -> Result<Planting, StoreError> {
     let folder = File::open(state).map_err(StoreError::io("open", state))?;
-    Flock::lock(folder, FlockArg::LockExclusive).map_err(|(_, errno)| StoreError::sys("lock", state)(errno))
+    let locked = Flock::lock(folder, FlockArg::LockExclusive);
+    locked.map(Planting).map_err(|(_, errno)| StoreError::sys("lock", state)(errno))
 }
 
 /// Folders between the state folder and a seed; none of them may be a link.

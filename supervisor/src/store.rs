@@ -39,6 +39,8 @@ use crate::store::place::Candidate;
 
 /// After this long, the wait for another process is worth a word.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Permissions of a tree's folder, in which the tree is: see [`Store::close_tree`].
+pub const TREE_MODE: u32 = 0o711;
 /// How often a lock is asked for in that time.
 const POLL: Duration = Duration::from_millis(10);
 
@@ -195,6 +197,18 @@ impl Store {
     /// Where this bundle's tree is, or will be.
     pub fn tree_dir(&self, bundle: &Digest) -> PathBuf {
         self.trees().join(bundle.to_string())
+    }
+
+    /// Takes from others the right to read a tree's folder, which trees of earlier versions gave them: with an open folder
+    /// anybody can hold a lock on it (flock(2)) that starts and the garbage collection would wait for. What is below it stays
+    /// within reach of the programs of other users.
+    pub fn close_tree(&self, bundle: &Digest) {
+        let dir = self.tree_dir(bundle);
+        let Ok(found) = fs::symlink_metadata(&dir) else { return };
+        if found.is_dir() && found.mode() & !TREE_MODE & 0o777 != 0 {
+            // A store that cannot be written to is used all the same.
+            let _ = fs::set_permissions(&dir, fs::Permissions::from_mode(found.mode() & TREE_MODE));
+        }
     }
 
     /// Where the links to trees by closure are.

@@ -71,7 +71,9 @@ fn state(
         return Ok(None);
     }
     let state = state_folder::choose(facts, &manifest.name)?;
-    state_folder::plant(&tree.root, &state, &manifest.seeds, &Users::Own)?;
+    let seeds = &manifest.seeds;
+    let _alone = if seeds.is_empty() { None } else { Some(state_folder::wait_to_plant(&state)?) };
+    state_folder::plant(&tree.root, &state, seeds, &Users::Own)?;
     Ok(Some(state))
 }
 

@@ -148,6 +148,36 @@ fn a_copy_killed_at_any_moment_is_never_half_there() {
     assert!(missing > 3, "only {missing} copies were interrupted");
 }
 
+#[test]
+fn roots_seeds_do_not_wait_for_a_lock_of_somebody_who_may_open_the_folder() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: another user: only root can become one");
+        return;
+    }
+    for count in 0..=2 {
+        let temp = Temp::new();
+        let state = temp.join("state");
+        fs::create_dir_all(state.join(".kitbag")).unwrap();
+        fs::write(temp.join("db"), "a seed").unwrap();
+        let ids: Vec<Ids> = [61_234, 61_235].map(|uid| user(uid, uid)).into();
+        let users = Users::of(ids[..count].iter());
+        fs::set_permissions(&state, fs::Permissions::from_mode(0o755)).unwrap();
+        share::share(&state, &users, &[], &|said| panic!("{said}")).unwrap();
+        let his = {
+            let _rights = rights::borrow(&ids[0]).unwrap();
+            fs::File::open(&state).unwrap()
+        };
+        let lock = nix::fcntl::Flock::lock(his, nix::fcntl::FlockArg::LockExclusive).unwrap();
+        let (send, done) = std::sync::mpsc::channel();
+        let (tree, to) = (temp.0.clone(), state.clone());
+        std::thread::spawn(move || send.send(plant(&tree, &to, &[seed("db", "db")], &users).unwrap()));
+        let planted = done.recv_timeout(std::time::Duration::from_secs(20));
+        assert_eq!(planted.expect("it waits for his lock"), ["db"]);
+        assert_eq!(fs::read(state.join("db")).unwrap(), b"a seed");
+        drop(lock);
+    }
+}
+
 fn user(uid: u32, gid: u32) -> Ids {
     Ids { uid, gid, groups: Some(vec![gid]) }
 }

@@ -8,16 +8,21 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{App, Temp, child, disk_usage, noise, start, start_with};
 use kitbag_format::Bundle;
+use kitbag_supervisor::spawn::identity::Ids;
+use kitbag_supervisor::store::collect::{Policy, collect};
 use kitbag_supervisor::store::heal::{self, What};
-use kitbag_supervisor::store::owned::Refusal;
+use kitbag_supervisor::store::owned::{self, Refusal};
 use kitbag_supervisor::store::place::{self, Facts};
 use kitbag_supervisor::store::record::{ANY_BOOT, Record};
 use kitbag_supervisor::store::unpack::Compare;
 use kitbag_supervisor::store::{Store, StoreError};
+use kitbag_supervisor::sys::rights;
+use nix::sys::stat::{Mode, umask};
 
 fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
@@ -456,6 +461,102 @@ fn hostile_places_are_refused_with_the_reason() {
     } else {
         eprintln!("SKIPPED: a foreign owner: only root can make one");
     }
+}
+
+/// What a stranger's command says, if it does what it should.
+fn as_stranger(program: &str, path: &Path) -> Result<String, String> {
+    let mut command = std::process::Command::new(program);
+    let output = std::os::unix::process::CommandExt::uid(&mut command, 61_236).arg(path).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+}
+
+#[test]
+fn nobody_else_can_open_and_so_lock_the_folder_of_a_tree() {
+    let temp = Temp::new();
+    let (store, app) = (temp.store(), App::sample("1"));
+    let bundle = app.pack(&temp.join("app"));
+    let root = start(&store, &bundle).unwrap().0.root;
+    let dir = store.tree_dir(&bundle.digest());
+    assert_eq!(common::mode(&dir), 0o711);
+    // As trees of earlier versions have it.
+    let open = || fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+    open();
+    let (_, said) = start(&store, &bundle).unwrap();
+    assert_eq!((common::mode(&dir), said), (0o711, vec![]));
+    open();
+    collect(&store, &Policy { dry_run: true, ..Policy::default() }).unwrap();
+    assert_eq!(common::mode(&dir), 0o755);
+    collect(&store, &Policy::default()).unwrap();
+    assert_eq!(common::mode(&dir), 0o711);
+    if !is_root() {
+        eprintln!("SKIPPED: a stranger: only root can become one");
+        return;
+    }
+    let refused = as_stranger("/bin/ls", &dir).unwrap_err();
+    assert!(refused.contains("Permission denied"), "{refused}");
+    assert_eq!(as_stranger("/bin/ls", &root), Ok("bin\nshare\n".to_owned()));
+    assert_eq!(as_stranger("/bin/cat", &root.join("share/deep/a.txt")), Ok("a text".to_owned()));
+}
+
+#[test]
+fn a_folder_that_another_user_slips_in_meanwhile_is_never_used() {
+    if !is_root() {
+        eprintln!("SKIPPED: another user: only root can become one");
+        return;
+    }
+    let temp = Temp::new();
+    let open = temp.join("open");
+    fs::create_dir(&open).unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o1777)).unwrap();
+    let app = open.join("app");
+    let he = Ids { uid: 61_236, gid: 61_236, groups: Some(vec![]) };
+    let (over, begin) = (AtomicBool::new(false), Instant::now());
+    let (mut refused, mut swapped) = (0, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let _rights = rights::borrow(&he).unwrap();
+            while !over.load(Ordering::Relaxed) {
+                let _ = fs::create_dir(&app).and_then(|()| fs::remove_dir(&app));
+            }
+        });
+        while refused < 60 && begin.elapsed() < Duration::from_secs(20) {
+            match owned::folder(&app.join("state"), 0, 0o700) {
+                Ok(_) if fs::symlink_metadata(&app).unwrap().uid() != 0 => swapped += 1,
+                Ok(_) => {}
+                Err(_) => refused += 1,
+            }
+            let _ = kitbag_supervisor::store::remove(&app);
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    assert!(refused > 0, "he was never in time");
+    assert_eq!(swapped, 0, "of {refused} that were refused");
+}
+
+#[test]
+#[ignore = "a role that another test plays in a child process"]
+fn child_chooses() {
+    umask(Mode::from_bits_truncate(0o077));
+    let place = PathBuf::from(std::env::var_os("KITBAG_TEST_STORE").unwrap());
+    let bundle =
+        Bundle::open_path(&std::env::var_os("KITBAG_TEST_BUNDLE").map(PathBuf::from).unwrap()).unwrap();
+    verdict(&place, &bundle).unwrap();
+    owned::within(&place, Path::new("some/folders"), uid(), 0o711).unwrap();
+}
+
+#[test]
+fn a_strict_umask_closes_no_folder_that_others_need() {
+    let temp = Temp::new();
+    App::sample("1").pack(&temp.join("app"));
+    let place = temp.join("above/store");
+    let (app, of) = (temp.join("app"), if is_root() { 0o755 } else { 0o700 });
+    let mut child = child("child_chooses", &[("KITBAG_TEST_STORE", &*place), ("KITBAG_TEST_BUNDLE", &*app)]);
+    assert!(child.stdout(Stdio::null()).status().unwrap().success());
+    let modes =
+        ["", "v1", "v1/trees", "v1/work", "some", "some/folders"].map(|name| common::mode(&place.join(name)));
+    assert_eq!(modes, [of, of, of, of, 0o711, 0o711]);
+    assert_eq!(common::mode(&temp.join("above")), of);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! `exec`: a command beside a service's processes, in this terminal: with their environment, folder and identity, and
-//! with their limits, priority and cgroup as far as the caller may give it those. What he may not is said.
+//! with their limits, priority and cgroup as far as the caller may give it those, or, beside another user's bundle, as far
+//! as that user may. What he may not is said.
 
 use std::ffi::{CString, OsString};
 use std::fs::OpenOptions;
@@ -66,10 +67,17 @@ fn run(surroundings: &Json, peer: Identity, command: &[OsString]) -> io::Result<
     }
     let argv =
         command.iter().map(|argument| CString::new(argument.as_bytes())).collect::<Result<Vec<_>, _>>()?;
-    // While there still are the rights to do so.
+    let is_roots = peer.uid == 0;
+    let who = identity(&surroundings["identity"], peer);
+    // What another user's supervisor says is taken with his rights; what root's says, while there still are root's.
+    if !is_roots {
+        become_it(&who)?;
+    }
     take_limits(&surroundings["limits"]);
     take_weight(surroundings);
-    become_it(&identity(&surroundings["identity"], peer))?;
+    if is_roots {
+        become_it(&who)?;
+    }
     std::env::set_current_dir(surroundings["cwd"].as_str().unwrap_or("/"))?;
     let mut why = Errno::ENOENT;
     for program in candidates(&command[0], text("PATH").unwrap_or(PATH)) {

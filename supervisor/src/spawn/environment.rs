@@ -39,6 +39,9 @@ const OURS: &[&str] = &[
 /// Bytes of the longest env file. execve(2) takes no more than 2 MiB of arguments and environment by default.
 const LONGEST_FILE: u64 = 1 << 20;
 
+/// Most variables of an env file. Each costs time at every start and every check, in the loop.
+const MOST_VARIABLES: usize = 4096;
+
 /// Variables, each with its value.
 pub type Variables = Vec<(OsString, OsString)>;
 
@@ -73,6 +76,8 @@ pub enum Mistake {
     AfterQuote,
     /// A zero byte, which no environment can hold.
     Nul,
+    /// There are [`MOST_VARIABLES`] before it.
+    Many,
 }
 
 impl fmt::Display for EnvFileError {
@@ -94,6 +99,13 @@ impl fmt::Display for EnvFileError {
                     Mistake::Quote => "a quote is never closed",
                     Mistake::AfterQuote => "there is more after the closing quote",
                     Mistake::Nul => "there is a zero byte",
+                    Mistake::Many => {
+                        let path = path.display();
+                        return write!(
+                            f,
+                            "{path}:{line}: an env file has at most {MOST_VARIABLES} variables"
+                        );
+                    }
                 };
                 write!(f, "{}:{line}: {what}; a line is NAME=value or NAME=\"value\"", path.display())
             }
@@ -134,13 +146,10 @@ pub fn environment(
     Ok(env.into_iter().collect())
 }
 
-/// Puts variables in the places of those that have their names.
+/// Puts variables in the places of those that have their names; later ones win. The result is sorted by name.
 pub fn put(env: &mut Variables, variables: &[(OsString, OsString)]) {
-    for (name, value) in variables {
-        match env.iter_mut().find(|(known, _)| known == name) {
-            Some((_, known)) => known.clone_from(value),
-            None => env.push((name.clone(), value.clone())),
-        }
+    if !variables.is_empty() {
+        *env = sort::map(env.drain(..).chain(variables.iter().cloned())).into_iter().collect();
     }
 }
 
@@ -206,6 +215,9 @@ pub fn parse(text: &[u8]) -> Result<Variables, (usize, Mistake)> {
     while !cursor.rest.is_empty() {
         let line = cursor.line;
         if let Some(variable) = cursor.variable().map_err(|mistake| (line, mistake))? {
+            if variables.len() == MOST_VARIABLES {
+                return Err((line, Mistake::Many));
+            }
             variables.push(variable);
         }
     }
@@ -355,6 +367,17 @@ mod tests {
     }
 
     #[test]
+    fn an_env_file_has_so_many_variables_and_no_more() {
+        let lines = |count| (0..count).map(|at| format!("# {at}\n\nA{at}=\n")).collect::<String>();
+        assert_eq!(read(&lines(4096)).len(), 4096);
+        assert_eq!(mistake(&lines(4097)), (3 * 4097, Mistake::Many));
+        // The names do not matter.
+        assert_eq!(mistake(&"A=1\n".repeat(200_000)), (4097, Mistake::Many));
+        let error = EnvFileError::Line("env".into(), 4097, Mistake::Many).to_string();
+        assert_eq!(error, "env:4097: an env file has at most 4096 variables");
+    }
+
+    #[test]
     fn only_a_file_with_a_question_mark_may_be_missing() {
         let read = |path: &str| super::read(OsStr::new(path), &|path| open_file(path, OFlag::empty()));
         assert_eq!(read("/none/there?").unwrap(), []);
@@ -394,6 +417,6 @@ mod tests {
         put(&mut env, &files.read(&|path| open_file(path, OFlag::empty())).expect("they are right"));
         let shown: Vec<String> =
             env.iter().map(|(name, value)| format!("{}={}", name.display(), value.display())).collect();
-        assert_eq!(shown, ["A=one", "C=manifest", "B=two"]);
+        assert_eq!(shown, ["A=one", "B=two", "C=manifest"]);
     }
 }

@@ -61,7 +61,7 @@ impl Users {
     }
 }
 
-/// Folders above the one that `KITBAG_STATE` names that are not there yet, and will be made with it.
+/// Folders above the one that `KITBAG_STATE` names that are not there yet, and will be made with it: for [`share`].
 pub fn missing_above(facts: &Facts) -> Vec<PathBuf> {
     let named = facts.path("KITBAG_STATE").unwrap_or_default();
     named.ancestors().skip(1).take_while(|above| !above.exists()).map(Path::to_owned).collect()
@@ -82,8 +82,9 @@ pub fn share(state: &Path, users: &Users, new: &[PathBuf], say: &dyn Fn(&str)) -
         return if folder.metadata()?.mode() & STICKY == 0 { Ok(()) } else { set_mode(0o700) };
     };
     let usual = state.parent().filter(|above| *above == Path::new(OF_ROOT));
-    for above in new.iter().map(PathBuf::as_path).chain(usual) {
-        fs::set_permissions(above, Permissions::from_mode(0o711))?;
+    // As many as were made, by the path that was checked: in the one that was named, links may have changed.
+    for above in state.ancestors().skip(1).take(new.len()).chain(usual) {
+        owned::set_mode(above, 0o711)?;
     }
     let is_closed = |above: &&Path| fs::metadata(above).is_ok_and(|found| found.mode() & 0o011 == 0);
     if let Some(closed) = state.ancestors().skip(1).find(is_closed) {

@@ -11,6 +11,7 @@
 
 use std::fmt;
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -117,8 +118,13 @@ pub fn collect_by_default(store: &Store) {
 /// Removes the trees that the policy gives up and nobody uses, and what crashes left behind.
 pub fn collect(store: &Store, policy: &Policy) -> Result<Report, StoreError> {
     let mut report = Report { items: items(store, policy), dry_run: policy.dry_run, ..Report::default() };
+    if !policy.dry_run {
+        report.items.iter().for_each(|item| store.close_tree(&item.digest));
+    }
     if report.items.iter().any(|item| item.kept.is_none()) {
-        let used = used();
+        let candidates: Vec<Digest> =
+            report.items.iter().filter(|item| item.kept.is_none()).map(|item| item.digest).collect();
+        let used = used(&candidates);
         if used.is_none() {
             report.notes.push("without /proc nobody can tell which programs run; nothing is removed".into());
         }
@@ -200,7 +206,7 @@ fn remove(store: &Store, item: &mut Item, policy: &Policy) -> Result<(), StoreEr
     let trash = store.work(&format!("{}.trash", item.digest));
     item.freed = store::remove(&trash).map_err(StoreError::io("remove", &trash))?;
     move_away(store, item, &dir, &trash)?;
-    if used().is_none_or(|used| used.contains(&item.digest)) {
+    if used(&[item.digest]).is_none_or(|used| used.contains(&item.digest)) {
         item.kept = Some(BUSY);
         return fs::rename(&trash, &dir).map_err(StoreError::io("put back", &dir));
     }
@@ -272,46 +278,92 @@ fn would_free(path: &Path) -> u64 {
     freed
 }
 
-/// The trees that a process has something of: its program, a mapped file, its working or root folder, an open
+/// Those of these trees that a process has something of: its program, a mapped file, its working or root folder, an open
 /// file. `None` without `/proc`. A path is recognised by the digest in it, whatever it looks like
-/// from another mount namespace. Processes of other users do not show; they have no business in our store.
-fn used() -> Option<Vec<Digest>> {
+/// from another mount namespace. Processes of other users do not show; they have no business in our store. Root sees them,
+/// and whatever names their files have: they cost the time to read them, and nothing is kept of them.
+fn used(candidates: &[Digest]) -> Option<Vec<Digest>> {
     fs::metadata("/proc/self/exe").ok()?;
     let mut used = Vec::new();
     for entry in fs::read_dir("/proc").ok()?.flatten() {
         if entry.file_name().as_bytes().iter().all(u8::is_ascii_digit) {
-            note_process(&entry.path(), &mut used);
+            note_process(&entry.path(), &mut |text| note(text, candidates, &mut used));
         }
     }
     Some(used)
 }
 
-fn note_process(process: &Path, used: &mut Vec<Digest>) {
+fn note_process(process: &Path, note: &mut dyn FnMut(&[u8])) {
     for link in ["exe", "cwd", "root"] {
-        note_link(&process.join(link), used);
+        note_link(&process.join(link), note);
     }
-    note(&fs::read(process.join("maps")).unwrap_or_default(), used);
+    note_maps(&process.join("maps"), note);
     let ours = process.ends_with(std::process::id().to_string());
     // We have open what we are about to remove.
     let open = fs::read_dir(process.join("fd")).into_iter().flatten().flatten().filter(|_| !ours);
-    open.for_each(|entry| note_link(&entry.path(), used));
+    open.for_each(|entry| note_link(&entry.path(), note));
 }
 
-fn note_link(path: &Path, used: &mut Vec<Digest>) {
+fn note_link(path: &Path, note: &mut dyn FnMut(&[u8])) {
     if let Ok(target) = fs::read_link(path) {
-        note(target.as_os_str().as_bytes(), used);
+        note(target.as_os_str().as_bytes());
     }
 }
 
-/// Notes every `/<64 hexadecimal digits>` in a text.
-fn note(text: &[u8], used: &mut Vec<Digest>) {
+/// Line by line: a process can have 65,530 mappings (vm.max_map_count), each with a path.
+fn note_maps(path: &Path, note: &mut dyn FnMut(&[u8])) {
+    let Ok(file) = File::open(path) else { return };
+    let (mut maps, mut line) = (BufReader::new(file), Vec::new());
+    while maps.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+        note(&line);
+        line.clear();
+    }
+}
+
+/// Notes those of the candidates whose `/<64 hexadecimal digits>` is in a text.
+fn note(text: &[u8], candidates: &[Digest], used: &mut Vec<Digest>) {
     for (at, _) in text.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
         let digits = text.get(at + 1..at + 65).filter(|digits| digits.iter().all(u8::is_ascii_hexdigit));
         let digits = digits.and_then(|digits| std::str::from_utf8(digits).ok());
         if let Some(digest) = digits.and_then(Digest::from_hex)
+            && candidates.contains(&digest)
             && !used.contains(&digest)
         {
             used.push(digest);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_candidates_are_noted_wherever_they_are() {
+        let digest = |number: u8| Digest::of(&[number]);
+        let candidates = [digest(1), digest(2), digest(3)];
+        let noted = |text: &str| {
+            let mut used = Vec::new();
+            note(text.as_bytes(), &candidates, &mut used);
+            used
+        };
+        let (one, two) = (digest(1), digest(2));
+        assert_eq!(noted(&format!("/store/v1/trees/{one}/tree/bin/app")), [one]);
+        // As another mount namespace, and a tree that was moved aside, show it.
+        assert_eq!(noted(&format!("/{two}/tree\n/store/v1/work/{one}.trash/tree/x /{two}/tree")), [two, one]);
+        assert_eq!(noted(&format!("/store/{one}")), [one]);
+        assert!(noted(&format!("{one} x{two} /{}", &one.to_string()[1..])).is_empty());
+        // Another user's processes can show any number of these.
+        let others: String = (10..250).map(|number| format!("/{}", digest(number))).collect();
+        assert!(noted(&others).is_empty());
+    }
+
+    #[test]
+    fn what_a_process_has_is_found_in_its_maps() {
+        let exe = fs::read_link("/proc/self/exe").expect("/proc");
+        let mut found = false;
+        let mut see = |text: &[u8]| found |= text.ends_with(&[exe.as_os_str().as_bytes(), b"\n"].concat());
+        note_maps(Path::new("/proc/self/maps"), &mut see);
+        assert!(found);
     }
 }

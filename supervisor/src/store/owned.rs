@@ -1,13 +1,14 @@
 //! Folders that are ours alone: made, or found and checked, so that no other user of the machine can plant
 //! or swap what is below them. Used for the store and for state.
 
-use std::fs::{self, Metadata};
+use std::fs::{self, Metadata, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::{error, fmt};
 
 use kitbag_format::slots::FillError;
+use nix::fcntl::OFlag;
 
 /// The user that a user namespace shows for owners it has no number for (user_namespaces(7)).
 const OVERFLOW_UID: u32 = 65534;
@@ -89,20 +90,18 @@ impl fmt::Display for Size {
 /// What others may write to and only the owner of an entry can rename or remove it (inode(7)).
 pub const STICKY: u32 = 0o1000;
 
-/// Makes `path` with all that is missing above it, with permissions `mode`, or checks the folder that is
-/// there. Returns its real path: links in its parents are resolved, it is none itself. With [`STICKY`] in `mode`, one that is
+/// Makes `path` with all that is missing above it, with permissions `mode` whatever the umask is, or checks the folder that is
+/// there. From the root down, each is made and checked before the next: another user may have made one meanwhile. Returns its real path: links in its parents are resolved, it is none itself. With [`STICKY`] in `mode`, one that is
 /// sticky may be writable to its group, which stands for those whom an access control list names.
 pub fn folder(path: &Path, uid: u32, mode: u32) -> Result<PathBuf, Refusal> {
     let real = resolve(path)?;
-    let found = real.ancestors().find(|above| fs::symlink_metadata(above).is_ok());
-    for above in found.into_iter().flat_map(Path::ancestors).filter(|above| *above != real) {
+    let mut above: Vec<&Path> = real.ancestors().skip(1).collect();
+    above.reverse();
+    for above in above {
+        make(above, mode & 0o777)?;
         parent(above, uid)?;
     }
-    match fs::DirBuilder::new().recursive(true).mode(mode & 0o777).create(&real) {
-        // What is there already is examined, whatever it is.
-        Err(error) if fs::symlink_metadata(&real).is_err() => return Err(refused(error)),
-        _ => {}
-    }
+    make(&real, mode & 0o777)?;
     let others = if mode & STICKY == 0 { 0o022 } else { 0o002 };
     own_but(&real, uid, others)?;
     Ok(real)
@@ -121,13 +120,37 @@ pub fn existing(path: &Path, uid: u32) -> Result<PathBuf, Refusal> {
 /// Makes the folder `name` in a folder that is ours, or checks it.
 pub fn below(folder: &Path, name: &str, uid: u32, mode: u32) -> Result<(), Refusal> {
     let path = folder.join(name);
-    if fs::symlink_metadata(&path).is_err() {
-        match fs::DirBuilder::new().mode(mode).create(&path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(refused(error)),
-            _ => {}
-        }
-    }
+    make(&path, mode)?;
     own(&path, uid)
+}
+
+/// Makes a folder with these permissions, in one whose owner and rights were checked. What is there already, whatever it is,
+/// is for the caller to examine.
+fn make(path: &Path, mode: u32) -> Result<(), Refusal> {
+    if fs::symlink_metadata(path).is_ok() {
+        return Ok(());
+    }
+    match fs::DirBuilder::new().mode(mode).create(path) {
+        Ok(()) => {
+            // What the umask took away. Where a file system has no permissions, nothing of them can be set.
+            let _ = set_mode(path, mode);
+            Ok(())
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(refused(error)),
+    }
+}
+
+/// Gives a folder these permissions, if it is one and no link; its other bits stay.
+///
+/// # Errors
+/// Those of open(2) and chmod(2).
+pub fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
+    let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+    let open = || OpenOptions::new().read(true).custom_flags(flags.bits()).open(path);
+    let now = fs::symlink_metadata(path)?.mode() & 0o7777;
+    let wanted = (now & !0o777) | mode;
+    if now == wanted { Ok(()) } else { open()?.set_permissions(Permissions::from_mode(wanted)) }
 }
 
 /// Makes folders below one that is ours, each in the one before, or checks them: none is a link, or somebody else's.

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -140,6 +141,7 @@ impl Opening<'_> {
         if fs::symlink_metadata(&dir).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
             return Ok(None);
         }
+        store.close_tree(&digest);
         let path = dir.join("tree");
         let (Ok(folder), Ok(root)) = (extract::open_dir(&dir), extract::open_dir(&path)) else {
             return self.discard(store).map(|()| None);
@@ -270,6 +272,8 @@ impl Opening<'_> {
         let digest = self.bundle.digest();
         let path = work.join("tree");
         fs::create_dir_all(&path).map_err(StoreError::io("make", &path))?;
+        fs::set_permissions(work, fs::Permissions::from_mode(store::TREE_MODE))
+            .map_err(StoreError::io("set the permissions of", work))?;
         let root = extract::open_dir(&path).map_err(StoreError::io("open", &path))?;
         let closure = closure::usable(store, &index);
         let home = Home::new(store, &digest, closure);

@@ -97,8 +97,8 @@ impl Supervisor {
                 self.name_main(id, pid);
                 return;
             }
-            // The interval is the manifest's. A barrier is over when it is dropped.
-            Message::WatchdogInterval(_) | Message::Barrier(_) => return,
+            // The interval is the manifest's.
+            Message::WatchdogInterval(_) => return,
         };
         self.feed(id, event);
     }

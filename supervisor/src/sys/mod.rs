@@ -11,6 +11,7 @@ pub mod background;
 pub mod child;
 pub mod code;
 pub mod fd;
+pub mod hurry;
 pub mod landlock;
 pub mod net;
 pub mod rights;

@@ -104,9 +104,15 @@ pub(super) fn is_ignored(signal: i32) -> bool {
     }
 }
 
-/// Sets a signal's disposition to `SIG_DFL` or `SIG_IGN`.
+/// Has a signal end waits (signal(7)) and do nothing else.
+pub(super) fn handle_with_nothing(signal: i32) -> Result<(), Errno> {
+    extern "C" fn nothing(_: libc::c_int) {}
+    dispose(signal, nothing as *const () as libc::sighandler_t, 0)
+}
+
+/// Sets a signal's disposition: `SIG_DFL`, `SIG_IGN`, or a handler that does nothing.
 fn dispose(signal: i32, handler: libc::sighandler_t, flags: i32) -> Result<(), Errno> {
-    // SAFETY: all-zero is a valid `sigaction` (empty mask); the handler is SIG_DFL or SIG_IGN, no code of ours.
+    // SAFETY: all-zero is a valid `sigaction` (empty mask); the handler is none of ours but one that does nothing.
     let answer = unsafe {
         let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
         action.sa_sigaction = handler;
@@ -164,7 +170,8 @@ pub(super) fn set_mask(mask: u64) {
     change_mask(mask);
 }
 
-fn change_mask(mask: u64) -> u64 {
+/// The same, and returns those that were blocked before.
+pub(super) fn change_mask(mask: u64) -> u64 {
     let mut before = 0_u64;
     // SAFETY: the kernel reads one mask of [`MASK`] bytes and writes another.
     unsafe {

@@ -2,14 +2,11 @@
 
 use std::mem::{self, MaybeUninit};
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::UnixDatagram;
 
 use super::{Errno, Pid, attempt, check, errno_of};
-
-/// Most descriptors that the kernel passes with one message: `SCM_MAX_FD` in `include/net/scm.h`.
-const MOST_FDS: usize = 253;
 
 /// Begins a connection: done, or on its way, which the socket's readiness to be written to tells. Non-blocking and
 /// close-on-exec.
@@ -81,28 +78,22 @@ pub fn abstract_datagrams(name: &[u8]) -> Result<UnixDatagram, Errno> {
 pub struct Datagram {
     /// Bytes that were put into the buffer.
     pub length: usize,
-    /// It was longer than the buffer, or not every descriptor could be taken.
+    /// It was longer than the buffer.
     pub cut: bool,
     /// Process and user that sent it, as the kernel saw them then; they may be gone.
     pub sender: Option<(Pid, u32)>,
-    /// Descriptors that were passed, close-on-exec.
-    pub fds: Vec<OwnedFd>,
 }
 
-/// Room for every control message that the kernel may write for us; `cmsghdr` has to be aligned.
-#[repr(C, align(16))]
-struct Control([u8; 2048]);
+/// Room for who sent, which the kernel writes first (`__scm_recv_common` in `include/net/scm.h`), and for nothing else:
+/// descriptors that there is no room for it drops without opening them here, so that this process never has to close them.
+#[repr(C, align(8))]
+struct Control([u8; SENDER]);
 
-const _: () = {
-    // SAFETY: CMSG_SPACE computes with numbers.
-    let needed = unsafe {
-        libc::CMSG_SPACE((MOST_FDS * size_of::<RawFd>()) as u32)
-            + libc::CMSG_SPACE(size_of::<libc::ucred>() as u32)
-    };
-    assert!(needed as usize <= size_of::<Control>());
-};
+// SAFETY: CMSG_SPACE computes with numbers.
+const SENDER: usize = unsafe { libc::CMSG_SPACE(size_of::<libc::ucred>() as u32) } as usize;
+const _: () = assert!(align_of::<Control>() >= align_of::<libc::cmsghdr>());
 
-/// Takes the next datagram; `None` if there is none.
+/// Takes the next datagram; `None` if there is none. Descriptors that came with it are dropped, not received.
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<Datagram>, Errno> {
     let mut control = MaybeUninit::<Control>::uninit();
     let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
@@ -112,43 +103,29 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<Datag
     head.msg_iovlen = 1;
     head.msg_control = control.as_mut_ptr().cast();
     head.msg_controllen = size_of::<Control>() as _;
-    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
     let received = attempt(|| {
         // SAFETY: `head` leads to `part`, `buffer` and `control`, all alive, writable, and as long as it says.
-        let answer = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut head, flags) };
+        let answer = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut head, libc::MSG_DONTWAIT) };
         Errno::result(answer).map(isize::cast_unsigned)
     })?;
     let Some(length) = received else { return Ok(None) };
-    let cut = head.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0;
-    let mut datagram = Datagram { length, cut, sender: None, fds: Vec::new() };
-    take_control(&head, &mut datagram);
-    Ok(Some(datagram))
+    // MSG_CTRUNC says that descriptors were dropped.
+    let cut = head.msg_flags & libc::MSG_TRUNC != 0;
+    Ok(Some(Datagram { length, cut, sender: sender(&head) }))
 }
 
-/// Walks the control messages. Every descriptor in them is open in this process and has to be taken, cut or not.
-fn take_control(head: &libc::msghdr, datagram: &mut Datagram) {
-    // SAFETY: recvmsg(2) has filled `head` and its control buffer, which is alive; CMSG_FIRSTHDR and CMSG_NXTHDR
-    // stay in what it says was written, and the payload's length is that of its header.
+/// Who sent, if the first control message says so and is whole.
+fn sender(head: &libc::msghdr) -> Option<(Pid, u32)> {
+    // SAFETY: recvmsg(2) has filled `head` and its control buffer, which is alive and aligned. CMSG_FIRSTHDR is null where
+    // less than a header was written, and the payload is read only where all of a `ucred` was.
     unsafe {
-        let mut message = libc::CMSG_FIRSTHDR(head);
-        while let Some(it) = message.as_ref() {
-            let data = libc::CMSG_DATA(message);
-            let length = it.cmsg_len.saturating_sub(libc::CMSG_LEN(0) as usize);
-            match (it.cmsg_level, it.cmsg_type) {
-                (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
-                    for index in 0..length / size_of::<RawFd>() {
-                        let number = data.cast::<RawFd>().add(index).read_unaligned();
-                        datagram.fds.push(OwnedFd::from_raw_fd(number));
-                    }
-                }
-                (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) if length >= size_of::<libc::ucred>() => {
-                    let sender = data.cast::<libc::ucred>().read_unaligned();
-                    datagram.sender = Some((sender.pid, sender.uid));
-                }
-                _ => {}
-            }
-            message = libc::CMSG_NXTHDR(head, message);
-        }
+        let message = libc::CMSG_FIRSTHDR(head);
+        let it = message.as_ref()?;
+        let is_sender = (it.cmsg_level, it.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_CREDENTIALS);
+        let is_whole = it.cmsg_len >= libc::CMSG_LEN(size_of::<libc::ucred>() as u32) as usize
+            && head.msg_controllen >= it.cmsg_len;
+        let data = libc::CMSG_DATA(message).cast::<libc::ucred>();
+        (is_sender && is_whole).then(|| data.read_unaligned()).map(|sender| (sender.pid, sender.uid))
     }
 }
 
@@ -189,22 +166,28 @@ pub fn random(bytes: &mut [u8]) -> Result<(), Errno> {
     try_with(libc::GRND_INSECURE, bytes).or_else(|_| try_with(libc::GRND_NONBLOCK, bytes))
 }
 
+/// Room for the descriptors that a test sends.
+#[cfg(test)]
+#[repr(C, align(8))]
+struct Passed([u8; 2048]);
+
 /// Sends bytes and descriptors to an abstract datagram socket, as sd_notify(3) does.
 #[cfg(test)]
 pub fn send(from: &UnixDatagram, to: &[u8], bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
     let address = std::os::unix::net::SocketAddr::from_abstract_name(to).map_err(|error| errno_of(&error))?;
     from.connect_addr(&address).map_err(|error| errno_of(&error))?;
-    let numbers: Vec<RawFd> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
+    let numbers: Vec<i32> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
     let size = size_of_val(numbers.as_slice()) as u32;
-    let mut control = Control([0; 2048]);
+    let mut control = Passed([0; 2048]);
     let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     // SAFETY: all-zero is a valid `msghdr`.
     let mut head: libc::msghdr = unsafe { mem::zeroed() };
     head.msg_iov = &raw mut part;
     head.msg_iovlen = 1;
-    if !numbers.is_empty() && numbers.len() <= MOST_FDS {
+    if !numbers.is_empty() {
+        assert!(numbers.len() <= 253, "SCM_MAX_FD in include/net/scm.h");
         head.msg_control = (&raw mut control).cast();
-        // SAFETY: CMSG_SPACE computes; the first header lies in `control`, which has room for `MOST_FDS` numbers.
+        // SAFETY: CMSG_SPACE computes; the first header lies in `control`, which has room for 253 numbers.
         unsafe {
             head.msg_controllen = libc::CMSG_SPACE(size) as _;
             let message = libc::CMSG_FIRSTHDR(&raw const head);
