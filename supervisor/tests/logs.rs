@@ -329,6 +329,20 @@ fn a_folder_that_was_removed_is_made_again() {
 }
 
 #[test]
+fn a_file_that_was_moved_away_is_followed_by_a_new_one_and_no_line_is_lost() {
+    let mut app = App::new(LogFormat::Plain, |files| files.max_size = 50);
+    app.print(lines(0, 3));
+    fs::rename(app.unit().join("current"), app.unit().join("old")).expect("movable");
+    for number in 3..10 {
+        app.print(lines(number, number + 1));
+        app.wait(2_000);
+    }
+    let old = fs::read_to_string(app.unit().join("old")).expect("a log");
+    assert_eq!(old + &app.current(), lines(0, 10));
+    assert_eq!(app.said(), "");
+}
+
+#[test]
 fn a_folder_that_cannot_be_made_is_said_once_and_lines_are_counted_until_it_can() {
     let mut app = App::new(LogFormat::Plain, |_| {});
     fs::create_dir_all(&app.settings.folder).expect("a folder");

@@ -200,8 +200,11 @@ impl Files {
             self.open(unit, now).map_err(at)?;
             let part = fitting(&lines[written..], unit.size, self.settings.max_size);
             if part.is_empty() {
-                self.rotate(unit, now).map_err(at)?;
-                continue;
+                match self.rotate(unit, now) {
+                    // Somebody has moved it away, and it has a name already; a new one has room.
+                    Ok(()) | Err(Errno::ENOENT) => continue,
+                    Err(why) => return Err(at(why)),
+                }
             }
             match unit.append(part) {
                 Ok(()) => written += part.len(),
@@ -231,9 +234,13 @@ impl Files {
         Ok(())
     }
 
-    /// Gives `current` its name for good, and removes what is too many.
+    /// Gives `current` its name for good, and removes what is too many. Where that fails, the next lines look for it anew.
     fn rotate(&mut self, unit: &mut Unit, now: Ms) -> Result<(), Errno> {
-        unit.rotate(&self.settings).map_err(|error| errno_of(&error))?;
+        if let Err(error) = unit.rotate(&self.settings) {
+            unit.file = None;
+            unit.known = false;
+            return Err(errno_of(&error));
+        }
         self.compress_one(unit, now);
         Ok(())
     }
@@ -250,9 +257,7 @@ impl Files {
         if unit.rotate_at.is_some_and(|at| at <= now) && unit.file.is_some() {
             // Where that fails, the next lines tell.
             unit.rotate_at = None;
-            if self.rotate(unit, now).is_err() {
-                unit.file = None;
-            }
+            let _ = self.rotate(unit, now);
         }
         for at in [unit.lost.map(|lost| lost.retry_at), unit.rotate_at].into_iter().flatten() {
             self.wake_at(at);
