@@ -308,12 +308,15 @@ impl Logs {
 
     /// Puts what a pipe holds into the buffer, behind the line that it goes on with; from where to where.
     fn read_pipe(&mut self, unit: usize, stream: Stream, buffer: &mut [u8]) -> Option<(usize, usize)> {
-        let large_pipes = self.large_pipes;
+        let (large_pipes, now) = (self.large_pipes, self.now);
         let pipe = self.pipe(unit, stream)?;
         let Ok(Some(length @ 1..)) = fd::read(pipe.read.as_fd(), &mut buffer[LONGEST_LINE..]) else {
             return None;
         };
         let partial = std::mem::take(&mut pipe.partial.bytes);
+        if partial.is_empty() {
+            pipe.partial.since = now;
+        }
         let from = LONGEST_LINE - partial.len();
         buffer[from..LONGEST_LINE].copy_from_slice(&partial);
         // A pipe counts pages, and a write seldom fills its last one: few bytes may be a full pipe.
@@ -337,12 +340,14 @@ impl Logs {
             self.take(&Batch { unit: unit + 1, stream, time, bytes, continued });
         });
         let Some(pipe) = self.pipe(unit, stream) else { return };
-        pipe.partial = Partial { bytes: left.to_vec(), continued, since: now };
+        // One that goes on growing waits for no longer than any other.
+        let since = if left.len() == bytes.len() { pipe.partial.since } else { now };
+        pipe.partial = Partial { bytes: left.to_vec(), continued, since };
         self.held += left.len();
         if self.held > HELD {
             self.finish(unit, stream, true);
         } else if !left.is_empty() {
-            let at = now + PARTIAL_AFTER;
+            let at = since + PARTIAL_AFTER;
             self.partial_at = Some(self.partial_at.map_or(at, |earlier| earlier.min(at)));
         }
     }

@@ -206,6 +206,20 @@ fn half_a_line_comes_after_two_seconds_and_its_rest_is_marked() {
 }
 
 #[test]
+fn half_a_line_that_grows_comes_after_two_seconds_too() {
+    let mut app = App::new(LogFormat::Stamped, |_| {});
+    app.print("whole\n.");
+    for _ in 0..5 {
+        app.wait(PARTIAL_AFTER / 2);
+        app.print(".");
+    }
+    let log = app.current();
+    let marks: Vec<&str> = log.lines().map(|line| &line[27..]).collect();
+    assert_eq!(marks, [" | whole", " | ..", " |+ .."], "{log}");
+    assert_eq!(app.logs.deadline(), Some(app.now + PARTIAL_AFTER / 2));
+}
+
+#[test]
 fn half_a_line_comes_when_its_process_ends() {
     let mut app = App::new(LogFormat::Stamped, |_| {});
     app.print("half");
