@@ -99,9 +99,21 @@ struct Pipe {
     read: OwnedFd,
     write: OwnedFd,
     partial: Partial,
-    /// The leader has ended: an empty pipe means that its last line is complete.
-    ended: bool,
+    /// What is left in it of runs that have ended, in bytes of each, the oldest first: after those its last line is
+    /// complete, and what follows is the next one's.
+    ends: Vec<usize>,
     is_large: bool,
+}
+
+impl Pipe {
+    fn new(read: OwnedFd, write: OwnedFd) -> Self {
+        Self { read, write, partial: Partial::default(), ends: Vec::new(), is_large: false }
+    }
+
+    /// How much it can hold.
+    const fn size(&self) -> usize {
+        if self.is_large { LARGE_PIPE as usize } else { PIPE }
+    }
 }
 
 /// What is polled.
@@ -208,8 +220,16 @@ impl Logs {
 
     /// The unit is no more. What it has left in its pipes is written; who still holds them gets EPIPE.
     pub fn remove_unit(&mut self, unit: usize, now: Ms) {
-        self.ended(unit, now);
+        self.now = now;
         for stream in Stream::BOTH {
+            self.note_end(unit, stream);
+            let mut left = self.pipe(unit, stream).map_or(0, |pipe| pipe.size());
+            // Also where a destination is full: it is the last that it has to hold of this one.
+            while left > 0 {
+                let read = self.pull(unit, stream, now);
+                left = if read == 0 { 0 } else { left.saturating_sub(read) };
+                self.flush(now);
+            }
             self.finish(unit, stream, false);
         }
         if let Some(pipes) = self.units.get_mut(unit).and_then(Option::take) {
@@ -230,8 +250,7 @@ impl Logs {
             if place.is_none() {
                 let (read, write) = fd::pipe()?;
                 self.prints.add(&read, EpollEvent::new(EpollFlags::EPOLLIN, (unit * 2 + which) as u64))?;
-                *place =
-                    Some(Pipe { read, write, partial: Partial::default(), ended: false, is_large: false });
+                *place = Some(Pipe::new(read, write));
             }
         }
         match pipes {
@@ -253,15 +272,26 @@ impl Logs {
     pub fn ended(&mut self, unit: usize, now: Ms) {
         self.now = now;
         for stream in Stream::BOTH {
-            if let Some(pipe) = self.pipe(unit, stream) {
-                pipe.ended = true;
-            }
+            self.note_end(unit, stream);
             for _ in 0..DRAIN {
                 if self.is_full() || self.pull(unit, stream, now) == 0 {
                     break;
                 }
                 self.flush(now);
             }
+        }
+    }
+
+    /// A run ends with what is in its pipe now.
+    fn note_end(&mut self, unit: usize, stream: Stream) {
+        let Some(pipe) = self.pipe(unit, stream) else { return };
+        let unread = fd::unread(pipe.read.as_fd());
+        let of_run = unread.saturating_sub(pipe.ends.iter().sum());
+        if unread == 0 {
+            pipe.ends.clear();
+            self.finish(unit, stream, false);
+        } else if of_run > 0 {
+            pipe.ends.push(of_run);
         }
     }
 
@@ -292,7 +322,7 @@ impl Logs {
         }
     }
 
-    /// Reads once from one of a unit's outputs and hands it on; how many bytes.
+    /// Reads once from one of a unit's outputs, of one run, and hands it on; how many bytes.
     fn pull(&mut self, unit: usize, stream: Stream, now: Ms) -> usize {
         let mut buffer = std::mem::take(&mut self.buffer);
         let read = self.read_pipe(unit, stream, &mut buffer);
@@ -300,7 +330,10 @@ impl Logs {
             self.hand_on(unit, stream, &buffer[from..to], now);
         }
         self.buffer = buffer;
-        if read.is_none() && self.pipe(unit, stream).is_some_and(|pipe| std::mem::take(&mut pipe.ended)) {
+        if let Some(pipe) = self.pipe(unit, stream)
+            && pipe.ends.first() == Some(&0)
+        {
+            pipe.ends.remove(0);
             self.finish(unit, stream, false);
         }
         read.map_or(0, |(_, to)| to - LONGEST_LINE)
@@ -310,9 +343,12 @@ impl Logs {
     fn read_pipe(&mut self, unit: usize, stream: Stream, buffer: &mut [u8]) -> Option<(usize, usize)> {
         let (large_pipes, now) = (self.large_pipes, self.now);
         let pipe = self.pipe(unit, stream)?;
-        let Ok(Some(length @ 1..)) = fd::read(pipe.read.as_fd(), &mut buffer[LONGEST_LINE..]) else {
-            return None;
-        };
+        let most = pipe.ends.first().map_or(READ, |left| READ.min(*left));
+        let place = &mut buffer[LONGEST_LINE..][..most];
+        let Ok(Some(length @ 1..)) = fd::read(pipe.read.as_fd(), place) else { return None };
+        if let Some(left) = pipe.ends.first_mut() {
+            *left -= length;
+        }
         let partial = std::mem::take(&mut pipe.partial.bytes);
         if partial.is_empty() {
             pipe.partial.since = now;

@@ -5,12 +5,14 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kitbag_supervisor::logs::files::Settings as Files;
 use kitbag_supervisor::logs::format::LogFormat;
-use kitbag_supervisor::logs::lines::{LONGEST_LINE, Stream};
+use kitbag_supervisor::logs::lines::{Batch, LONGEST_LINE, Stream};
 use kitbag_supervisor::logs::reader::{Entry, Reader};
+use kitbag_supervisor::logs::sink::Sink;
 use kitbag_supervisor::logs::{Logs, PARTIAL_AFTER, Settings};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -514,6 +516,79 @@ fn a_removed_unit_leaves_nothing_unwritten_and_can_come_back() {
     fs::File::from(end).write_all(b"again\n").expect("a pipe with room");
     app.serve();
     assert_eq!(fs::read_to_string(&current).expect("a log"), "last\nwords\nagain\n");
+}
+
+/// A destination that is full until it is told otherwise, and the lines that it has got, `+` before a continuation.
+#[derive(Debug, Clone, Default)]
+struct Slow(Arc<Mutex<(bool, Vec<String>)>>);
+
+impl Sink for Slow {
+    fn add(&mut self, _unit: usize, _name: &str) {}
+
+    fn remove(&mut self, _unit: usize, _now: u64) {}
+
+    fn take(&mut self, batch: &Batch<'_>, _now: u64) {
+        let mut kept = self.0.lock().expect("no panic");
+        for (line, continued) in batch.lines() {
+            kept.1.push(format!("{}{}", if continued { "+" } else { "" }, String::from_utf8_lossy(line)));
+        }
+    }
+
+    fn flush(&mut self, _now: u64) -> bool {
+        false
+    }
+
+    fn is_full(&self) -> bool {
+        self.0.lock().expect("no panic").0
+    }
+}
+
+impl Slow {
+    /// Full, with one unit that writes there.
+    fn full() -> (Self, Logs, fs::File) {
+        let slow = Self::default();
+        slow.set(true);
+        let mut logs = Logs::new(Settings { quiet: true, ..Settings::default() }).expect("epoll");
+        logs.add_sink(Box::new(slow.clone()));
+        logs.add_unit(0, "web");
+        let end = logs.open(0).expect("pipes")[0].try_clone_to_owned().expect("a descriptor");
+        (slow, logs, end.into())
+    }
+
+    fn set(&self, full: bool) {
+        self.0.lock().expect("no panic").0 = full;
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.0.lock().expect("no panic").1.clone()
+    }
+}
+
+#[test]
+fn a_full_destination_gets_the_last_words_of_a_unit_that_is_removed() {
+    let (slow, mut logs, mut out) = Slow::full();
+    let text = lines(0, 6_000);
+    out.write_all(text.as_bytes()).expect("a pipe with room");
+    out.write_all(b"half").expect("a pipe with room");
+    logs.ended(0, 0);
+    assert_eq!(slow.lines().len(), 0, "it is full");
+    logs.remove_unit(0, 0);
+    assert!(slow.lines().join("\n") == text + "half", "{} lines", slow.lines().len());
+}
+
+#[test]
+fn runs_that_a_full_destination_has_to_wait_for_stay_apart() {
+    let (slow, mut logs, mut out) = Slow::full();
+    for run in ["one\nhalf", "two\n", "", "a third"] {
+        out.write_all(run.as_bytes()).expect("a pipe with room");
+        logs.ended(0, 0);
+    }
+    out.write_all(b"next\n").expect("a pipe with room");
+    logs.serve(0);
+    assert_eq!(slow.lines().len(), 0, "it is full");
+    slow.set(false);
+    (0..10).for_each(|_| _ = logs.serve(0));
+    assert_eq!(slow.lines(), ["one", "half", "two", "a third", "next"]);
 }
 
 #[test]
