@@ -497,6 +497,40 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
+fn a_task_that_was_stopped_before_it_ran_has_not_ended_well() {
+    let served = Served::new();
+    let well = |state| {
+        served.set("backup", state);
+        served.ask("GET", "/v1/wait?ended=1&unit=backup").value["well"].clone()
+    };
+    assert_eq!([State::Idle, State::Done].map(well), [true, true]);
+    assert_eq!([State::Stopped, State::Failed].map(well), [false, false]);
+    served.set("web.0", State::Stopped);
+    served.set("web.1", State::Stopped);
+    assert_eq!(served.ask("GET", "/v1/wait?ended=1&unit=web").value["well"], true, "a service is told to");
+}
+
+#[test]
+fn who_waits_for_an_instance_that_is_scaled_away_is_told_that_there_is_none() {
+    let served = Served::new();
+    for unit in &mut served.app.lock().unwrap().status.units[1..] {
+        unit.instance = unit.name.rsplit_once('.').and_then(|(_, number)| number.parse().ok());
+    }
+    for (goal, state) in [("ready", State::Starting), ("ended", State::Ready)] {
+        served.set("web.1", state);
+        let mut waiting = served.connect();
+        write!(waiting, "GET /v1/wait?{goal}=1&unit=web.1&timeout=60 HTTP/1.0\r\n\r\n").unwrap();
+        served.works();
+        let gone = served.app.lock().unwrap().status.units.pop().unwrap();
+        served.publish("gone", "");
+        let answer = rest(&waiting);
+        assert!(answer.starts_with("HTTP/1.1 404 "), "{goal}: {answer}");
+        assert!(answer.contains("there is no web.1: web has one instance, web.0"), "{goal}: {answer}");
+        served.app.lock().unwrap().status.units.push(gone);
+    }
+}
+
+#[test]
 fn one_byte_at_a_time_is_a_request_too() {
     let served = Served::new();
     let mut stream = served.connect();
