@@ -30,11 +30,14 @@ const SECOND: u64 = 1_000;
 /// An app that remembers what it was asked to do.
 struct Fake {
     status: Status,
+    /// How often the status was made.
+    looks: usize,
     asked: Vec<Command>,
 }
 
 impl App for Fake {
     fn status(&mut self) -> Status {
+        self.looks += 1;
         self.status.clone()
     }
 
@@ -69,7 +72,11 @@ impl App for Fake {
             return Err(Refused::Conflict("the bundle is stopping".into()));
         }
         self.asked.push(command.clone());
-        Ok(Accepted { units: self.status.named(name).map(|unit| unit.name.clone()).collect() })
+        let units = self.status.named(name).map(|unit| unit.name.clone()).collect();
+        if *command == Command::Scale("web".into(), 0) {
+            self.status.units.retain(|unit| unit.service != "web");
+        }
+        Ok(Accepted { units })
     }
 
     fn snapshot(&mut self) -> Snapshot {
@@ -147,7 +154,7 @@ impl Served {
 
     fn at(folder: PathBuf, status: Status) -> Self {
         let mut control = Control::bind(&folder).expect("the socket is made");
-        let app = Arc::new(Mutex::new(Fake { status, asked: Vec::new() }));
+        let app = Arc::new(Mutex::new(Fake { status, looks: 0, asked: Vec::new() }));
         let (events, ahead) = (Arc::<Mutex<Vec<Event>>>::default(), Arc::<AtomicU64>::default());
         let (over, turns) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
         let longest = Arc::<AtomicU64>::default();
@@ -528,6 +535,34 @@ fn who_waits_for_an_instance_that_is_scaled_away_is_told_that_there_is_none() {
         assert!(answer.contains("there is no web.1: web has one instance, web.0"), "{goal}: {answer}");
         served.app.lock().unwrap().status.units.push(gone);
     }
+}
+
+#[test]
+fn waits_of_one_turn_share_one_look_and_a_command_ends_it() {
+    let served = Served::new();
+    let waits = "GET /v1/wait?ended=1&unit=web&timeout=0 HTTP/1.1\r\n\r\n".repeat(100);
+    let mut clients: Vec<UnixStream> = (0..10).map(|_| served.connect()).collect();
+    served.works();
+    let looks = || served.app.lock().unwrap().looks;
+    let (before, turns) = (looks(), served.turns.load(Ordering::Relaxed));
+    for client in &mut clients {
+        client.write_all(waits.as_bytes()).unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+    }
+    for client in &clients {
+        assert_eq!(rest(client).matches("HTTP/1.1 503 ").count(), 100);
+    }
+    let (looks, turns) = (looks() - before, served.turns.load(Ordering::Relaxed) + 1 - turns);
+    assert!(looks <= turns, "{looks} looks in {turns} turns");
+    // What a command has changed is seen by who asks after it.
+    let mut client = served.connect();
+    let both = "POST /v1/services/web/scale?instances=0 HTTP/1.1\r\n\r\n";
+    let wait = "GET /v1/wait?ended=1&unit=web&timeout=0 HTTP/1.1\r\n\r\n";
+    client.write_all(format!("{wait}{both}{wait}").as_bytes()).unwrap();
+    client.shutdown(std::net::Shutdown::Write).unwrap();
+    let answers = rest(&client);
+    let codes: Vec<&str> = answers.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
+    assert_eq!(codes, ["503", "202", "404"], "{answers}");
 }
 
 #[test]

@@ -154,8 +154,8 @@ const PATHS: [(&str, &str); 15] = [
     ("GET", "/metrics"),
 ];
 
-/// Answers a request.
-pub(super) fn route(request: &Request, app: &mut dyn App) -> Reply {
+/// Answers a request. `seen` is the status of this turn, if somebody needed it already; a command makes it an old one.
+pub(super) fn route(request: &Request, app: &mut dyn App, seen: &mut Option<Status>) -> Reply {
     if request.has_wrong_body() {
         return error(400, "the body is no JSON object", "leave it out, or send `{…}`");
     }
@@ -173,13 +173,15 @@ pub(super) fn route(request: &Request, app: &mut dyn App) -> Reply {
         ("GET", ["v1", "wait"]) => wait(request),
         ("GET", ["v1", "services", name, "environment"]) => match app.surroundings(name) {
             Ok(surroundings) => Reply::Json(200, surroundings_json(&surroundings)),
-            Err(refused) => refusal(refused, name, app),
+            Err(refused) => refusal(refused, name, app, seen),
         },
-        ("POST", ["v1", "stop"]) => obey(&Command::Shutdown, "", app),
-        ("POST", ["v1", "restart"]) => obey(&Command::Restart(None), "", app),
-        ("POST", ["v1", "tasks", name, "run"]) => obey(&Command::RunTask((*name).to_owned()), name, app),
+        ("POST", ["v1", "stop"]) => obey(&Command::Shutdown, "", app, seen),
+        ("POST", ["v1", "restart"]) => obey(&Command::Restart(None), "", app, seen),
+        ("POST", ["v1", "tasks", name, "run"]) => {
+            obey(&Command::RunTask((*name).to_owned()), name, app, seen)
+        }
         ("POST", ["v1", "services", name, verb]) => match command(request, name, verb) {
-            Ok(command) => obey(&command, name, app),
+            Ok(command) => obey(&command, name, app, seen),
             Err(reply) => reply,
         },
         _ => lost(request),
@@ -216,16 +218,19 @@ pub(crate) fn signal_number(text: &str) -> Option<i32> {
     signal::number(&text.to_ascii_uppercase()).or_else(by_number)
 }
 
-fn obey(command: &Command, name: &str, app: &mut dyn App) -> Reply {
+fn obey(command: &Command, name: &str, app: &mut dyn App, seen: &mut Option<Status>) -> Reply {
     match app.command(command) {
-        Ok(Accepted { units }) => Reply::Json(202, json!({"accepted": true, "units": units})),
-        Err(refused) => refusal(refused, name, app),
+        Ok(Accepted { units }) => {
+            *seen = None;
+            Reply::Json(202, json!({"accepted": true, "units": units}))
+        }
+        Err(refused) => refusal(refused, name, app, seen),
     }
 }
 
-fn refusal(refused: Refused, name: &str, app: &mut dyn App) -> Reply {
+fn refusal(refused: Refused, name: &str, app: &mut dyn App, seen: &mut Option<Status>) -> Reply {
     match refused {
-        Refused::Unknown => Reply::Json(404, unknown_json(name, &app.status())),
+        Refused::Unknown => Reply::Json(404, unknown_json(name, seen.get_or_insert_with(|| app.status()))),
         Refused::Wrong(what) => error(400, &format!("cannot {what}"), "the status shows what is what"),
         Refused::Unfit { what, to_fix } => error(400, &what, &to_fix),
         Refused::Conflict(what) => error(409, &what, "try again later, or see the status"),
