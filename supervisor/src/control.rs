@@ -235,11 +235,16 @@ impl Control {
         self.again = false;
         let mut ready = [EpollEvent::empty(); CLIENTS + 1];
         let count = self.epoll.wait(&mut ready, EpollTimeout::ZERO).unwrap_or(0);
+        let mut has_guests = false;
         for event in ready.iter().take(count) {
             match usize::try_from(event.data()) {
                 Ok(index) if event.data() != LISTENER => self.listen_to(index, event.events(), now),
-                _ => self.accept(now),
+                _ => has_guests = true,
             }
+        }
+        // Afterwards: what is said of a client's place is not about who gets it next.
+        if has_guests {
+            self.accept(now);
         }
         if self.paused_until.is_some_and(|until| until <= now) {
             self.paused_until = None;

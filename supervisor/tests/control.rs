@@ -673,6 +673,26 @@ fn a_thousand_connections_keep_nobody_out() {
 }
 
 #[test]
+fn who_gets_the_place_of_one_that_goes_is_not_taken_for_him() {
+    let served = Served::new();
+    let mut streams: Vec<UnixStream> = (0..CLIENTS).map(|_| served.connect()).collect();
+    for stream in &mut streams {
+        stream.write_all(b"GET /v1/ports HTTP/1.1\r\n\r\n").unwrap();
+        assert!(stream.read(&mut [0; 1000]).unwrap() > 0);
+        served.put_forward(1);
+    }
+    let turn = served.app.lock().unwrap();
+    // In one turn: the newcomer first, and then the end of who has been silent for the longest time.
+    let mut newcomer = served.connect();
+    drop(streams.remove(0));
+    let turns = served.turns.load(Ordering::Relaxed);
+    drop(turn);
+    eventually("the turn is over", || served.turns.load(Ordering::Relaxed) > turns);
+    newcomer.write_all(b"GET /v1/ports HTTP/1.0\r\n\r\n").unwrap();
+    assert!(rest(&newcomer).starts_with("HTTP/1.1 200 "));
+}
+
+#[test]
 fn clients_that_wait_cost_no_turns() {
     let served = Served::new();
     served.set("web.0", State::Starting);
