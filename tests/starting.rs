@@ -391,6 +391,30 @@ fn a_pipe_or_a_link_in_place_of_the_supervisors_log_is_refused_at_once() {
 }
 
 #[test]
+fn the_supervisors_log_is_put_aside_while_it_runs() {
+    let bundle = App::service(
+        "exits-zero",
+        &[],
+        "restart = \"always\"\nrestart-delay = { first = \"10ms\", longest = \"10ms\" }",
+    )
+    .pack();
+    let log = bundle.sandbox.state().join(".kitbag/log/supervisor.log");
+    fs::create_dir_all(log.parent().unwrap()).unwrap();
+    fs::set_permissions(bundle.sandbox.state(), Permissions::from_mode(0o700)).unwrap();
+    // Not full at the start.
+    fs::write(&log, vec![b'\n'; (1 << 20) - 100]).unwrap();
+    let _ = bundle.run(["start", "--timeout", "1s"]);
+    let aside = log.with_extension("log.1");
+    eventually(PATIENCE, "it is put aside", || aside.exists());
+    bundle.run(["stop"]).exits(0);
+    let said = fs::read_to_string(&log).unwrap();
+    assert!(said.contains("stopping app (on request)\n") && said.len() < 100_000, "{said}");
+    let before = fs::read(&aside).unwrap();
+    assert!(before.len() > 1 << 20 && before.ends_with(b"\n"), "{} bytes", before.len());
+    is_gone(&bundle);
+}
+
+#[test]
 fn a_pipe_in_place_of_a_record_holds_nothing_up() {
     let manifest = "[services.web]\nargv = [\"bin/sleeps\"]\n[tasks.tidy]\nargv = [\"bin/exits-zero\"]\non-demand = true\n";
     let bundle = App::new(manifest).helper("sleeps").helper("exits-zero").pack();

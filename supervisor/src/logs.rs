@@ -14,6 +14,7 @@ pub mod archive;
 pub mod files;
 pub mod format;
 pub mod lines;
+pub mod own;
 pub mod reader;
 pub mod rotations;
 pub mod sink;
@@ -29,6 +30,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 
 use self::files::Files;
 use self::lines::{Batch, LONGEST_LINE, Partial, Stream, cut};
+use self::own::Own;
 use self::sink::Sink;
 use self::standard::{Carries, Standard};
 use crate::state::Ms;
@@ -69,6 +71,8 @@ pub struct Settings {
     pub when_slow: WhenSlow,
     /// Lines go to files as well.
     pub files: Option<files::Settings>,
+    /// In the background: the file that standard output and error are.
+    pub own: Option<PathBuf>,
 }
 
 impl Settings {
@@ -89,6 +93,7 @@ impl Settings {
             json: logs.format == LogFormat::Json && !std::io::stdout().is_terminal(),
             when_slow: logs.when_slow,
             files,
+            own: None,
         }
     }
 }
@@ -170,7 +175,7 @@ impl Logs {
             events,
             prints,
             prints_wanted: true,
-            standard: Standard::new(settings.json, settings.when_slow),
+            standard: Standard::new(settings.json, settings.when_slow, settings.own.map(Own::new)),
             is_shown: !settings.quiet && !fd::is_nothing(fd::stdout()),
             sinks: Vec::new(),
             polled: Vec::new(),

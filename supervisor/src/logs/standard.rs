@@ -9,6 +9,7 @@ use kitbag_format::service::WhenSlow;
 
 use super::format::{self, Stamp, wall_clock};
 use super::lines::{Batch, Stream};
+use super::own::Own;
 use super::sink::Sink;
 use crate::state::Ms;
 use crate::sys::Errno;
@@ -69,12 +70,20 @@ struct Queue {
     target: Target,
     bytes: Vec<u8>,
     sent: usize,
+    /// Bytes that were written since somebody looked.
+    written: usize,
     health: Health,
 }
 
 impl Queue {
     fn new(number: i32) -> Self {
-        Self { target: Target::inherited(number), bytes: Vec::new(), sent: 0, health: Health::Good }
+        Self {
+            target: Target::inherited(number),
+            bytes: Vec::new(),
+            sent: 0,
+            written: 0,
+            health: Health::Good,
+        }
     }
 
     fn waiting(&self) -> usize {
@@ -99,6 +108,7 @@ impl Queue {
                 Ok(Some(length)) => {
                     progress = true;
                     self.sent += length;
+                    self.written += length;
                     if let Health::Failing { lost, .. } = self.health {
                         self.health = Health::Good;
                         trouble = Some(Trouble::Recovered(lost));
@@ -173,6 +183,8 @@ pub struct Standard {
     out: Queue,
     /// `None` where it is the same file as `out`: two queues would tear each other's lines.
     err: Option<Queue>,
+    /// The file that both are in the background.
+    own: Option<Own>,
     units: Vec<Unit>,
     coloured: bool,
     /// A terminal gets nothing to obey but colours.
@@ -186,13 +198,14 @@ pub struct Standard {
 
 impl Standard {
     /// The inherited ones. Colours: on a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
-    pub fn new(json: bool, when_slow: WhenSlow) -> Self {
+    pub fn new(json: bool, when_slow: WhenSlow, own: Option<Own>) -> Self {
         let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
             || std::env::var_os("TERM").as_deref() == Some(OsStr::new("dumb"));
         Self {
             carries: Carries::default(),
             out: Queue::new(1),
             err: (!fd::same(fd::stdout(), fd::stderr())).then(|| Queue::new(2)),
+            own,
             units: Vec::new(),
             coloured: !plain && std::io::stdout().is_terminal(),
             is_terminal: std::io::stdout().is_terminal(),
@@ -331,6 +344,9 @@ impl Sink for Standard {
             // Nobody is left to be told.
             let _ = err.flush(now);
         }
+        if let Some(own) = &mut self.own {
+            own.grows(std::mem::take(&mut self.out.written));
+        }
         progress
     }
 
@@ -356,7 +372,7 @@ mod tests {
     use super::*;
 
     fn standard(json: bool, names: &[&str]) -> Standard {
-        let mut standard = Standard::new(json, WhenSlow::Drop);
+        let mut standard = Standard::new(json, WhenSlow::Drop, None);
         standard.coloured = false;
         names.iter().enumerate().for_each(|(unit, name)| standard.add(unit + 1, name));
         standard
