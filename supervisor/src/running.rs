@@ -22,7 +22,7 @@ use crate::state_folder::{self, Found};
 use crate::status::table::{self, Extra, Look};
 use crate::status::{Kind, State, Status, Unit, time, usage};
 use crate::store::place::Facts;
-use crate::sys::{Errno, Pid, wait};
+use crate::sys::{Pid, reason, wait};
 
 pub mod background;
 mod exec;
@@ -232,13 +232,10 @@ fn broke_off(error: &io::Error) -> bool {
 
 /// This user may not see what is there.
 fn closed(path: &Path, error: &io::Error) -> Failure {
-    // Without the number that std adds.
-    let why = error
-        .raw_os_error()
-        .map_or_else(|| error.to_string(), |number| Errno::from_raw(number).desc().to_owned());
     Failure::Running(format!(
-        "cannot look into {}: {why}\n  to fix  ask as the user that it belongs to, or as root",
-        path.display()
+        "cannot look into {}: {}\n  to fix  ask as the user that it belongs to, or as root",
+        path.display(),
+        reason(error)
     ))
 }
 
@@ -722,9 +719,12 @@ fn tell(text: &str) {
 const LOG_LINK: &str = "log-folder";
 
 /// The log folder of a bundle, running or not: a supervisor that does not answer is no obstacle.
-fn log_folder(running: &Running) -> PathBuf {
+fn log_folder(running: &Running) -> Result<PathBuf, Failure> {
     let runtime = running.folder();
-    fs::read_link(runtime.join(LOG_LINK)).unwrap_or_else(|_| default_log_folder(&runtime))
+    match fs::read_link(runtime.join(LOG_LINK)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(default_log_folder(&runtime)),
+        other => other.map_err(|error| closed(&runtime, &error)),
+    }
 }
 
 /// Where logs are unless the manifest says otherwise.

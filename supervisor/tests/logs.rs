@@ -610,6 +610,34 @@ fn a_reader_merges_units_by_time() {
 }
 
 #[test]
+fn files_that_cannot_be_read_are_told_in_their_place_and_hold_nobody_up() {
+    let app = App::of(2, LogFormat::Stamped, |_| {});
+    let folder = app.settings.folder.clone();
+    let [web, other] = ["web", "web.1"].map(|name| folder.join(name));
+    for folder in [&web, &other] {
+        fs::create_dir_all(folder).expect("a folder");
+    }
+    let pipe = other.join("current");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    let damaged = web.join("2026-01-01T00-00-00.000000Z.log.zst");
+    fs::write(&damaged, "no frame").expect("writable");
+    fs::write(web.join("current"), "2026-01-02T00:00:00.000000Z | hello\n").expect("writable");
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut reader = Reader::new(&folder, &["web", "web.1"], LogFormat::Stamped);
+        reader.follow(&folder);
+        let last = texts(reader.last(10).expect("readable"));
+        let more = texts(reader.more().expect("readable"));
+        let _ = tell.send((last, more, reader.is_whole()));
+    });
+    let (last, more, is_whole) = told.recv_timeout(DEADLINE).expect("it waits for nobody");
+    let cannot = |path: &Path| format!("kitbag: cannot read {}: ", path.display());
+    assert!(last[0].starts_with(&cannot(&damaged)), "{last:?}");
+    assert_eq!(last[1..], ["hello".to_owned(), cannot(&pipe) + "it is no regular file"]);
+    assert!(more.is_empty() && !is_whole, "it is told once: {more:?}");
+}
+
+#[test]
 fn a_reader_follows_over_rotations_and_misses_nothing() {
     let mut app = App::new(LogFormat::Plain, |files| (files.max_size, files.compress) = (500, true));
     let mut reader = Reader::new(&app.settings.folder, &["web"], LogFormat::Plain);
