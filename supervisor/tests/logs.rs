@@ -638,6 +638,25 @@ fn files_that_cannot_be_read_are_told_in_their_place_and_hold_nobody_up() {
 }
 
 #[test]
+fn a_reader_that_is_asked_once_keeps_no_file_open() {
+    let mut app = App::of(20, LogFormat::Plain, |_| {});
+    (0..20).for_each(|unit| app.print_to(unit, Stream::Out, "x\n"));
+    let names: Vec<String> = (0..20).map(name).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let open = |folder: &Path| {
+        let links = fs::read_dir("/proc/self/fd").expect("a /proc").flatten();
+        links.filter(|link| fs::read_link(link.path()).is_ok_and(|to| to.starts_with(folder))).count()
+    };
+    let folder = &app.settings.folder;
+    let before = open(folder);
+    let mut reader = Reader::new(folder, &names, LogFormat::Plain);
+    reader.once();
+    assert_eq!(reader.last(100).expect("readable").len(), 20);
+    assert_eq!(open(folder), before);
+    drop(reader);
+}
+
+#[test]
 fn a_reader_follows_over_rotations_and_misses_nothing() {
     let mut app = App::new(LogFormat::Plain, |files| (files.max_size, files.compress) = (500, true));
     let mut reader = Reader::new(&app.settings.folder, &["web"], LogFormat::Plain);

@@ -367,6 +367,7 @@ impl Sink for Files {
 
     fn last_own(&self) -> Option<String> {
         let mut reader = Reader::new(&self.settings.folder, &[OWN_NAME], self.settings.format);
+        reader.once();
         let last = reader.last(1).ok().filter(|_| reader.is_whole())?.pop()?;
         Some(String::from_utf8_lossy(&last.text).into_owned())
     }

@@ -47,6 +47,8 @@ pub struct Reader {
     rotations: Rotations,
     /// There is more than was read.
     behind: bool,
+    /// Nothing is asked for after [`Self::last`].
+    once: bool,
 }
 
 #[derive(Debug)]
@@ -82,7 +84,7 @@ impl Reader {
     /// Of the units of these names in the folder of [`super::files::Settings`], written in this format.
     pub fn new(folder: &Path, units: &[&str], format: LogFormat) -> Self {
         let units = units.iter().map(|name| Unit::new(folder, name)).collect();
-        Self { format, units, rotations: Rotations::default(), behind: false }
+        Self { format, units, rotations: Rotations::default(), behind: false, once: false }
     }
 
     /// One more unit, whose log has just begun: [`Reader::more`] has it from its beginning.
@@ -94,6 +96,11 @@ impl Reader {
     pub fn follow(&mut self, folder: &Path) {
         self.rotations = Rotations::new();
         self.rotations.watch_units(folder);
+    }
+
+    /// [`Self::last`] is all that is asked for: no file stays open after it.
+    pub fn once(&mut self) {
+        self.once = true;
     }
 
     /// True if [`Self::last`] could read all that is there.
@@ -109,6 +116,9 @@ impl Reader {
             let unit = &mut self.units[number];
             unit.heard = self.rotations.watch(number, &unit.folder);
             let lines = unit.last(count, self.format);
+            if self.once {
+                unit.file = None;
+            }
             entries.extend(lines.into_iter().map(|line| self.entry(number, line)));
         }
         sort(&mut entries);

@@ -42,6 +42,8 @@ pub fn logs(own: &Own, mut parser: lexopt::Parser) -> Result<(), Failure> {
         }
     }
     let running = Running::of(own)?;
+    // A file of each is open.
+    let _ = fd::raise_open_files();
     let folder = log_folder(&running)?;
     check(&running, &folder, &names)?;
     let mut units = chosen(&folder, &names)?;
@@ -57,6 +59,8 @@ pub fn logs(own: &Own, mut parser: lexopt::Parser) -> Result<(), Failure> {
     let mut reader = Reader::new(&folder, &known, running.format);
     if follow {
         reader.follow(&folder);
+    } else {
+        reader.once();
     }
     let show = |units: &[String], entries: &[Entry]| show(units, entries, running.format);
     let failed = |error| Failure::Bundle(Error::io("read the logs")(error));
