@@ -324,6 +324,26 @@ fn what_a_killed_compressor_left_is_cleared_away_and_compressed() {
 }
 
 #[test]
+fn a_compression_that_failed_is_tried_again_whatever_happens_meanwhile() {
+    let mut app = App::new(LogFormat::Plain, |files| (files.compress, files.max_age) = (true, Some(30_000)));
+    let stem = app.unit().join("2026-01-01T00-00-00.000000Z.log");
+    let in_the_way = stem.with_extension("log.zst.part");
+    fs::create_dir_all(&in_the_way).expect("a folder");
+    fs::write(&stem, "old\n").expect("writable");
+    app.print("new\n");
+    app.compress();
+    assert!(stem.exists(), "it failed");
+    // Its age.
+    app.wait(30_000);
+    assert_eq!(app.logs.deadline(), Some(60_000));
+    fs::remove_dir(&in_the_way).expect("removable");
+    app.wait(30_000);
+    app.compress();
+    let rotated = app.rotated();
+    assert!(rotated.len() == 2 && rotated.iter().all(|name| name.ends_with(".zst")), "{rotated:?}");
+}
+
+#[test]
 fn a_killed_supervisors_file_is_continued_and_its_torn_line_ended() {
     let mut app = App::new(LogFormat::Plain, |_| {});
     app.print("one\n");
@@ -371,19 +391,39 @@ fn a_folder_that_cannot_be_made_is_said_once_and_lines_are_counted_until_it_can(
     fs::remove_file(app.unit()).expect("removable");
     app.wait(1_500);
     assert_eq!(app.current(), "kitbag: 6 lines (30 bytes) were lost here: File exists\n");
-    assert!(app.said().contains("logs can be written again; 6 lines were lost"), "{}", app.said());
     app.print("kept\n");
+    assert!(app.said().contains("logs can be written again; 6 lines were lost"), "{}", app.said());
     assert!(app.current().ends_with("lost here: File exists\nkept\n"));
+    app.wait(60_000);
     assert_eq!(app.logs.deadline(), None);
 }
 
-/// Runs itself again, alone, with a limit on the size of files: what a full disk is to write(2), EFBIG instead of ENOSPC.
 #[test]
-fn a_full_disk_is_survived_said_once_and_resumed() {
+fn a_unit_that_is_added_again_or_prints_no_more_is_not_in_trouble_for_ever() {
+    let mut app = App::new(LogFormat::Plain, |_| {});
+    fs::create_dir_all(&app.settings.folder).expect("a folder");
+    fs::write(app.unit(), "a file in its place").expect("writable");
+    app.print("lost\n");
+    app.logs.add_unit(0, "web");
+    fs::remove_file(app.unit()).expect("removable");
+    app.wait(1_500);
+    assert_eq!(app.current(), "kitbag: 1 lines (5 bytes) were lost here: File exists\n");
+    app.wait(60_000);
+    assert_eq!(
+        app.said().matches("logs can be written again; 1 lines were lost").count(),
+        1,
+        "{}",
+        app.said()
+    );
+    assert_eq!(app.logs.deadline(), None);
+}
+
+/// Runs the test of this name again, alone, with a limit on the size of files, 32 KB: what a full disk is to write(2), EFBIG
+/// instead of ENOSPC. True in there.
+fn has_a_small_disk(test: &str) -> bool {
     const INSIDE: &str = "KITBAG_TEST_FULL";
     if std::env::var_os(INSIDE).is_none() {
         let me = std::env::current_exe().expect("a name");
-        let test = "a_full_disk_is_survived_said_once_and_resumed";
         // dash counts blocks of 512 bytes. SIGXFSZ is ignored, as the supervisor blocks it.
         let script =
             format!("trap '' XFSZ; ulimit -S -f 64; exec '{}' --exact {test} --nocapture", me.display());
@@ -395,6 +435,34 @@ fn a_full_disk_is_survived_said_once_and_resumed() {
             String::from_utf8_lossy(&output.stdout),
             String::from_utf8_lossy(&output.stderr)
         );
+        return false;
+    }
+    true
+}
+
+#[test]
+fn a_disk_with_room_for_the_count_alone_is_said_to_be_full_once() {
+    if !has_a_small_disk("a_disk_with_room_for_the_count_alone_is_said_to_be_full_once") {
+        return;
+    }
+    let mut app = App::new(LogFormat::Plain, |_| {});
+    let long = "x".repeat(5_000) + "\n";
+    for _ in 0..12 {
+        app.print(&long);
+        app.wait(1_500);
+    }
+    assert!(app.current().matches("1 lines (5001 bytes) were lost here").count() >= 5);
+    assert_eq!(app.said().matches("cannot write the log").count(), 1, "{}", app.said());
+    assert!(!app.said().contains("written again"), "{}", app.said());
+    fs::write(app.unit().join("current"), "").expect("emptied");
+    app.wait(1_500);
+    app.print(&long);
+    assert_eq!(app.said().matches("logs can be written again; ").count(), 1, "{}", app.said());
+}
+
+#[test]
+fn a_full_disk_is_survived_said_once_and_resumed() {
+    if !has_a_small_disk("a_full_disk_is_survived_said_once_and_resumed") {
         return;
     }
     let mut app = App::new(LogFormat::Plain, |_| {});
