@@ -133,7 +133,7 @@ impl Reader {
         for number in 0..self.units.len() {
             let (mut lines, mut read) = (VecDeque::new(), 0);
             self.hear();
-            while let Some(length) = self.units[number].next(self.format, &mut lines)? {
+            while let Some(length) = self.next(number, &mut lines)? {
                 read += length;
                 if read > TURN {
                     self.behind = true;
@@ -145,6 +145,13 @@ impl Reader {
         }
         sort(&mut entries);
         Ok(entries)
+    }
+
+    /// [`Unit::next`] of one unit; an error names its folder.
+    fn next(&mut self, number: usize, lines: &mut VecDeque<Vec<u8>>) -> io::Result<Option<u64>> {
+        let unit = &mut self.units[number];
+        unit.next(self.format, lines)
+            .map_err(|error| io::Error::other(format!("{}: {}", unit.folder.display(), reason(&error))))
     }
 
     /// Waits for a rotation or for another unit, so long at most; not at all if there is more to read already.
