@@ -321,6 +321,46 @@ fn who_may_not_look_is_told_so_and_not_that_nothing_runs() {
 }
 
 #[test]
+fn logs_that_may_not_be_seen_are_not_said_to_be_none() {
+    if is_root() && !tools(&["setpriv"]) {
+        return;
+    }
+    let bundle = App::service("prints", &["3"], "restart = \"never\"").pack();
+    let state = bundle.sandbox.path().join("state");
+    for path in [bundle.sandbox.path(), bundle.file.as_path()] {
+        fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
+    }
+    let command = |args: &[&str]| bundle.command(args).env("KITBAG_STATE", &state).cwd("/");
+    command(&["start"]).run().exits(0);
+    eventually(PATIENCE, "it has ended", || bundle.sandbox.processes().is_empty());
+    let set = |path: &Path, mode: u32| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    let own = state.join(".kitbag");
+    let web = own.join("log/web");
+    for path in [&state, &own, &own.join("log"), &own.join("log/_kitbag"), &web] {
+        set(path, 0o755);
+    }
+    for file in [web.join("current"), own.join("log/_kitbag/current")] {
+        set(&file, 0o644);
+    }
+    as_user(command(&["logs"])).exits(0).prints("app 1.0.0 begins").prints("| line 3\n");
+    for closed in [own.clone(), own.join("log")] {
+        set(&closed, 0);
+        for args in [&["logs"][..], &["logs", "-f", "web"]] {
+            let why = format!("cannot look into {}: Permission denied", closed.display());
+            as_user(command(args)).exits(1).says(&why);
+        }
+        set(&closed, 0o755);
+    }
+    // One of several: the others are shown.
+    for (closed, mode) in [(web.clone(), 0o755), (web.join("current"), 0o644)] {
+        set(&closed, 0);
+        let why = format!("kitbag: cannot read {}: Permission denied", web.join("current").display());
+        as_user(command(&["logs"])).exits(0).prints("app 1.0.0 begins").prints(&why).prints_no("line 3");
+        set(&closed, mode);
+    }
+}
+
+#[test]
 fn state_that_cannot_be_written_is_no_place_with_ways_out() {
     if is_root() && !tools(&["setpriv"]) {
         return;
@@ -387,6 +427,30 @@ fn a_pipe_or_a_link_in_place_of_the_supervisors_log_is_refused_at_once() {
     fs::remove_file(&log).unwrap();
     bundle.run(["start"]).exits(0);
     bundle.run(["stop"]).exits(0);
+    is_gone(&bundle);
+}
+
+#[test]
+fn the_supervisors_log_is_put_aside_while_it_runs() {
+    let bundle = App::service(
+        "exits-zero",
+        &[],
+        "restart = \"always\"\nrestart-delay = { first = \"10ms\", longest = \"10ms\" }",
+    )
+    .pack();
+    let log = bundle.sandbox.state().join(".kitbag/log/supervisor.log");
+    fs::create_dir_all(log.parent().unwrap()).unwrap();
+    fs::set_permissions(bundle.sandbox.state(), Permissions::from_mode(0o700)).unwrap();
+    // Not full at the start.
+    fs::write(&log, vec![b'\n'; (1 << 20) - 100]).unwrap();
+    let _ = bundle.run(["start", "--timeout", "1s"]);
+    let aside = log.with_extension("log.1");
+    eventually(PATIENCE, "it is put aside", || aside.exists());
+    bundle.run(["stop"]).exits(0);
+    let said = fs::read_to_string(&log).unwrap();
+    assert!(said.contains("stopping app (on request)\n") && said.len() < 100_000, "{said}");
+    let before = fs::read(&aside).unwrap();
+    assert!(before.len() > 1 << 20 && before.ends_with(b"\n"), "{} bytes", before.len());
     is_gone(&bundle);
 }
 

@@ -204,6 +204,30 @@ fn a_follower_of_a_flood_has_each_line_or_is_told_what_is_missing() {
 }
 
 #[test]
+fn logs_of_more_units_than_files_may_be_open_are_shown() {
+    let bundle = script("exec sleep 1000", "");
+    bundle.run(["start"]).exits(0);
+    for number in 0..100 {
+        let folder = bundle.sandbox.state().join(format!(".kitbag/log/unit{number}"));
+        fs::create_dir(&folder).unwrap();
+        let line = format!("2026-11-21T11:53:35.655765Z | line of {number}\n");
+        fs::write(folder.join("current"), line).unwrap();
+    }
+    let limited = |limit: &str, args: &[&str]| {
+        let script = format!("ulimit {limit} 64; exec \"$0\" \"$@\"");
+        bundle.command(args).behind("/bin/sh", ["-c", &script])
+    };
+    // Whoever may not have more at all; and who follows them all.
+    limited("-n", &["logs", "-n", "1000"]).run().exits(0).prints("| line of 0\n").prints("| line of 99\n");
+    let mut follows = limited("-S -n", &["logs", "-f", "-n", "1000"]).start();
+    follows.wait_print("| line of 99\n");
+    stops(&bundle);
+    follows.wait_print("ends, process ");
+    follows.signal(nix::sys::signal::Signal::SIGTERM);
+    follows.ended();
+}
+
+#[test]
 fn who_is_refused_something_by_its_sandbox_is_told_so() {
     let more = "restart = \"never\"\n[services.web.sandbox]\nfiles = true";
     let bundle = script("exec sleep 1000", more);

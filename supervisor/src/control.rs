@@ -160,6 +160,8 @@ pub struct Control {
     looked_at: Ms,
     /// There is more to do than fits into one turn.
     again: bool,
+    /// How things are in this turn, if somebody needed to know: made once for all who do.
+    seen: Option<Status>,
 }
 
 /// Names the listener among ready descriptors; clients have their index.
@@ -183,6 +185,7 @@ impl Control {
             changed: false,
             looked_at: 0,
             again: false,
+            seen: None,
         })
     }
 
@@ -232,11 +235,16 @@ impl Control {
         self.again = false;
         let mut ready = [EpollEvent::empty(); CLIENTS + 1];
         let count = self.epoll.wait(&mut ready, EpollTimeout::ZERO).unwrap_or(0);
+        let mut has_guests = false;
         for event in ready.iter().take(count) {
             match usize::try_from(event.data()) {
                 Ok(index) if event.data() != LISTENER => self.listen_to(index, event.events(), now),
-                _ => self.accept(now),
+                _ => has_guests = true,
             }
+        }
+        // Afterwards: what is said of a client's place is not about who gets it next.
+        if has_guests {
+            self.accept(now);
         }
         if self.paused_until.is_some_and(|until| until <= now) {
             self.paused_until = None;
@@ -257,6 +265,7 @@ impl Control {
                 }
             }
         }
+        self.seen = None;
         self.make(now, app);
         while self.clients.last().is_some_and(Option::is_none) {
             self.clients.pop();
@@ -354,7 +363,8 @@ impl Control {
     fn attend(&mut self, client: &mut Client, look: bool, now: Ms, app: &mut dyn App) -> bool {
         if let Mode::Wait(wait) = &client.mode
             && (look || wait.until <= now)
-            && let Some((code, value)) = wait.look(&app.status(), wait.until <= now)
+            && let Some((code, value)) =
+                wait.look(self.seen.get_or_insert_with(|| app.status()), wait.until <= now)
         {
             let keep_alive = wait.keep_alive;
             client.mode = Mode::Request;
@@ -395,7 +405,7 @@ impl Control {
     }
 
     /// Answers the request that a client has sent; false if there is no whole one.
-    fn answer_next(&self, client: &mut Client, now: Ms, app: &mut dyn App) -> bool {
+    fn answer_next(&mut self, client: &mut Client, now: Ms, app: &mut dyn App) -> bool {
         match http::parse(&client.inbox) {
             Parsed::Partial(expects_continue) => {
                 if expects_continue && !client.continued {
@@ -430,11 +440,11 @@ impl Control {
         }
     }
 
-    fn obey(&self, client: &mut Client, request: &http::Request, now: Ms, app: &mut dyn App) {
-        match routes::route(request, app) {
+    fn obey(&mut self, client: &mut Client, request: &http::Request, now: Ms, app: &mut dyn App) {
+        match routes::route(request, app, &mut self.seen) {
             Reply::Wait(mut wait) => {
                 wait.until = now.saturating_add(wait.until);
-                match wait.look(&app.status(), wait.until <= now) {
+                match wait.look(self.seen.get_or_insert_with(|| app.status()), wait.until <= now) {
                     Some((code, value)) => client.answer(&Reply::Json(code, value), request.keep_alive),
                     None => {
                         client.timer = Some(wait.until);

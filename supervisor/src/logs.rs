@@ -14,6 +14,7 @@ pub mod archive;
 pub mod files;
 pub mod format;
 pub mod lines;
+pub mod own;
 pub mod reader;
 pub mod rotations;
 pub mod sink;
@@ -29,6 +30,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 
 use self::files::Files;
 use self::lines::{Batch, LONGEST_LINE, Partial, Stream, cut};
+use self::own::Own;
 use self::sink::Sink;
 use self::standard::{Carries, Standard};
 use crate::state::Ms;
@@ -69,6 +71,8 @@ pub struct Settings {
     pub when_slow: WhenSlow,
     /// Lines go to files as well.
     pub files: Option<files::Settings>,
+    /// In the background: the file that standard output and error are.
+    pub own: Option<PathBuf>,
 }
 
 impl Settings {
@@ -89,6 +93,7 @@ impl Settings {
             json: logs.format == LogFormat::Json && !std::io::stdout().is_terminal(),
             when_slow: logs.when_slow,
             files,
+            own: None,
         }
     }
 }
@@ -99,9 +104,21 @@ struct Pipe {
     read: OwnedFd,
     write: OwnedFd,
     partial: Partial,
-    /// The leader has ended: an empty pipe means that its last line is complete.
-    ended: bool,
+    /// What is left in it of runs that have ended, in bytes of each, the oldest first: after those its last line is
+    /// complete, and what follows is the next one's.
+    ends: Vec<usize>,
     is_large: bool,
+}
+
+impl Pipe {
+    fn new(read: OwnedFd, write: OwnedFd) -> Self {
+        Self { read, write, partial: Partial::default(), ends: Vec::new(), is_large: false }
+    }
+
+    /// How much it can hold.
+    const fn size(&self) -> usize {
+        if self.is_large { LARGE_PIPE as usize } else { PIPE }
+    }
 }
 
 /// What is polled.
@@ -158,7 +175,7 @@ impl Logs {
             events,
             prints,
             prints_wanted: true,
-            standard: Standard::new(settings.json, settings.when_slow),
+            standard: Standard::new(settings.json, settings.when_slow, settings.own.map(Own::new)),
             is_shown: !settings.quiet && !fd::is_nothing(fd::stdout()),
             sinks: Vec::new(),
             polled: Vec::new(),
@@ -208,8 +225,16 @@ impl Logs {
 
     /// The unit is no more. What it has left in its pipes is written; who still holds them gets EPIPE.
     pub fn remove_unit(&mut self, unit: usize, now: Ms) {
-        self.ended(unit, now);
+        self.now = now;
         for stream in Stream::BOTH {
+            self.note_end(unit, stream);
+            let mut left = self.pipe(unit, stream).map_or(0, |pipe| pipe.size());
+            // Also where a destination is full: it is the last that it has to hold of this one.
+            while left > 0 {
+                let read = self.pull(unit, stream, now);
+                left = if read == 0 { 0 } else { left.saturating_sub(read) };
+                self.flush(now);
+            }
             self.finish(unit, stream, false);
         }
         if let Some(pipes) = self.units.get_mut(unit).and_then(Option::take) {
@@ -230,8 +255,7 @@ impl Logs {
             if place.is_none() {
                 let (read, write) = fd::pipe()?;
                 self.prints.add(&read, EpollEvent::new(EpollFlags::EPOLLIN, (unit * 2 + which) as u64))?;
-                *place =
-                    Some(Pipe { read, write, partial: Partial::default(), ended: false, is_large: false });
+                *place = Some(Pipe::new(read, write));
             }
         }
         match pipes {
@@ -253,15 +277,26 @@ impl Logs {
     pub fn ended(&mut self, unit: usize, now: Ms) {
         self.now = now;
         for stream in Stream::BOTH {
-            if let Some(pipe) = self.pipe(unit, stream) {
-                pipe.ended = true;
-            }
+            self.note_end(unit, stream);
             for _ in 0..DRAIN {
                 if self.is_full() || self.pull(unit, stream, now) == 0 {
                     break;
                 }
                 self.flush(now);
             }
+        }
+    }
+
+    /// A run ends with what is in its pipe now.
+    fn note_end(&mut self, unit: usize, stream: Stream) {
+        let Some(pipe) = self.pipe(unit, stream) else { return };
+        let unread = fd::unread(pipe.read.as_fd());
+        let of_run = unread.saturating_sub(pipe.ends.iter().sum());
+        if unread == 0 {
+            pipe.ends.clear();
+            self.finish(unit, stream, false);
+        } else if of_run > 0 {
+            pipe.ends.push(of_run);
         }
     }
 
@@ -292,7 +327,7 @@ impl Logs {
         }
     }
 
-    /// Reads once from one of a unit's outputs and hands it on; how many bytes.
+    /// Reads once from one of a unit's outputs, of one run, and hands it on; how many bytes.
     fn pull(&mut self, unit: usize, stream: Stream, now: Ms) -> usize {
         let mut buffer = std::mem::take(&mut self.buffer);
         let read = self.read_pipe(unit, stream, &mut buffer);
@@ -300,7 +335,10 @@ impl Logs {
             self.hand_on(unit, stream, &buffer[from..to], now);
         }
         self.buffer = buffer;
-        if read.is_none() && self.pipe(unit, stream).is_some_and(|pipe| std::mem::take(&mut pipe.ended)) {
+        if let Some(pipe) = self.pipe(unit, stream)
+            && pipe.ends.first() == Some(&0)
+        {
+            pipe.ends.remove(0);
             self.finish(unit, stream, false);
         }
         read.map_or(0, |(_, to)| to - LONGEST_LINE)
@@ -308,12 +346,18 @@ impl Logs {
 
     /// Puts what a pipe holds into the buffer, behind the line that it goes on with; from where to where.
     fn read_pipe(&mut self, unit: usize, stream: Stream, buffer: &mut [u8]) -> Option<(usize, usize)> {
-        let large_pipes = self.large_pipes;
+        let (large_pipes, now) = (self.large_pipes, self.now);
         let pipe = self.pipe(unit, stream)?;
-        let Ok(Some(length @ 1..)) = fd::read(pipe.read.as_fd(), &mut buffer[LONGEST_LINE..]) else {
-            return None;
-        };
+        let most = pipe.ends.first().map_or(READ, |left| READ.min(*left));
+        let place = &mut buffer[LONGEST_LINE..][..most];
+        let Ok(Some(length @ 1..)) = fd::read(pipe.read.as_fd(), place) else { return None };
+        if let Some(left) = pipe.ends.first_mut() {
+            *left -= length;
+        }
         let partial = std::mem::take(&mut pipe.partial.bytes);
+        if partial.is_empty() {
+            pipe.partial.since = now;
+        }
         let from = LONGEST_LINE - partial.len();
         buffer[from..LONGEST_LINE].copy_from_slice(&partial);
         // A pipe counts pages, and a write seldom fills its last one: few bytes may be a full pipe.
@@ -337,12 +381,14 @@ impl Logs {
             self.take(&Batch { unit: unit + 1, stream, time, bytes, continued });
         });
         let Some(pipe) = self.pipe(unit, stream) else { return };
-        pipe.partial = Partial { bytes: left.to_vec(), continued, since: now };
+        // One that goes on growing waits for no longer than any other.
+        let since = if left.len() == bytes.len() { pipe.partial.since } else { now };
+        pipe.partial = Partial { bytes: left.to_vec(), continued, since };
         self.held += left.len();
         if self.held > HELD {
             self.finish(unit, stream, true);
         } else if !left.is_empty() {
-            let at = now + PARTIAL_AFTER;
+            let at = since + PARTIAL_AFTER;
             self.partial_at = Some(self.partial_at.map_or(at, |earlier| earlier.min(at)));
         }
     }

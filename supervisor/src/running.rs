@@ -22,7 +22,7 @@ use crate::state_folder::{self, Found};
 use crate::status::table::{self, Extra, Look};
 use crate::status::{Kind, State, Status, Unit, time, usage};
 use crate::store::place::Facts;
-use crate::sys::{Errno, Pid, wait};
+use crate::sys::{Pid, reason, wait};
 
 pub mod background;
 mod exec;
@@ -49,6 +49,8 @@ const MARGIN: Ms = 200;
 const SILENCE: [Ms; 2] = [3_000, 1_000];
 /// How often a stop is looked at, at first and then.
 const STOP_LOOK: [Ms; 2] = [100, 500];
+/// Who ends while he is asked is given so long to let go of the state.
+const ENDING: Duration = Duration::from_secs(5);
 /// A wait without words.
 const SILENT: [Ms; 2] = [WITHOUT_END; 2];
 /// A service that is ready because it runs has to have run for so long when `start` says so.
@@ -133,6 +135,13 @@ impl Running {
             };
             let nobody = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
             let starting = nobody && self.is_in_use()?;
+            if broke_off(&error) {
+                // Its socket closes before it lets go of the state.
+                let until = Instant::now() + ENDING;
+                let until = self.until.map_or(until, |end| end.min(until));
+                let pid = state_folder::user_of(&self.state);
+                let _ = state_folder::wait_until_free(&self.state, pid, Some(until));
+            }
             if !starting || begin.elapsed() > Duration::from_millis(most(PATIENCE)) {
                 return Err(self.silent(&error));
             }
@@ -215,15 +224,18 @@ impl Running {
     }
 }
 
+/// True if somebody has begun to listen, and has gone without an answer.
+fn broke_off(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe)
+}
+
 /// This user may not see what is there.
 fn closed(path: &Path, error: &io::Error) -> Failure {
-    // Without the number that std adds.
-    let why = error
-        .raw_os_error()
-        .map_or_else(|| error.to_string(), |number| Errno::from_raw(number).desc().to_owned());
     Failure::Running(format!(
-        "cannot look into {}: {why}\n  to fix  ask as the user that it belongs to, or as root",
-        path.display()
+        "cannot look into {}: {}\n  to fix  ask as the user that it belongs to, or as root",
+        path.display(),
+        reason(error)
     ))
 }
 
@@ -533,6 +545,12 @@ impl Running {
             if answer.code != 503 {
                 return good(answer);
             }
+            let was_looked_at = answer.value[goal].is_boolean();
+            if !was_looked_at && self.left() > 0 {
+                // There are too many others now.
+                std::thread::sleep(POLL);
+                continue;
+            }
             let never = answer.value["final"] == true;
             if never || self.left() == 0 {
                 return Err(Failure::NotReady { never, answer: answer.value });
@@ -701,9 +719,12 @@ fn tell(text: &str) {
 const LOG_LINK: &str = "log-folder";
 
 /// The log folder of a bundle, running or not: a supervisor that does not answer is no obstacle.
-fn log_folder(running: &Running) -> PathBuf {
+fn log_folder(running: &Running) -> Result<PathBuf, Failure> {
     let runtime = running.folder();
-    fs::read_link(runtime.join(LOG_LINK)).unwrap_or_else(|_| default_log_folder(&runtime))
+    match fs::read_link(runtime.join(LOG_LINK)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(default_log_folder(&runtime)),
+        other => other.map_err(|error| closed(&runtime, &error)),
+    }
 }
 
 /// Where logs are unless the manifest says otherwise.
@@ -729,4 +750,72 @@ pub fn note_log_folder(runtime: &Path, folder: &Path) -> io::Result<()> {
     fs::remove_file(&part).or_else(absent)?;
     std::os::unix::fs::symlink(folder, &part)?;
     fs::rename(&part, &link)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
+    use super::*;
+    use crate::control::socket;
+
+    /// A bundle that is asked, and the listener of who answers in its place.
+    fn asked(folder: &Path) -> (Running, UnixListener) {
+        let running = Running {
+            name: "shop".to_owned(),
+            state: folder.to_owned(),
+            format: LogFormat::Plain,
+            parts: Vec::new(),
+            unproven: Vec::new(),
+            version: String::new(),
+            digest: Digest([0; 32]),
+            until: None,
+        };
+        let runtime = state_folder::runtime(folder).expect("a folder");
+        (running, UnixListener::bind(runtime.join(socket::NAME)).expect("a socket"))
+    }
+
+    #[test]
+    fn a_supervisor_that_ends_while_it_is_asked_does_not_run() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (running, listener) = asked(folder.path());
+        let lock = state_folder::lock(folder.path()).expect("nobody else's");
+        let ending = thread::spawn(move || {
+            drop(listener.accept().expect("a client"));
+            drop(listener);
+            thread::sleep(Duration::from_millis(300));
+            drop(lock);
+        });
+        let answer = running.ask("GET", "/v1/status", PATIENCE);
+        assert!(matches!(answer, Err(Failure::NotRunning { .. })), "{}", answer.err().unwrap());
+        ending.join().expect("it ends");
+    }
+
+    #[test]
+    fn an_overloaded_supervisor_is_not_asked_again_at_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (running, listener) = asked(folder.path());
+        let overloaded = thread::spawn(move || {
+            let until = Instant::now() + Duration::from_millis(300);
+            for asked in 1.. {
+                let mut stream = listener.accept().expect("a client").0;
+                let _ = stream.read(&mut [0; 1000]).expect("a request");
+                let is_over = Instant::now() >= until;
+                let (code, body) =
+                    if is_over { (200, r#"{"ready":true}"#) } else { (503, r#"{"error":"too many"}"#) };
+                write!(stream, "HTTP/1.1 {code} X\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+                    .expect("sent");
+                if is_over {
+                    return asked;
+                }
+            }
+            0
+        });
+        let answer = running.wait("ready", "", SILENCE, &mut |_| panic!("it has not looked yet"));
+        assert_eq!(answer.ok(), Some(serde_json::json!({"ready": true})));
+        let asked = overloaded.join().expect("it ends");
+        assert!((2..=31).contains(&asked), "asked {asked} times");
+    }
 }

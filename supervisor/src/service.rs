@@ -26,7 +26,7 @@ use crate::ports::lease::{Listen, Net};
 use crate::ports::range::Range;
 use crate::ports::registry::{Folders, Registry};
 use crate::probe::{self, Ask};
-use crate::running::background::Report;
+use crate::running::background::{Report, own_log};
 use crate::running::{default_log_folder, note_log_folder};
 use crate::sandbox::{self, Connect};
 use crate::spawn::cgroup::Limits;
@@ -156,7 +156,8 @@ fn log_settings(
         LogTo::Auto | LogTo::Stdout => None,
         LogTo::Files(folder) => Some(PathBuf::from(values.text(folder)?)),
     };
-    Ok(logs::Settings::of(logs, folder, !behind))
+    let own = behind.then(|| own_log(runtime));
+    Ok(logs::Settings { own, ..logs::Settings::of(logs, folder, !behind) })
 }
 
 /// The services and tasks of a service bundle, with every template filled in and every name looked up on this host.

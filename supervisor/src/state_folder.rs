@@ -272,18 +272,23 @@ pub fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).open(path)
 }
 
-/// Reads a regular file of a state folder, so many bytes at most; anything else is an error, and holds nobody up.
+/// Opens a regular file to read it; anything else is an error, and holds nobody up.
 ///
 /// # Errors
-/// Of open(2) and read(2).
-pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+/// Of open(2).
+pub fn open(path: &Path) -> io::Result<File> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
+}
+
+/// Reads a regular file of a state folder, so many bytes at most.
+///
+/// # Errors
+/// Those of [`open`], and of read(2).
+pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    file.take(most).read_to_end(&mut bytes)?;
+    open(path)?.take(most).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

@@ -30,11 +30,14 @@ const SECOND: u64 = 1_000;
 /// An app that remembers what it was asked to do.
 struct Fake {
     status: Status,
+    /// How often the status was made.
+    looks: usize,
     asked: Vec<Command>,
 }
 
 impl App for Fake {
     fn status(&mut self) -> Status {
+        self.looks += 1;
         self.status.clone()
     }
 
@@ -69,7 +72,11 @@ impl App for Fake {
             return Err(Refused::Conflict("the bundle is stopping".into()));
         }
         self.asked.push(command.clone());
-        Ok(Accepted { units: self.status.named(name).map(|unit| unit.name.clone()).collect() })
+        let units = self.status.named(name).map(|unit| unit.name.clone()).collect();
+        if *command == Command::Scale("web".into(), 0) {
+            self.status.units.retain(|unit| unit.service != "web");
+        }
+        Ok(Accepted { units })
     }
 
     fn snapshot(&mut self) -> Snapshot {
@@ -147,7 +154,7 @@ impl Served {
 
     fn at(folder: PathBuf, status: Status) -> Self {
         let mut control = Control::bind(&folder).expect("the socket is made");
-        let app = Arc::new(Mutex::new(Fake { status, asked: Vec::new() }));
+        let app = Arc::new(Mutex::new(Fake { status, looks: 0, asked: Vec::new() }));
         let (events, ahead) = (Arc::<Mutex<Vec<Event>>>::default(), Arc::<AtomicU64>::default());
         let (over, turns) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
         let longest = Arc::<AtomicU64>::default();
@@ -497,6 +504,68 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
+fn a_task_that_was_stopped_before_it_ran_has_not_ended_well() {
+    let served = Served::new();
+    let well = |state| {
+        served.set("backup", state);
+        served.ask("GET", "/v1/wait?ended=1&unit=backup").value["well"].clone()
+    };
+    assert_eq!([State::Idle, State::Done].map(well), [true, true]);
+    assert_eq!([State::Stopped, State::Failed].map(well), [false, false]);
+    served.set("web.0", State::Stopped);
+    served.set("web.1", State::Stopped);
+    assert_eq!(served.ask("GET", "/v1/wait?ended=1&unit=web").value["well"], true, "a service is told to");
+}
+
+#[test]
+fn who_waits_for_an_instance_that_is_scaled_away_is_told_that_there_is_none() {
+    let served = Served::new();
+    for unit in &mut served.app.lock().unwrap().status.units[1..] {
+        unit.instance = unit.name.rsplit_once('.').and_then(|(_, number)| number.parse().ok());
+    }
+    for (goal, state) in [("ready", State::Starting), ("ended", State::Ready)] {
+        served.set("web.1", state);
+        let mut waiting = served.connect();
+        write!(waiting, "GET /v1/wait?{goal}=1&unit=web.1&timeout=60 HTTP/1.0\r\n\r\n").unwrap();
+        served.works();
+        let gone = served.app.lock().unwrap().status.units.pop().unwrap();
+        served.publish("gone", "");
+        let answer = rest(&waiting);
+        assert!(answer.starts_with("HTTP/1.1 404 "), "{goal}: {answer}");
+        assert!(answer.contains("there is no web.1: web has one instance, web.0"), "{goal}: {answer}");
+        served.app.lock().unwrap().status.units.push(gone);
+    }
+}
+
+#[test]
+fn waits_of_one_turn_share_one_look_and_a_command_ends_it() {
+    let served = Served::new();
+    let waits = "GET /v1/wait?ended=1&unit=web&timeout=0 HTTP/1.1\r\n\r\n".repeat(100);
+    let mut clients: Vec<UnixStream> = (0..10).map(|_| served.connect()).collect();
+    served.works();
+    let looks = || served.app.lock().unwrap().looks;
+    let (before, turns) = (looks(), served.turns.load(Ordering::Relaxed));
+    for client in &mut clients {
+        client.write_all(waits.as_bytes()).unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+    }
+    for client in &clients {
+        assert_eq!(rest(client).matches("HTTP/1.1 503 ").count(), 100);
+    }
+    let (looks, turns) = (looks() - before, served.turns.load(Ordering::Relaxed) + 1 - turns);
+    assert!(looks <= turns, "{looks} looks in {turns} turns");
+    // What a command has changed is seen by who asks after it.
+    let mut client = served.connect();
+    let both = "POST /v1/services/web/scale?instances=0 HTTP/1.1\r\n\r\n";
+    let wait = "GET /v1/wait?ended=1&unit=web&timeout=0 HTTP/1.1\r\n\r\n";
+    client.write_all(format!("{wait}{both}{wait}").as_bytes()).unwrap();
+    client.shutdown(std::net::Shutdown::Write).unwrap();
+    let answers = rest(&client);
+    let codes: Vec<&str> = answers.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
+    assert_eq!(codes, ["503", "202", "404"], "{answers}");
+}
+
+#[test]
 fn one_byte_at_a_time_is_a_request_too() {
     let served = Served::new();
     let mut stream = served.connect();
@@ -601,6 +670,26 @@ fn a_thousand_connections_keep_nobody_out() {
     eventually("the others are closed", || open(&streams) <= CLIENTS);
     drop(streams);
     served.works();
+}
+
+#[test]
+fn who_gets_the_place_of_one_that_goes_is_not_taken_for_him() {
+    let served = Served::new();
+    let mut streams: Vec<UnixStream> = (0..CLIENTS).map(|_| served.connect()).collect();
+    for stream in &mut streams {
+        stream.write_all(b"GET /v1/ports HTTP/1.1\r\n\r\n").unwrap();
+        assert!(stream.read(&mut [0; 1000]).unwrap() > 0);
+        served.put_forward(1);
+    }
+    let turn = served.app.lock().unwrap();
+    // In one turn: the newcomer first, and then the end of who has been silent for the longest time.
+    let mut newcomer = served.connect();
+    drop(streams.remove(0));
+    let turns = served.turns.load(Ordering::Relaxed);
+    drop(turn);
+    eventually("the turn is over", || served.turns.load(Ordering::Relaxed) > turns);
+    newcomer.write_all(b"GET /v1/ports HTTP/1.0\r\n\r\n").unwrap();
+    assert!(rest(&newcomer).starts_with("HTTP/1.1 200 "));
 }
 
 #[test]

@@ -5,12 +5,14 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kitbag_supervisor::logs::files::Settings as Files;
 use kitbag_supervisor::logs::format::LogFormat;
-use kitbag_supervisor::logs::lines::{LONGEST_LINE, Stream};
+use kitbag_supervisor::logs::lines::{Batch, LONGEST_LINE, Stream};
 use kitbag_supervisor::logs::reader::{Entry, Reader};
+use kitbag_supervisor::logs::sink::Sink;
 use kitbag_supervisor::logs::{Logs, PARTIAL_AFTER, Settings};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -206,6 +208,20 @@ fn half_a_line_comes_after_two_seconds_and_its_rest_is_marked() {
 }
 
 #[test]
+fn half_a_line_that_grows_comes_after_two_seconds_too() {
+    let mut app = App::new(LogFormat::Stamped, |_| {});
+    app.print("whole\n.");
+    for _ in 0..5 {
+        app.wait(PARTIAL_AFTER / 2);
+        app.print(".");
+    }
+    let log = app.current();
+    let marks: Vec<&str> = log.lines().map(|line| &line[27..]).collect();
+    assert_eq!(marks, [" | whole", " | ..", " |+ .."], "{log}");
+    assert_eq!(app.logs.deadline(), Some(app.now + PARTIAL_AFTER / 2));
+}
+
+#[test]
 fn half_a_line_comes_when_its_process_ends() {
     let mut app = App::new(LogFormat::Stamped, |_| {});
     app.print("half");
@@ -308,6 +324,26 @@ fn what_a_killed_compressor_left_is_cleared_away_and_compressed() {
 }
 
 #[test]
+fn a_compression_that_failed_is_tried_again_whatever_happens_meanwhile() {
+    let mut app = App::new(LogFormat::Plain, |files| (files.compress, files.max_age) = (true, Some(30_000)));
+    let stem = app.unit().join("2026-01-01T00-00-00.000000Z.log");
+    let in_the_way = stem.with_extension("log.zst.part");
+    fs::create_dir_all(&in_the_way).expect("a folder");
+    fs::write(&stem, "old\n").expect("writable");
+    app.print("new\n");
+    app.compress();
+    assert!(stem.exists(), "it failed");
+    // Its age.
+    app.wait(30_000);
+    assert_eq!(app.logs.deadline(), Some(60_000));
+    fs::remove_dir(&in_the_way).expect("removable");
+    app.wait(30_000);
+    app.compress();
+    let rotated = app.rotated();
+    assert!(rotated.len() == 2 && rotated.iter().all(|name| name.ends_with(".zst")), "{rotated:?}");
+}
+
+#[test]
 fn a_killed_supervisors_file_is_continued_and_its_torn_line_ended() {
     let mut app = App::new(LogFormat::Plain, |_| {});
     app.print("one\n");
@@ -329,6 +365,20 @@ fn a_folder_that_was_removed_is_made_again() {
 }
 
 #[test]
+fn a_file_that_was_moved_away_is_followed_by_a_new_one_and_no_line_is_lost() {
+    let mut app = App::new(LogFormat::Plain, |files| files.max_size = 50);
+    app.print(lines(0, 3));
+    fs::rename(app.unit().join("current"), app.unit().join("old")).expect("movable");
+    for number in 3..10 {
+        app.print(lines(number, number + 1));
+        app.wait(2_000);
+    }
+    let old = fs::read_to_string(app.unit().join("old")).expect("a log");
+    assert_eq!(old + &app.current(), lines(0, 10));
+    assert_eq!(app.said(), "");
+}
+
+#[test]
 fn a_folder_that_cannot_be_made_is_said_once_and_lines_are_counted_until_it_can() {
     let mut app = App::new(LogFormat::Plain, |_| {});
     fs::create_dir_all(&app.settings.folder).expect("a folder");
@@ -341,19 +391,39 @@ fn a_folder_that_cannot_be_made_is_said_once_and_lines_are_counted_until_it_can(
     fs::remove_file(app.unit()).expect("removable");
     app.wait(1_500);
     assert_eq!(app.current(), "kitbag: 6 lines (30 bytes) were lost here: File exists\n");
-    assert!(app.said().contains("logs can be written again; 6 lines were lost"), "{}", app.said());
     app.print("kept\n");
+    assert!(app.said().contains("logs can be written again; 6 lines were lost"), "{}", app.said());
     assert!(app.current().ends_with("lost here: File exists\nkept\n"));
+    app.wait(60_000);
     assert_eq!(app.logs.deadline(), None);
 }
 
-/// Runs itself again, alone, with a limit on the size of files: what a full disk is to write(2), EFBIG instead of ENOSPC.
 #[test]
-fn a_full_disk_is_survived_said_once_and_resumed() {
+fn a_unit_that_is_added_again_or_prints_no_more_is_not_in_trouble_for_ever() {
+    let mut app = App::new(LogFormat::Plain, |_| {});
+    fs::create_dir_all(&app.settings.folder).expect("a folder");
+    fs::write(app.unit(), "a file in its place").expect("writable");
+    app.print("lost\n");
+    app.logs.add_unit(0, "web");
+    fs::remove_file(app.unit()).expect("removable");
+    app.wait(1_500);
+    assert_eq!(app.current(), "kitbag: 1 lines (5 bytes) were lost here: File exists\n");
+    app.wait(60_000);
+    assert_eq!(
+        app.said().matches("logs can be written again; 1 lines were lost").count(),
+        1,
+        "{}",
+        app.said()
+    );
+    assert_eq!(app.logs.deadline(), None);
+}
+
+/// Runs the test of this name again, alone, with a limit on the size of files, 32 KB: what a full disk is to write(2), EFBIG
+/// instead of ENOSPC. True in there.
+fn has_a_small_disk(test: &str) -> bool {
     const INSIDE: &str = "KITBAG_TEST_FULL";
     if std::env::var_os(INSIDE).is_none() {
         let me = std::env::current_exe().expect("a name");
-        let test = "a_full_disk_is_survived_said_once_and_resumed";
         // dash counts blocks of 512 bytes. SIGXFSZ is ignored, as the supervisor blocks it.
         let script =
             format!("trap '' XFSZ; ulimit -S -f 64; exec '{}' --exact {test} --nocapture", me.display());
@@ -365,6 +435,34 @@ fn a_full_disk_is_survived_said_once_and_resumed() {
             String::from_utf8_lossy(&output.stdout),
             String::from_utf8_lossy(&output.stderr)
         );
+        return false;
+    }
+    true
+}
+
+#[test]
+fn a_disk_with_room_for_the_count_alone_is_said_to_be_full_once() {
+    if !has_a_small_disk("a_disk_with_room_for_the_count_alone_is_said_to_be_full_once") {
+        return;
+    }
+    let mut app = App::new(LogFormat::Plain, |_| {});
+    let long = "x".repeat(5_000) + "\n";
+    for _ in 0..12 {
+        app.print(&long);
+        app.wait(1_500);
+    }
+    assert!(app.current().matches("1 lines (5001 bytes) were lost here").count() >= 5);
+    assert_eq!(app.said().matches("cannot write the log").count(), 1, "{}", app.said());
+    assert!(!app.said().contains("written again"), "{}", app.said());
+    fs::write(app.unit().join("current"), "").expect("emptied");
+    app.wait(1_500);
+    app.print(&long);
+    assert_eq!(app.said().matches("logs can be written again; ").count(), 1, "{}", app.said());
+}
+
+#[test]
+fn a_full_disk_is_survived_said_once_and_resumed() {
+    if !has_a_small_disk("a_full_disk_is_survived_said_once_and_resumed") {
         return;
     }
     let mut app = App::new(LogFormat::Plain, |_| {});
@@ -488,6 +586,79 @@ fn a_removed_unit_leaves_nothing_unwritten_and_can_come_back() {
     assert_eq!(fs::read_to_string(&current).expect("a log"), "last\nwords\nagain\n");
 }
 
+/// A destination that is full until it is told otherwise, and the lines that it has got, `+` before a continuation.
+#[derive(Debug, Clone, Default)]
+struct Slow(Arc<Mutex<(bool, Vec<String>)>>);
+
+impl Sink for Slow {
+    fn add(&mut self, _unit: usize, _name: &str) {}
+
+    fn remove(&mut self, _unit: usize, _now: u64) {}
+
+    fn take(&mut self, batch: &Batch<'_>, _now: u64) {
+        let mut kept = self.0.lock().expect("no panic");
+        for (line, continued) in batch.lines() {
+            kept.1.push(format!("{}{}", if continued { "+" } else { "" }, String::from_utf8_lossy(line)));
+        }
+    }
+
+    fn flush(&mut self, _now: u64) -> bool {
+        false
+    }
+
+    fn is_full(&self) -> bool {
+        self.0.lock().expect("no panic").0
+    }
+}
+
+impl Slow {
+    /// Full, with one unit that writes there.
+    fn full() -> (Self, Logs, fs::File) {
+        let slow = Self::default();
+        slow.set(true);
+        let mut logs = Logs::new(Settings { quiet: true, ..Settings::default() }).expect("epoll");
+        logs.add_sink(Box::new(slow.clone()));
+        logs.add_unit(0, "web");
+        let end = logs.open(0).expect("pipes")[0].try_clone_to_owned().expect("a descriptor");
+        (slow, logs, end.into())
+    }
+
+    fn set(&self, full: bool) {
+        self.0.lock().expect("no panic").0 = full;
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.0.lock().expect("no panic").1.clone()
+    }
+}
+
+#[test]
+fn a_full_destination_gets_the_last_words_of_a_unit_that_is_removed() {
+    let (slow, mut logs, mut out) = Slow::full();
+    let text = lines(0, 6_000);
+    out.write_all(text.as_bytes()).expect("a pipe with room");
+    out.write_all(b"half").expect("a pipe with room");
+    logs.ended(0, 0);
+    assert_eq!(slow.lines().len(), 0, "it is full");
+    logs.remove_unit(0, 0);
+    assert!(slow.lines().join("\n") == text + "half", "{} lines", slow.lines().len());
+}
+
+#[test]
+fn runs_that_a_full_destination_has_to_wait_for_stay_apart() {
+    let (slow, mut logs, mut out) = Slow::full();
+    for run in ["one\nhalf", "two\n", "", "a third"] {
+        out.write_all(run.as_bytes()).expect("a pipe with room");
+        logs.ended(0, 0);
+    }
+    out.write_all(b"next\n").expect("a pipe with room");
+    logs.serve(0);
+    assert_eq!(slow.lines().len(), 0, "it is full");
+    slow.set(false);
+    (0..10).for_each(|_| _ = logs.serve(0));
+    assert_eq!(slow.lines(), ["one", "half", "two", "a third", "next"]);
+}
+
 #[test]
 fn a_reader_merges_units_by_time() {
     let mut app = App::of(3, LogFormat::Stamped, |_| {});
@@ -504,6 +675,53 @@ fn a_reader_merges_units_by_time() {
     let next = reader.more().expect("readable");
     assert_eq!((next[0].unit, next[0].stream, &next[0].text[..]), (1, Stream::Err, &b"next"[..]));
     assert!(reader.more().expect("readable").is_empty());
+}
+
+#[test]
+fn files_that_cannot_be_read_are_told_in_their_place_and_hold_nobody_up() {
+    let app = App::of(2, LogFormat::Stamped, |_| {});
+    let folder = app.settings.folder.clone();
+    let [web, other] = ["web", "web.1"].map(|name| folder.join(name));
+    for folder in [&web, &other] {
+        fs::create_dir_all(folder).expect("a folder");
+    }
+    let pipe = other.join("current");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    let damaged = web.join("2026-01-01T00-00-00.000000Z.log.zst");
+    fs::write(&damaged, "no frame").expect("writable");
+    fs::write(web.join("current"), "2026-01-02T00:00:00.000000Z | hello\n").expect("writable");
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut reader = Reader::new(&folder, &["web", "web.1"], LogFormat::Stamped);
+        reader.follow(&folder);
+        let last = texts(reader.last(10).expect("readable"));
+        let more = texts(reader.more().expect("readable"));
+        let _ = tell.send((last, more, reader.is_whole()));
+    });
+    let (last, more, is_whole) = told.recv_timeout(DEADLINE).expect("it waits for nobody");
+    let cannot = |path: &Path| format!("kitbag: cannot read {}: ", path.display());
+    assert!(last[0].starts_with(&cannot(&damaged)), "{last:?}");
+    assert_eq!(last[1..], ["hello".to_owned(), cannot(&pipe) + "it is no regular file"]);
+    assert!(more.is_empty() && !is_whole, "it is told once: {more:?}");
+}
+
+#[test]
+fn a_reader_that_is_asked_once_keeps_no_file_open() {
+    let mut app = App::of(20, LogFormat::Plain, |_| {});
+    (0..20).for_each(|unit| app.print_to(unit, Stream::Out, "x\n"));
+    let names: Vec<String> = (0..20).map(name).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let open = |folder: &Path| {
+        let links = fs::read_dir("/proc/self/fd").expect("a /proc").flatten();
+        links.filter(|link| fs::read_link(link.path()).is_ok_and(|to| to.starts_with(folder))).count()
+    };
+    let folder = &app.settings.folder;
+    let before = open(folder);
+    let mut reader = Reader::new(folder, &names, LogFormat::Plain);
+    reader.once();
+    assert_eq!(reader.last(100).expect("readable").len(), 20);
+    assert_eq!(open(folder), before);
+    drop(reader);
 }
 
 #[test]

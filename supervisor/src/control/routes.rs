@@ -8,7 +8,7 @@ use super::{Accepted, App, Command, Refused, Surroundings};
 use crate::near::nearest;
 use crate::ports::registry::Published;
 use crate::state::Ms;
-use crate::status::{Readiness, State, Status, Unit, Unready, time};
+use crate::status::{Kind, Readiness, State, Status, Unit, Unready, time};
 use crate::sys::signal;
 
 /// The content type of answers.
@@ -83,8 +83,11 @@ pub(super) struct Wait {
 }
 
 impl Wait {
-    /// The answer, if there is one now; in any case if the time is `over`.
+    /// The answer, if there is one now; in any case if the time is `over`. A name may come to name nothing any more.
     pub(super) fn look(&self, status: &Status, over: bool) -> Option<(u16, Value)> {
+        if !self.name.is_empty() && status.named(&self.name).next().is_none() {
+            return Some((404, unknown_json(&self.name, status)));
+        }
         match self.goal {
             Goal::Ready => match status.readiness(&self.name) {
                 Readiness::Ready => Some((200, json!({"ready": true}))),
@@ -98,9 +101,7 @@ impl Wait {
                     .map(|unit| unit.name.as_str())
                     .collect();
                 if running.is_empty() {
-                    let well = status.named(&self.name).all(|unit| {
-                        unit.state != State::Failed && unit.last_end.as_ref().is_none_or(|end| end.well)
-                    });
+                    let well = status.named(&self.name).all(has_ended_well);
                     return Some((200, json!({"ended": true, "well": well})));
                 }
                 let what = format!("still there: {}", running.join(", "));
@@ -108,6 +109,15 @@ impl Wait {
             }
         }
     }
+}
+
+/// Of a unit that is at rest. A task that was stopped before it ran has done nothing.
+fn has_ended_well(unit: &Unit) -> bool {
+    let as_wanted = match unit.kind {
+        Kind::Service => unit.state != State::Failed,
+        Kind::Task => unit.is_ready(),
+    };
+    as_wanted && unit.last_end.as_ref().is_none_or(|end| end.well)
 }
 
 fn unready(units: &[Unready], never: bool) -> (u16, Value) {
@@ -144,8 +154,8 @@ const PATHS: [(&str, &str); 15] = [
     ("GET", "/metrics"),
 ];
 
-/// Answers a request.
-pub(super) fn route(request: &Request, app: &mut dyn App) -> Reply {
+/// Answers a request. `seen` is the status of this turn, if somebody needed it already; a command makes it an old one.
+pub(super) fn route(request: &Request, app: &mut dyn App, seen: &mut Option<Status>) -> Reply {
     if request.has_wrong_body() {
         return error(400, "the body is no JSON object", "leave it out, or send `{…}`");
     }
@@ -160,16 +170,18 @@ pub(super) fn route(request: &Request, app: &mut dyn App) -> Reply {
         ("GET", ["v1", "events"]) => {
             Reply::Events { follow: request.parameter("follow").is_none_or(|value| value != "0") }
         }
-        ("GET", ["v1", "wait"]) => wait(request, app),
+        ("GET", ["v1", "wait"]) => wait(request),
         ("GET", ["v1", "services", name, "environment"]) => match app.surroundings(name) {
             Ok(surroundings) => Reply::Json(200, surroundings_json(&surroundings)),
-            Err(refused) => refusal(refused, name, app),
+            Err(refused) => refusal(refused, name, app, seen),
         },
-        ("POST", ["v1", "stop"]) => obey(&Command::Shutdown, "", app),
-        ("POST", ["v1", "restart"]) => obey(&Command::Restart(None), "", app),
-        ("POST", ["v1", "tasks", name, "run"]) => obey(&Command::RunTask((*name).to_owned()), name, app),
+        ("POST", ["v1", "stop"]) => obey(&Command::Shutdown, "", app, seen),
+        ("POST", ["v1", "restart"]) => obey(&Command::Restart(None), "", app, seen),
+        ("POST", ["v1", "tasks", name, "run"]) => {
+            obey(&Command::RunTask((*name).to_owned()), name, app, seen)
+        }
         ("POST", ["v1", "services", name, verb]) => match command(request, name, verb) {
-            Ok(command) => obey(&command, name, app),
+            Ok(command) => obey(&command, name, app, seen),
             Err(reply) => reply,
         },
         _ => lost(request),
@@ -206,23 +218,26 @@ pub(crate) fn signal_number(text: &str) -> Option<i32> {
     signal::number(&text.to_ascii_uppercase()).or_else(by_number)
 }
 
-fn obey(command: &Command, name: &str, app: &mut dyn App) -> Reply {
+fn obey(command: &Command, name: &str, app: &mut dyn App, seen: &mut Option<Status>) -> Reply {
     match app.command(command) {
-        Ok(Accepted { units }) => Reply::Json(202, json!({"accepted": true, "units": units})),
-        Err(refused) => refusal(refused, name, app),
+        Ok(Accepted { units }) => {
+            *seen = None;
+            Reply::Json(202, json!({"accepted": true, "units": units}))
+        }
+        Err(refused) => refusal(refused, name, app, seen),
     }
 }
 
-fn refusal(refused: Refused, name: &str, app: &mut dyn App) -> Reply {
+fn refusal(refused: Refused, name: &str, app: &mut dyn App, seen: &mut Option<Status>) -> Reply {
     match refused {
-        Refused::Unknown => unknown(name, app),
+        Refused::Unknown => Reply::Json(404, unknown_json(name, seen.get_or_insert_with(|| app.status()))),
         Refused::Wrong(what) => error(400, &format!("cannot {what}"), "the status shows what is what"),
         Refused::Unfit { what, to_fix } => error(400, &what, &to_fix),
         Refused::Conflict(what) => error(409, &what, "try again later, or see the status"),
     }
 }
 
-fn wait(request: &Request, app: &mut dyn App) -> Reply {
+fn wait(request: &Request) -> Reply {
     let goal = match (request.flag("ready"), request.flag("ended")) {
         (true, false) => Goal::Ready,
         (false, true) => Goal::Ended,
@@ -238,16 +253,13 @@ fn wait(request: &Request, app: &mut dyn App) -> Reply {
         },
     };
     let name = request.parameter("unit").unwrap_or_default();
-    if !name.is_empty() && app.status().named(&name).next().is_none() {
-        return unknown(&name, app);
-    }
     Reply::Wait(Wait { goal, name, until: timeout, keep_alive: request.keep_alive })
 }
 
-fn unknown(name: &str, app: &mut dyn App) -> Reply {
-    let status = app.status();
-    if let Some((what, to_fix)) = no_instance(name, &status) {
-        return error(404, &what, &to_fix);
+/// What there is to say of a name that names nothing.
+fn unknown_json(name: &str, status: &Status) -> Value {
+    if let Some((what, to_fix)) = no_instance(name, status) {
+        return error_json(&what, &to_fix);
     }
     let to_fix = match status.near(name) {
         Some(near) => format!("did you mean `{near}`?"),
@@ -258,7 +270,7 @@ fn unknown(name: &str, app: &mut dyn App) -> Reply {
             format!("there are: {}", names.join(", "))
         }
     };
-    error(404, &format!("there is no service or task `{name}`"), &to_fix)
+    error_json(&format!("there is no service or task `{name}`"), &to_fix)
 }
 
 /// What there is to say of `web.7` where `web` has fewer instances.

@@ -30,6 +30,8 @@ use crate::sys::{Errno, Pid, errno_of};
 pub const CURRENT: &str = "current";
 /// After a failure the next try comes so much later.
 const RETRY_AFTER: Ms = 1_000;
+/// Where nothing more was lost for so long since lines that were had been counted, all is well again.
+const WELL_AFTER: Ms = 60_000;
 /// A compression that failed, for want of space say, is tried again so much later.
 const COMPRESS_AGAIN_AFTER: Ms = 60_000;
 /// Formatted lines are written when they are this long together.
@@ -71,6 +73,8 @@ struct Unit {
     /// When `file` is too old.
     rotate_at: Option<Ms>,
     lost: Option<Lost>,
+    /// Lines of it were lost, and none was written since: this is when that counts as over.
+    failing: Option<Ms>,
     /// Its folder has been looked through since the supervisor began.
     known: bool,
     /// There are rotated files that are not compressed.
@@ -88,7 +92,7 @@ pub struct Files {
     next: Option<Ms>,
     compressor: Option<Pid>,
     compress_from: Ms,
-    /// Units that have lost lines; said when the first one does, and when the last one does no more.
+    /// Units that are failing; said when the first one does, and when the last one does no more.
     failing: usize,
     lost_lines: u64,
     news: Option<String>,
@@ -145,6 +149,8 @@ impl Files {
             lost.add(lines);
         } else if let Err((why, written)) = self.try_write(unit, lines, now) {
             self.lose(unit, why, &lines[written..], now);
+        } else if unit.failing.take().is_some() {
+            self.is_well();
         }
     }
 
@@ -167,8 +173,16 @@ impl Files {
             return;
         }
         unit.lost = None;
-        self.failing -= 1;
         self.lost_lines += lost.lines;
+        // There may be room for this and for no more.
+        let well_at = now + WELL_AFTER;
+        unit.failing = Some(well_at);
+        self.wake_at(well_at);
+    }
+
+    /// A unit that was failing does no more.
+    fn is_well(&mut self) {
+        self.failing -= 1;
         if self.failing == 0 {
             let lines = std::mem::take(&mut self.lost_lines);
             self.news =
@@ -182,6 +196,9 @@ impl Files {
         lost.add(lines);
         unit.lost = Some(lost);
         self.wake_at(retry_at);
+        if unit.failing.replace(Ms::MAX).is_some() {
+            return;
+        }
         self.failing += 1;
         if self.failing == 1 {
             let (path, why) = (unit.folder.join(CURRENT), why.desc());
@@ -200,8 +217,11 @@ impl Files {
             self.open(unit, now).map_err(at)?;
             let part = fitting(&lines[written..], unit.size, self.settings.max_size);
             if part.is_empty() {
-                self.rotate(unit, now).map_err(at)?;
-                continue;
+                match self.rotate(unit, now) {
+                    // Somebody has moved it away, and it has a name already; a new one has room.
+                    Ok(()) | Err(Errno::ENOENT) => continue,
+                    Err(why) => return Err(at(why)),
+                }
             }
             match unit.append(part) {
                 Ok(()) => written += part.len(),
@@ -231,9 +251,13 @@ impl Files {
         Ok(())
     }
 
-    /// Gives `current` its name for good, and removes what is too many.
+    /// Gives `current` its name for good, and removes what is too many. Where that fails, the next lines look for it anew.
     fn rotate(&mut self, unit: &mut Unit, now: Ms) -> Result<(), Errno> {
-        unit.rotate(&self.settings).map_err(|error| errno_of(&error))?;
+        if let Err(error) = unit.rotate(&self.settings) {
+            unit.file = None;
+            unit.known = false;
+            return Err(errno_of(&error));
+        }
         self.compress_one(unit, now);
         Ok(())
     }
@@ -247,14 +271,17 @@ impl Files {
         if unit.lost.is_some_and(|lost| lost.retry_at <= now) {
             self.report(unit, format::wall_clock(), now);
         }
+        if unit.failing.is_some_and(|at| at <= now) {
+            unit.failing = None;
+            self.is_well();
+        }
         if unit.rotate_at.is_some_and(|at| at <= now) && unit.file.is_some() {
             // Where that fails, the next lines tell.
             unit.rotate_at = None;
-            if self.rotate(unit, now).is_err() {
-                unit.file = None;
-            }
+            let _ = self.rotate(unit, now);
         }
-        for at in [unit.lost.map(|lost| lost.retry_at), unit.rotate_at].into_iter().flatten() {
+        let well_at = unit.failing.filter(|at| *at < Ms::MAX);
+        for at in [unit.lost.map(|lost| lost.retry_at), well_at, unit.rotate_at].into_iter().flatten() {
             self.wake_at(at);
         }
     }
@@ -273,11 +300,11 @@ impl Files {
     }
 
     fn compress_one(&mut self, unit: &mut Unit, now: Ms) {
-        if !self.settings.compress
-            || !unit.uncompressed
-            || self.compressor.is_some()
-            || now < self.compress_from
-        {
+        if !self.settings.compress || !unit.uncompressed || self.compressor.is_some() {
+            return;
+        }
+        if now < self.compress_from {
+            self.wake_at(self.compress_from);
             return;
         }
         match worker::fork(|| archive::compress_all(&unit.folder).is_ok()) {
@@ -300,6 +327,12 @@ impl Sink for Files {
         if self.units.len() <= unit {
             self.units.resize_with(unit + 1, || None);
         }
+        if let Some(known) = &self.units[unit] {
+            if known.name == name {
+                return;
+            }
+            self.failing -= usize::from(known.failing.is_some());
+        }
         self.units[unit] = Some(Unit {
             name: name.to_owned(),
             folder: self.settings.folder.join(name),
@@ -307,6 +340,7 @@ impl Sink for Files {
             size: 0,
             rotate_at: None,
             lost: None,
+            failing: None,
             known: false,
             uncompressed: false,
         });
@@ -317,6 +351,8 @@ impl Sink for Files {
         self.report(&mut unit, format::wall_clock(), now);
         if unit.lost.is_some() {
             self.failing -= 1;
+        } else if unit.failing.is_some() {
+            self.is_well();
         }
     }
 
@@ -362,7 +398,8 @@ impl Sink for Files {
 
     fn last_own(&self) -> Option<String> {
         let mut reader = Reader::new(&self.settings.folder, &[OWN_NAME], self.settings.format);
-        let last = reader.last(1).ok()?.pop()?;
+        reader.once();
+        let last = reader.last(1).ok().filter(|_| reader.is_whole())?.pop()?;
         Some(String::from_utf8_lossy(&last.text).into_owned())
     }
 

@@ -16,6 +16,8 @@ use super::files::CURRENT;
 use super::format::{self, Micros, STAMP, Stamp, parse_stamp};
 use super::lines::{Batch, Stream};
 use super::rotations::{News, Rotations};
+use crate::state_folder;
+use crate::sys::reason;
 
 /// A line of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +47,8 @@ pub struct Reader {
     rotations: Rotations,
     /// There is more than was read.
     behind: bool,
+    /// Nothing is asked for after [`Self::last`].
+    once: bool,
 }
 
 #[derive(Debug)]
@@ -64,6 +68,8 @@ struct Unit {
     rotated: VecDeque<Later>,
     /// Its rotations are heard of.
     heard: bool,
+    /// No file of it was one that could not be read, as far as was told.
+    is_readable: bool,
 }
 
 /// A file that was rotated, opened when that was heard of: from then on nobody can take it away.
@@ -78,7 +84,7 @@ impl Reader {
     /// Of the units of these names in the folder of [`super::files::Settings`], written in this format.
     pub fn new(folder: &Path, units: &[&str], format: LogFormat) -> Self {
         let units = units.iter().map(|name| Unit::new(folder, name)).collect();
-        Self { format, units, rotations: Rotations::default(), behind: false }
+        Self { format, units, rotations: Rotations::default(), behind: false, once: false }
     }
 
     /// One more unit, whose log has just begun: [`Reader::more`] has it from its beginning.
@@ -92,14 +98,27 @@ impl Reader {
         self.rotations.watch_units(folder);
     }
 
+    /// [`Self::last`] is all that is asked for: no file stays open after it.
+    pub fn once(&mut self) {
+        self.once = true;
+    }
+
+    /// True if [`Self::last`] could read all that is there.
+    pub fn is_whole(&self) -> bool {
+        self.units.iter().all(|unit| unit.is_readable)
+    }
+
     /// The last `count` lines of all units together, by time; [`Reader::more`] goes on after them. A unit without a
-    /// log has no lines.
+    /// log has no lines. In the place of a file that cannot be read there is a line that says why.
     pub fn last(&mut self, count: usize) -> io::Result<Vec<Entry>> {
         let mut entries = Vec::new();
         for number in 0..self.units.len() {
             let unit = &mut self.units[number];
             unit.heard = self.rotations.watch(number, &unit.folder);
-            let lines = unit.last(count)?;
+            let lines = unit.last(count, self.format);
+            if self.once {
+                unit.file = None;
+            }
             entries.extend(lines.into_iter().map(|line| self.entry(number, line)));
         }
         sort(&mut entries);
@@ -114,7 +133,7 @@ impl Reader {
         for number in 0..self.units.len() {
             let (mut lines, mut read) = (VecDeque::new(), 0);
             self.hear();
-            while let Some(length) = self.units[number].next(self.format, &mut lines)? {
+            while let Some(length) = self.next(number, &mut lines)? {
                 read += length;
                 if read > TURN {
                     self.behind = true;
@@ -126,6 +145,13 @@ impl Reader {
         }
         sort(&mut entries);
         Ok(entries)
+    }
+
+    /// [`Unit::next`] of one unit; an error names its folder.
+    fn next(&mut self, number: usize, lines: &mut VecDeque<Vec<u8>>) -> io::Result<Option<u64>> {
+        let unit = &mut self.units[number];
+        unit.next(self.format, lines)
+            .map_err(|error| io::Error::other(format!("{}: {}", unit.folder.display(), reason(&error))))
     }
 
     /// Waits for a rotation or for another unit, so long at most; not at all if there is more to read already.
@@ -222,25 +248,39 @@ impl Unit {
             past: Micros::MIN,
             rotated: VecDeque::new(),
             heard: false,
+            is_readable: true,
         }
     }
 
     /// The last `count` lines, oldest first.
-    fn last(&mut self, count: usize) -> io::Result<Vec<Vec<u8>>> {
-        let (mut lines, older) = (VecDeque::new(), self.begin()?);
+    fn last(&mut self, count: usize, format: LogFormat) -> Vec<Vec<u8>> {
+        let (mut lines, mut unread) = (VecDeque::new(), None);
+        let older = self.begin().unwrap_or_else(|error| {
+            unread = Some(error);
+            archive::rotated(&self.folder).unwrap_or_default()
+        });
         if let Some(file) = &mut self.file {
-            self.at = last_lines(file, count, &mut lines, &mut self.partial)?;
+            match last_lines(file, count, &mut lines, &mut self.partial) {
+                Ok(at) => self.at = at,
+                Err(error) => unread = Some(error),
+            }
+        }
+        if let Some(error) = unread {
+            self.file = None;
+            lines.push_back(self.unreadable(format, format::wall_clock(), CURRENT, &error));
         }
         for rotated in older.iter().rev() {
             if lines.len() >= count {
                 break;
             }
             let missing = count - lines.len();
-            let mut older = read_rotated(&self.folder, rotated, missing)?;
+            let mut older = read_rotated(&self.folder, rotated, missing).unwrap_or_else(|error| {
+                VecDeque::from([self.unreadable(format, rotated.time, &rotated.name(), &error)])
+            });
             older.append(&mut lines);
             lines = older;
         }
-        Ok(lines.into())
+        lines.into()
     }
 
     /// Opens what is written now; returns what was rotated before it.
@@ -248,22 +288,24 @@ impl Unit {
         /// A rotation comes between all of these only where a file has a few lines.
         const TRIES: usize = 100;
         let mut files = Vec::new();
+        (self.at, self.fresh) = (0, false);
+        self.partial.clear();
+        self.rotated.clear();
         for _ in 0..TRIES {
-            self.file = self.open_current()?;
+            self.file = None;
+            let opened = self.open_current();
             files = existing(archive::rotated(&self.folder))?.unwrap_or_default();
+            self.past = files.last().map_or(Micros::MIN, |file| file.time);
+            self.file = opened?;
             if self.current()? == self.file.as_ref().map(inode).transpose()? {
                 break;
             }
         }
-        (self.at, self.fresh) = (0, false);
-        self.partial.clear();
-        self.rotated.clear();
-        self.past = files.last().map_or(Micros::MIN, |file| file.time);
         Ok(files)
     }
 
     fn open_current(&self) -> io::Result<Option<File>> {
-        existing(File::open(self.folder.join(CURRENT)))
+        existing(state_folder::open(&self.folder.join(CURRENT)))
     }
 
     /// The inode of what is written now.
@@ -301,14 +343,25 @@ impl Unit {
         if let Some(later) = self.rotated.pop_front() {
             self.past = later.time;
             return match later.file {
-                Some((file, packed)) => read_whole(file, packed, lines).map(Some),
+                Some((file, packed)) => Ok(Some(read_whole(file, packed, lines).unwrap_or_else(|error| {
+                    let name = archive::Rotated { time: later.time, packed }.name();
+                    lines.push_back(self.unreadable(format, later.time, &name, &error));
+                    0
+                }))),
                 None => {
                     lines.push_back(self.missed(format, later.time));
                     Ok(Some(0))
                 }
             };
         }
-        self.file = self.open_current()?;
+        match self.open_current() {
+            Ok(file) => (self.file, self.is_readable) = (file, true),
+            Err(error) if self.is_readable => {
+                lines.push_back(self.unreadable(format, format::wall_clock(), CURRENT, &error));
+            }
+            // That was told.
+            Err(_) => {}
+        }
         (self.at, self.fresh) = (0, true);
         Ok(self.file.is_some().then_some(0))
     }
@@ -361,6 +414,17 @@ impl Unit {
         let count = gone + 1;
         let files = if count == 1 { "1 file" } else { &format!("{count} files") };
         let text = format!("kitbag: {files} of this log went here before anybody could read them (`keep`)");
+        self.note(format, time, &text)
+    }
+
+    /// The line in the place of a file of this name that cannot be read.
+    fn unreadable(&mut self, format: LogFormat, time: Micros, name: &str, error: &io::Error) -> Vec<u8> {
+        self.is_readable = false;
+        let path = self.folder.join(name);
+        self.note(format, time, &format!("kitbag: cannot read {}: {}", path.display(), reason(error)))
+    }
+
+    fn note(&self, format: LogFormat, time: Micros, text: &str) -> Vec<u8> {
         let batch = Batch { unit: 0, stream: Stream::Err, time, bytes: text.as_bytes(), continued: false };
         let mut stamp = Stamp::default();
         let mut line = Vec::new();
@@ -398,7 +462,7 @@ fn open_rotated(folder: &Path, time: Micros) -> io::Result<Option<(File, bool)>>
     // A compressed one is there before the plain one goes.
     for packed in [false, true] {
         let name = archive::Rotated { time, packed }.name();
-        if let Some(file) = existing(File::open(folder.join(name)))? {
+        if let Some(file) = existing(state_folder::open(&folder.join(name)))? {
             return Ok(Some((file, packed)));
         }
     }
@@ -433,7 +497,7 @@ fn read_rotated(folder: &Path, file: &archive::Rotated, count: usize) -> io::Res
     let (mut lines, mut partial) = (VecDeque::new(), Vec::new());
     let other = archive::Rotated { packed: !file.packed, ..*file };
     for file in [file, &other] {
-        let Some(mut opened) = existing(File::open(folder.join(file.name())))? else { continue };
+        let Some(mut opened) = existing(state_folder::open(&folder.join(file.name())))? else { continue };
         if file.packed {
             read_lines(&mut BufReader::new(Unpacked::new(opened)), count, &mut lines, &mut partial)?;
         } else {

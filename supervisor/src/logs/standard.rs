@@ -9,6 +9,7 @@ use kitbag_format::service::WhenSlow;
 
 use super::format::{self, Stamp, wall_clock};
 use super::lines::{Batch, Stream};
+use super::own::Own;
 use super::sink::Sink;
 use crate::state::Ms;
 use crate::sys::Errno;
@@ -69,12 +70,20 @@ struct Queue {
     target: Target,
     bytes: Vec<u8>,
     sent: usize,
+    /// Bytes that were written since somebody looked.
+    written: usize,
     health: Health,
 }
 
 impl Queue {
     fn new(number: i32) -> Self {
-        Self { target: Target::inherited(number), bytes: Vec::new(), sent: 0, health: Health::Good }
+        Self {
+            target: Target::inherited(number),
+            bytes: Vec::new(),
+            sent: 0,
+            written: 0,
+            health: Health::Good,
+        }
     }
 
     fn waiting(&self) -> usize {
@@ -99,6 +108,7 @@ impl Queue {
                 Ok(Some(length)) => {
                     progress = true;
                     self.sent += length;
+                    self.written += length;
                     if let Health::Failing { lost, .. } = self.health {
                         self.health = Health::Good;
                         trouble = Some(Trouble::Recovered(lost));
@@ -173,7 +183,11 @@ pub struct Standard {
     out: Queue,
     /// `None` where it is the same file as `out`: two queues would tear each other's lines.
     err: Option<Queue>,
+    /// The file that both are in the background.
+    own: Option<Own>,
     units: Vec<Unit>,
+    /// Of the widest name.
+    width: usize,
     coloured: bool,
     /// A terminal gets nothing to obey but colours.
     is_terminal: bool,
@@ -186,14 +200,16 @@ pub struct Standard {
 
 impl Standard {
     /// The inherited ones. Colours: on a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
-    pub fn new(json: bool, when_slow: WhenSlow) -> Self {
+    pub fn new(json: bool, when_slow: WhenSlow, own: Option<Own>) -> Self {
         let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
             || std::env::var_os("TERM").as_deref() == Some(OsStr::new("dumb"));
         Self {
             carries: Carries::default(),
             out: Queue::new(1),
             err: (!fd::same(fd::stdout(), fd::stderr())).then(|| Queue::new(2)),
+            own,
             units: Vec::new(),
+            width: 0,
             coloured: !plain && std::io::stdout().is_terminal(),
             is_terminal: std::io::stdout().is_terminal(),
             json,
@@ -233,13 +249,18 @@ impl Standard {
         self.err.as_ref().map(|err| err.target.pollable())
     }
 
-    /// Names are as wide as the widest.
+    /// Names are as wide as the widest: all are made anew where that is another one now.
     fn align(&mut self) {
         let width = self.units.iter().map(|unit| unit.name.len()).max().unwrap_or(0);
-        for (number, unit) in self.units.iter_mut().enumerate() {
-            // The first number is the supervisor's own, which has no colour.
-            unit.prefix = Prefix::new(&unit.name, number.saturating_sub(1), width, self.coloured);
+        if std::mem::replace(&mut self.width, width) != width {
+            (0..self.units.len()).for_each(|number| self.name(number));
         }
+    }
+
+    fn name(&mut self, number: usize) {
+        let unit = &mut self.units[number];
+        // The first number is the supervisor's own, which has no colour.
+        unit.prefix = Prefix::new(&unit.name, number.saturating_sub(1), self.width, self.coloured);
     }
 
     fn write(&mut self, batch: &Batch<'_>) {
@@ -296,13 +317,17 @@ impl Sink for Standard {
         if self.units.len() <= unit {
             self.units.resize_with(unit + 1, Unit::default);
         }
-        name.clone_into(&mut self.units[unit].name);
-        self.align();
+        let before = std::mem::replace(&mut self.units[unit].name, name.to_owned());
+        self.name(unit);
+        if name.len() > self.width || before.len() == self.width {
+            self.align();
+        }
     }
 
     fn remove(&mut self, unit: usize, _now: Ms) {
-        if let Some(unit) = self.units.get_mut(unit) {
-            *unit = Unit::default();
+        if let Some(unit) = self.units.get_mut(unit)
+            && std::mem::take(unit).name.len() == self.width
+        {
             self.align();
         }
     }
@@ -331,6 +356,9 @@ impl Sink for Standard {
             // Nobody is left to be told.
             let _ = err.flush(now);
         }
+        if let Some(own) = &mut self.own {
+            own.grows(std::mem::take(&mut self.out.written));
+        }
         progress
     }
 
@@ -356,7 +384,7 @@ mod tests {
     use super::*;
 
     fn standard(json: bool, names: &[&str]) -> Standard {
-        let mut standard = Standard::new(json, WhenSlow::Drop);
+        let mut standard = Standard::new(json, WhenSlow::Drop, None);
         standard.coloured = false;
         names.iter().enumerate().for_each(|(unit, name)| standard.add(unit + 1, name));
         standard
@@ -374,6 +402,26 @@ mod tests {
         standard.remove(2, 0);
         standard.take(&batch(1, b"c"), 0);
         assert!(standard.out.bytes.ends_with(b"\nweb + c\n"));
+    }
+
+    #[test]
+    fn a_unit_that_comes_or_goes_has_no_other_named_anew() {
+        let mut standard = standard(false, &["worker", "web"]);
+        let places = |standard: &Standard| -> Vec<*const u8> {
+            standard.units[1..3].iter().map(|unit| unit.prefix.line.as_ptr()).collect()
+        };
+        let before = places(&standard);
+        standard.add(3, "mail");
+        standard.add(4, "backup");
+        standard.remove(3, 0);
+        standard.remove(4, 0);
+        assert_eq!(places(&standard), before);
+        standard.add(3, "scheduler");
+        standard.take(&batch(2, b"a\n"), 0);
+        assert_eq!(standard.out.bytes, b"web       + a\n");
+        standard.add(3, "web.1");
+        standard.take(&batch(3, b"b\n"), 0);
+        assert!(standard.out.bytes.ends_with(b"\nweb.1  + b\n"));
     }
 
     #[test]

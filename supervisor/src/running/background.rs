@@ -16,10 +16,10 @@ use super::{POLL, Running, SILENCE, default_log_folder, left_until, swap, tell};
 use crate::called::called;
 use crate::commands::{self, Failure, print};
 use crate::control::client::PATIENCE;
+use crate::logs::own;
 use crate::open::Own;
 use crate::service::{self, Setting};
 use crate::state::Ms;
-use crate::state_folder;
 use crate::status::{Status, time};
 use crate::store::StoreError;
 use crate::sys::background::{self, Side};
@@ -29,8 +29,6 @@ use crate::sys::fd;
 const SUPERVISING: u8 = 255;
 /// The file for what the supervisor itself says in the background.
 const OWN_LOG: &str = "supervisor.log";
-/// With more in it, it is put aside at the next start.
-const OWN_LOG_FULL: u64 = 1 << 20;
 
 /// The way back to whoever started a bundle in the background.
 #[derive(Debug)]
@@ -42,13 +40,8 @@ impl Report {
     pub fn supervising(&self, runtime: &Path) -> Result<(), StoreError> {
         let folder = default_log_folder(runtime);
         make_private(&folder).map_err(StoreError::io("make", &folder))?;
-        let path = folder.join(OWN_LOG);
-        if fs::metadata(&path).is_ok_and(|found| found.len() > OWN_LOG_FULL) {
-            let _ = fs::rename(&path, folder.join("supervisor.log.1"));
-        }
-        let log = state_folder::append_to(&path)?;
         std::env::set_current_dir("/").map_err(StoreError::io("change to", Path::new("/")))?;
-        background::redirect(&log.into()).map_err(StoreError::sys("write to", &path))?;
+        own::begin(&own_log(runtime))?;
         self.tell(SUPERVISING);
         Ok(())
     }
@@ -112,7 +105,7 @@ fn said_before(own: &Own) -> u64 {
 }
 
 /// Where the supervisor itself says what it has to say.
-fn own_log(runtime: &Path) -> PathBuf {
+pub fn own_log(runtime: &Path) -> PathBuf {
     default_log_folder(runtime).join(OWN_LOG)
 }
 

@@ -1,6 +1,6 @@
 //! `logs`: what units have printed, from the files where it is kept.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, IsTerminal, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -12,13 +12,14 @@ use kitbag_format::sort;
 use lexopt::prelude::*;
 use serde_json::{Value as Json, json};
 
-use super::{Running, log_folder};
+use super::{Running, closed, log_folder};
 use crate::commands::{Failure, pass_on};
 use crate::logs::files::CURRENT;
 use crate::logs::format::{Micros, visible};
 use crate::logs::reader::{Entry, Reader};
 use crate::near;
 use crate::open::Own;
+use crate::state_folder;
 use crate::status::{Status, Unit, is_first};
 use crate::sys::fd;
 
@@ -41,9 +42,11 @@ pub fn logs(own: &Own, mut parser: lexopt::Parser) -> Result<(), Failure> {
         }
     }
     let running = Running::of(own)?;
-    let folder = log_folder(&running);
+    // A file of each is open.
+    let _ = fd::raise_open_files();
+    let folder = log_folder(&running)?;
     check(&running, &folder, &names)?;
-    let mut units = chosen(&folder, &names);
+    let mut units = chosen(&folder, &names)?;
     if units.is_empty() && names.is_empty() {
         super::tell(&format!(
             "nothing is in {} yet; in the foreground, lines are shown alone",
@@ -56,6 +59,8 @@ pub fn logs(own: &Own, mut parser: lexopt::Parser) -> Result<(), Failure> {
     let mut reader = Reader::new(&folder, &known, running.format);
     if follow {
         reader.follow(&folder);
+    } else {
+        reader.once();
     }
     let show = |units: &[String], entries: &[Entry]| show(units, entries, running.format);
     let failed = |error| Failure::Bundle(Error::io("read the logs")(error));
@@ -63,7 +68,7 @@ pub fn logs(own: &Own, mut parser: lexopt::Parser) -> Result<(), Failure> {
     while follow && open && fd::has_reader(io::stdout().as_fd()) {
         reader.wait(POLL).map_err(failed)?;
         // Who prints for the first time joins in.
-        for unit in chosen(&folder, &names) {
+        for unit in chosen(&folder, &names)? {
             if !units.contains(&unit) {
                 reader.add(&folder, &unit);
                 units.push(unit);
@@ -76,7 +81,7 @@ pub fn logs(own: &Own, mut parser: lexopt::Parser) -> Result<(), Failure> {
 
 /// Refuses names that neither a unit with logs has, nor a service or task of the bundle.
 fn check(running: &Running, folder: &Path, names: &[String]) -> Result<(), Failure> {
-    let units = chosen(folder, &[]);
+    let units = chosen(folder, &[])?;
     let known = units.iter().chain(&running.parts);
     for name in names {
         let is_instance = || running.parts.iter().any(|part| is_of(name, part));
@@ -90,17 +95,32 @@ fn check(running: &Running, folder: &Path, names: &[String]) -> Result<(), Failu
 }
 
 /// The units with these names that have logs: all of a service's instances; without a name, all.
-fn chosen(folder: &Path, names: &[String]) -> Vec<String> {
-    let mut units: Vec<String> = fs::read_dir(folder)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter(|entry| entry.path().is_dir())
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect();
+fn chosen(folder: &Path, names: &[String]) -> Result<Vec<String>, Failure> {
+    let mut units = match folders(folder) {
+        // Nobody has printed anything yet.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        other => other.map_err(|error| closed(folder, &error))?,
+    };
     sort::sort(&mut units);
     units.retain(|unit| names.is_empty() || names.iter().any(|name| is_of(unit, name)));
-    units
+    Ok(units)
+}
+
+/// The names of the folders in a folder.
+fn folders(folder: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let is_folder = match fs::metadata(entry.path()) {
+            // It has just gone.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            found => found?.is_dir(),
+        };
+        if is_folder {
+            names.extend(entry.file_name().into_string().ok());
+        }
+    }
+    Ok(names)
 }
 
 /// `web.2` is of `web`; and so is `web` of `web.0`, which are the same unit by two names.
@@ -175,7 +195,7 @@ fn shown(line: &[u8]) -> String {
 /// The end of a file: lines from `from` on, but no more than the last `count`; of the whole file, if it is shorter.
 pub fn last_of_file(path: &Path, from: u64, count: usize) -> Vec<String> {
     let end = || -> io::Result<Vec<u8>> {
-        let mut file = File::open(path)?;
+        let mut file = state_folder::open(path)?;
         let length = file.metadata()?.len();
         let from = if from > length { 0 } else { from };
         file.seek(SeekFrom::Start(length.saturating_sub(END).max(from)))?;

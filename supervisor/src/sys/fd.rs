@@ -168,6 +168,14 @@ pub fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<usize>, Errn
     attempt(|| nix::unistd::read(fd, buffer))
 }
 
+/// How many bytes of a pipe nobody has read yet (pipe(7), `FIONREAD`); 0 where that cannot be told.
+pub fn unread(pipe: BorrowedFd<'_>) -> usize {
+    let mut length: libc::c_int = 0;
+    // SAFETY: FIONREAD writes an int to `length`.
+    let answer = unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut length) };
+    if answer == 0 { usize::try_from(length).unwrap_or(0) } else { 0 }
+}
+
 /// Lets this process have as many open files as it may, and returns the limit that its services get.
 /// `None` leaves it as it is.
 pub fn raise_open_files() -> Option<libc::rlimit> {

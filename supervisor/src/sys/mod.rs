@@ -45,6 +45,12 @@ pub fn errno_of(error: &std::io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
+/// What an error says, without the number that std adds.
+pub fn reason(error: &std::io::Error) -> String {
+    let named = |number| Errno::from_raw(number).desc().to_owned();
+    error.raw_os_error().map_or_else(|| error.to_string(), named)
+}
+
 /// One call, again if a signal interrupted it; `None` if it would wait.
 pub fn attempt(mut call: impl FnMut() -> Result<usize, Errno>) -> Result<Option<usize>, Errno> {
     loop {
