@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -188,6 +188,40 @@ fn services_of_two_users_have_files_of_their_own_in_one_state_folder() {
     as_user(&bundle, ONE, "mkdir conf").exits(0);
     bundle.run(["restart", "--timeout", "20s", "root"]).exits(7).says("a folder above it in ");
     bundle.run(["stop"]).exits(0);
+}
+
+#[test]
+fn logs_of_services_with_a_user_go_to_a_folder_of_roots_alone() {
+    if !root("a service of another user") {
+        return;
+    }
+    let user = format!("user = {ONE}\ngroup = {ONE}\n[logs]\nto = {{ files = \"${{env.LOGS}}\" }}\n");
+    let bundle = App::new(&format!("[services.web]\nargv = [\"bin/web\"]\n{user}"))
+        .file("bin/web", "#!/bin/sh\necho hello\nexec sleep 1000\n")
+        .executable("bin/web")
+        .pack();
+    let (logs, outside) = (bundle.sandbox.path().join("logs"), bundle.sandbox.path().join("outside"));
+    let run = |args: &[&str]| bundle.command(args).env("LOGS", &logs).run();
+    for folder in [&logs, &outside] {
+        fs::create_dir(folder).unwrap();
+    }
+    let web = logs.join("web");
+    symlink(&outside, &web).unwrap();
+    chown(&logs, Some(ONE), Some(ONE)).unwrap();
+    run(&["start"])
+        .exits(1)
+        .says("cannot keep logs in ")
+        .says("it belongs to user 61234; ")
+        .says("`chown root`");
+    // Root's now, with what the user has left in it.
+    chown(&logs, Some(0), Some(0)).unwrap();
+    run(&["start"]).exits(0);
+    let said = || fs::read_to_string(logs.join("_kitbag/current")).unwrap_or_default();
+    eventually(PATIENCE, "the link is told", || said().contains("it is a symbolic link; "));
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0, "{}", said());
+    fs::remove_file(&web).unwrap();
+    eventually(PATIENCE, "it is logged", || fs::metadata(web.join("current")).is_ok_and(|it| it.len() > 0));
+    run(&["stop"]).exits(0);
 }
 
 #[test]

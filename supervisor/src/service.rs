@@ -100,10 +100,11 @@ fn prepare(own: &Own, setting: &Setting<'_>) -> Result<(Bundle, (StateLock, InUs
     for planted in state_folder::plant(&tree.root, &state, &manifest.seeds, &users)? {
         say(&format!("state begins with {planted} in {}", state.display()));
     }
-    let logs = log_settings(&manifest.logs, &values, &runtime, setting)?;
-    if let Some(files) = logs.files.as_ref().filter(|_| users != Users::Own) {
-        share::roots_folders(&state, &files.folder.join("file"))
+    let mut logs = log_settings(&manifest.logs, &values, &runtime, setting)?;
+    if let Some(files) = logs.files.as_mut().filter(|_| users != Users::Own) {
+        files.folder = share::log_folder(&state, &files.folder, &users)
             .map_err(StoreError::io("keep logs in", &files.folder))?;
+        files.guarded = true;
     }
     if let Some(files) = &logs.files {
         note_log_folder(&runtime, &files.folder)

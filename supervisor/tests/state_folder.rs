@@ -5,7 +5,7 @@ mod common;
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
 use common::{App, Temp, child, mode, noise, start};
@@ -189,6 +189,27 @@ fn without_access_control_lists_users_of_one_group_have_the_folder_by_it() {
     assert_eq!(mode(&state), 0o1711, "nobody writes there");
     share(&[]).unwrap();
     assert_eq!(mode(&state), 0o700);
+}
+
+#[test]
+fn a_log_folder_is_refused_where_a_services_user_could_swap_it() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let temp = Temp::new();
+    let above = temp.join("log");
+    fs::create_dir(&above).unwrap();
+    chown(&above, Some(0), Some(7)).unwrap();
+    let folder = |users: Users| share::log_folder(&temp.join("state"), &above.join("shop"), &users);
+    let of = |groups: &[u32]| Users::One(Ids { uid: 61_234, gid: 61_234, groups: Some(groups.to_vec()) });
+    // As /var/log may be writable to the group of syslog's user.
+    fs::set_permissions(&above, fs::Permissions::from_mode(0o775)).unwrap();
+    assert_eq!(folder(of(&[61_234])).unwrap(), above.join("shop"));
+    for (mode, users) in [(0o775, of(&[61_234, 7])), (0o777, of(&[61_234]))] {
+        fs::set_permissions(&above, fs::Permissions::from_mode(mode)).unwrap();
+        let error = folder(users).unwrap_err().to_string();
+        assert!(error.contains("log can be written to by others and is not sticky; "), "{error}");
+    }
 }
 
 #[test]

@@ -138,6 +138,29 @@ pub fn roots_folders(state: &Path, path: &Path) -> io::Result<()> {
         .map_err(|why| io::Error::other(format!("a folder above it in {}: {why}", state.display())))
 }
 
+/// Makes the folder in which a supervisor of root's keeps the logs of services with these users, or checks it. Returns its real
+/// path: there nobody else can put anything in the place of what root writes.
+///
+/// # Errors
+/// What is wrong with it, and what to do.
+pub fn log_folder(state: &Path, folder: &Path, users: &Users) -> io::Result<PathBuf> {
+    if folder.starts_with(state) {
+        return roots_folders(state, &folder.join("file")).map(|()| folder.to_owned());
+    }
+    let is_harmless = |gid: u32| {
+        users
+            .ids()
+            .iter()
+            .all(|ids| ids.gid != gid && ids.groups.as_ref().is_some_and(|groups| !groups.contains(&gid)))
+    };
+    owned::folder_beside(folder, geteuid().as_raw(), 0o750, &is_harmless).map_err(|why| {
+        io::Error::other(format!(
+            "{why}; root writes logs only where no user of a service can swap them: `chown root` and `chmod go-w` that, once \
+             nothing in it leads elsewhere, or name another folder in `logs`"
+        ))
+    })
+}
+
 /// Opens a file in a state folder where other users write, for a service of one of them, or of root: nobody else's, and
 /// nothing that the service's user cannot read himself but what root has put into the folder itself.
 pub fn open(state: &Path, path: &Path, user: Option<&Ids>) -> io::Result<File> {

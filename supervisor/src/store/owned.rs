@@ -93,10 +93,20 @@ pub const STICKY: u32 = 0o1000;
 /// there. Returns its real path: links in its parents are resolved, it is none itself. With [`STICKY`] in `mode`, one that is
 /// sticky may be writable to its group, which stands for those whom an access control list names.
 pub fn folder(path: &Path, uid: u32, mode: u32) -> Result<PathBuf, Refusal> {
+    folder_beside(path, uid, mode, &|_| false)
+}
+
+/// The same where folders above may be writable to groups that are `harmless`: on some systems /var/log is to one.
+pub fn folder_beside(
+    path: &Path,
+    uid: u32,
+    mode: u32,
+    harmless: &dyn Fn(u32) -> bool,
+) -> Result<PathBuf, Refusal> {
     let real = resolve(path)?;
     let found = real.ancestors().find(|above| fs::symlink_metadata(above).is_ok());
     for above in found.into_iter().flat_map(Path::ancestors).filter(|above| *above != real) {
-        parent(above, uid)?;
+        parent(above, uid, harmless)?;
     }
     match fs::DirBuilder::new().recursive(true).mode(mode & 0o777).create(&real) {
         // What is there already is examined, whatever it is.
@@ -112,14 +122,14 @@ pub fn folder(path: &Path, uid: u32, mode: u32) -> Result<PathBuf, Refusal> {
 pub fn existing(path: &Path, uid: u32) -> Result<PathBuf, Refusal> {
     let real = resolve(path)?;
     for above in real.ancestors().skip(1) {
-        parent(above, uid)?;
+        parent(above, uid, &|_| false)?;
     }
     own(&real, uid)?;
     Ok(real)
 }
 
 /// Makes the folder `name` in a folder that is ours, or checks it.
-pub fn below(folder: &Path, name: &str, uid: u32, mode: u32) -> Result<(), Refusal> {
+pub fn below(folder: &Path, name: impl AsRef<Path>, uid: u32, mode: u32) -> Result<(), Refusal> {
     let path = folder.join(name);
     if fs::symlink_metadata(&path).is_err() {
         match fs::DirBuilder::new().mode(mode).create(&path) {
@@ -134,7 +144,7 @@ pub fn below(folder: &Path, name: &str, uid: u32, mode: u32) -> Result<(), Refus
 pub fn within(folder: &Path, names: &Path, uid: u32, mode: u32) -> Result<(), Refusal> {
     let mut above = folder.to_owned();
     for name in names {
-        below(&above, &name.to_string_lossy(), uid, mode)?;
+        below(&above, name, uid, mode)?;
         above.push(name);
     }
     Ok(())
@@ -186,7 +196,7 @@ fn resolve(path: &Path) -> Result<PathBuf, Refusal> {
 }
 
 /// A folder above ours: nobody but us and root can swap what is in it.
-fn parent(path: &Path, uid: u32) -> Result<(), Refusal> {
+fn parent(path: &Path, uid: u32, harmless: &dyn Fn(u32) -> bool) -> Result<(), Refusal> {
     let found = fs::symlink_metadata(path)?;
     if !found.is_dir() {
         return Err(Refusal::Parent(path.into(), "is not a folder"));
@@ -194,15 +204,16 @@ fn parent(path: &Path, uid: u32) -> Result<(), Refusal> {
     if found.uid() != uid && found.uid() != 0 && !is_unmapped(found.uid()) {
         return Err(Refusal::Parent(path.into(), "belongs to another user"));
     }
-    if found.mode() & 0o1000 == 0 && others_write(&found, uid) {
+    if found.mode() & STICKY == 0 && others_write(&found, uid, harmless) {
         return Err(Refusal::Parent(path.into(), "can be written to by others and is not sticky"));
     }
     Ok(())
 }
 
 /// A group with the user's own number is, by the convention of user private groups, nobody else's.
-fn others_write(found: &Metadata, uid: u32) -> bool {
-    let group = found.gid() != 0 && found.gid() != uid && found.mode() & 0o020 != 0;
+fn others_write(found: &Metadata, uid: u32, harmless: &dyn Fn(u32) -> bool) -> bool {
+    let gid = found.gid();
+    let group = gid != 0 && gid != uid && found.mode() & 0o020 != 0 && !harmless(gid);
     group || found.mode() & 0o002 != 0
 }
 
