@@ -191,6 +191,51 @@ fn services_of_two_users_have_files_of_their_own_in_one_state_folder() {
 }
 
 #[test]
+fn what_a_former_user_has_left_leads_root_nowhere() {
+    if !root("services of another user") || !tools(&["setpriv"]) {
+        return;
+    }
+    let mut bundle = works_there();
+    let state = bundle.sandbox.state();
+    let outside = bundle.sandbox.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    bundle.run(["start"]).exits(0);
+    bundle.run(["stop"]).exits(0);
+    let outer = outside.display();
+    let left = format!("rm -r conf && ln -s {outer} conf && ln -s {outer} log && mkdir -p his/own");
+    as_user(&bundle, ONE, &left).exits(0);
+    // The next version has no user.
+    let [rendered, logs, seed] = [
+        "render = [{ from = \"bin/web\", to = \"conf/x\" }]\n",
+        "[logs]\nto = { files = \"${state}/log\" }\n",
+        "[[seed]]\nfrom = \"bin/web\"\nto = \"his/own/seed\"\n",
+    ]
+    .map(|more| {
+        let manifest = format!("[services.web]\nargv = [\"bin/web\"]\nrestart = \"never\"\n{more}");
+        App::new(&manifest).file("bin/web", "#!/bin/sh\nexec sleep 1000\n").executable("bin/web").pack()
+    });
+    bundle.file.clone_from(&rendered.file);
+    bundle.run(["start"]).exits(7).says("a folder above it in ").says("it is a symbolic link");
+    bundle.run(["stop"]).exits(0);
+    bundle.file.clone_from(&logs.file);
+    bundle.run(["start"]).exits(1).says("cannot keep logs in ").says("it is a symbolic link");
+    bundle.file.clone_from(&seed.file);
+    bundle.run(["start"]).exits(1).says("cannot plant the seed ").says("it belongs to user 61234");
+    // Nor does a tool that has the same state.
+    let tool = App::new("command = [\"bin/hello\"]\n[[seed]]\nfrom = \"data\"\nto = \"his/own/seed\"\n");
+    let tool = tool.program("bin/hello", kitbag_tests::hello()).file("data", "seed\n").pack();
+    tool.command([""; 0]).env("KITBAG_STATE", &state).run().exits(125).says("it belongs to user 61234");
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(state.join("his/own")).unwrap().count(), 0);
+    // Once nothing that is in the way is that user's.
+    fs::remove_file(state.join("conf")).unwrap();
+    bundle.file.clone_from(&rendered.file);
+    bundle.run(["start"]).exits(0);
+    assert_eq!((owner(&state.join("conf/x")), mode(&state)), (0, 0o1700));
+    bundle.run(["stop"]).exits(0);
+}
+
+#[test]
 fn logs_of_services_with_a_user_go_to_a_folder_of_roots_alone() {
     if !root("a service of another user") {
         return;

@@ -94,7 +94,7 @@ fn prepare(own: &Own, setting: &Setting<'_>) -> Result<(Bundle, (StateLock, InUs
     let temporary = temporary.as_deref();
     let values = Values { tree: &tree.root, state: Some(&state), manifest: &manifest, temporary };
     let services = specs(&manifest, &values)?;
-    let users = Users::of(services.iter().filter_map(|spec| spec.setup.ids.as_ref()));
+    let users = Users::beside(&state, services.iter().filter_map(|spec| spec.setup.ids.as_ref()));
     share::share(&state, &users, &new, &say)
         .map_err(StoreError::io("let services with a user write in", &state))?;
     for planted in state_folder::plant(&tree.root, &state, &manifest.seeds, &users)? {

@@ -288,15 +288,16 @@ pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
 /// alone, whatever it is. A copy is whole and on the disk before it has its name. Who plants at the same time
 /// waits. Returns the seeds that were planted.
 ///
-/// In a folder where several users write ([`Users::Several`]), the copies are root's, and all may read them.
+/// In a folder where several users write ([`Users::Several`]), the copies are root's, and all these may read them.
 pub fn plant(tree: &Path, state: &Path, seeds: &[Seed], users: &Users) -> Result<Vec<String>, StoreError> {
     let _rights = match users {
         Users::One(ids) => Some(rights::borrow(ids).map_err(StoreError::sys("plant seeds in", state))?),
         Users::Own | Users::Several(_) => None,
     };
     let several = matches!(users, Users::Several(_));
+    let others = if matches!(users, Users::Several(all) if !all.is_empty()) { 0o055 } else { 0 };
     // Nobody else may meddle with half a copy.
-    let parts = if several { runtime_in(state) } else { state.to_owned() };
+    let parts = if several { runtime(state)? } else { state.to_owned() };
     let _alone = if seeds.is_empty() { None } else { Some(wait_to_plant(state)?) };
     let mut planted = Vec::new();
     for (number, seed) in seeds.iter().enumerate() {
@@ -307,14 +308,13 @@ pub fn plant(tree: &Path, state: &Path, seeds: &[Seed], users: &Users) -> Result
             continue;
         }
         if several {
-            let folder = Path::new(&seed.to).parent().unwrap_or(Path::new(""));
-            owned::within(state, folder, geteuid().as_raw(), 0o711)
-                .map_err(|why| StoreError::io("plant a seed in", state)(io::Error::other(why.to_string())))?;
+            share::folders_above(state, &to, 0o700 | (others & 0o011))
+                .map_err(StoreError::io("plant the seed", &to))?;
         } else {
             make_parents(state, &to)?;
         }
         let from = tree.join(&seed.from);
-        copy(&from, &part, if several { 0o055 } else { 0 })?;
+        copy(&from, &part, others)?;
         if publish(&part, &to)? {
             planted.push(seed.to.clone());
         }

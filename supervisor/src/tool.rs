@@ -71,7 +71,8 @@ fn state(
         return Ok(None);
     }
     let state = state_folder::choose(facts, &manifest.name)?;
-    state_folder::plant(&tree.root, &state, &manifest.seeds, &Users::Own)?;
+    let users = Users::beside(&state, std::iter::empty());
+    state_folder::plant(&tree.root, &state, &manifest.seeds, &users)?;
     Ok(Some(state))
 }
 

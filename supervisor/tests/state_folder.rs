@@ -188,7 +188,33 @@ fn without_access_control_lists_users_of_one_group_have_the_folder_by_it() {
     assert!(said.borrow().contains("they have several groups; give them one `group`"), "{}", said.borrow());
     assert_eq!(mode(&state), 0o1711, "nobody writes there");
     share(&[]).unwrap();
-    assert_eq!(mode(&state), 0o700);
+    assert_eq!(mode(&state), 0o1700);
+}
+
+#[test]
+fn a_folder_that_was_shared_is_not_trusted_when_nobody_has_it_any_more() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let temp = Temp::new();
+    let state = temp.join("state");
+    fs::create_dir_all(temp.join("tree")).unwrap();
+    fs::write(temp.join("tree/db"), "x").unwrap();
+    fs::create_dir(&state).unwrap();
+    let share = |all: &[Ids]| share::share(&state, &Users::of(all.iter()), &[], &|_| ()).unwrap();
+    let users = || Users::beside(&state, std::iter::empty());
+    share(&[]);
+    assert_eq!(users(), Users::Own);
+    share(&[user(61_234, 61_234)]);
+    fs::create_dir(state.join("his")).unwrap();
+    chown(state.join("his"), Some(61_234), Some(61_234)).unwrap();
+    share(&[]);
+    assert_eq!((mode(&state), users()), (0o1700, Users::Several(Vec::new())));
+    let error = plant(&temp.join("tree"), &state, &[seed("db", "his/db")], &users()).unwrap_err();
+    assert!(error.to_string().contains("it belongs to user 61234"), "{error}");
+    assert_eq!(fs::read_dir(state.join("his")).unwrap().count(), 0);
+    assert_eq!(plant(&temp.join("tree"), &state, &[seed("db", "deep/db")], &users()).unwrap(), ["deep/db"]);
+    assert_eq!((mode(&state.join("deep")), mode(&state.join("deep/db"))), (0o700, 0o600));
 }
 
 #[test]

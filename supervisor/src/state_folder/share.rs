@@ -1,7 +1,8 @@
 //! A state folder of root's in which services with other users write.
 //!
 //! It stays root's and gets sticky, so that nobody can put something else in the place of what the supervisor has in it. Who
-//! may make files there stands in an access control list (acl(5)).
+//! may make files there stands in an access control list (acl(5)). Sticky it stays when no service has another user any more:
+//! what those users have left in it is theirs.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
@@ -32,7 +33,7 @@ pub enum Users {
     Own,
     /// All that have another one have this one.
     One(Ids),
-    /// Each of these has some.
+    /// Each of these has some. Without any, there were others, whose files may still be there.
     Several(Vec<Ids>),
 }
 
@@ -49,6 +50,15 @@ impl Users {
             0 => Self::Own,
             1 => users.pop().map_or(Self::Own, Self::One),
             _ => Self::Several(users),
+        }
+    }
+
+    /// [`Users::of`], in a folder that may have been shared before.
+    pub fn beside<'a>(state: &Path, all: impl Iterator<Item = &'a Ids>) -> Self {
+        let is_marked = || fs::symlink_metadata(state).is_ok_and(|found| found.mode() & STICKY != 0);
+        match Self::of(all) {
+            Self::Own if geteuid().is_root() && is_marked() => Self::Several(Vec::new()),
+            users => users,
         }
     }
 
@@ -79,7 +89,7 @@ pub fn share(state: &Path, users: &Users, new: &[PathBuf], say: &dyn Fn(&str)) -
     let set_mode = |mode| folder.set_permissions(Permissions::from_mode(mode));
     let Some(first) = users.ids().first() else {
         // Without its mask the list gives nothing.
-        return if folder.metadata()?.mode() & STICKY == 0 { Ok(()) } else { set_mode(0o700) };
+        return if folder.metadata()?.mode() & STICKY == 0 { Ok(()) } else { set_mode(STICKY | 0o700) };
     };
     let usual = state.parent().filter(|above| *above == Path::new(OF_ROOT));
     for above in new.iter().map(PathBuf::as_path).chain(usual) {
@@ -132,9 +142,17 @@ fn list(users: &[Ids]) -> Vec<u8> {
 /// # Errors
 /// Which folder is somebody else's.
 pub fn roots_folders(state: &Path, path: &Path) -> io::Result<()> {
+    folders_above(state, path, 0o700)
+}
+
+/// The same with permissions `mode`.
+///
+/// # Errors
+/// As those of [`roots_folders`].
+pub fn folders_above(state: &Path, path: &Path, mode: u32) -> io::Result<()> {
     let Ok(inner) = path.strip_prefix(state) else { return Ok(()) };
     let folders = inner.parent().unwrap_or(Path::new(""));
-    owned::within(state, folders, geteuid().as_raw(), 0o700)
+    owned::within(state, folders, geteuid().as_raw(), mode)
         .map_err(|why| io::Error::other(format!("a folder above it in {}: {why}", state.display())))
 }
 
