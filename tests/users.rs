@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::unix::fs::{MetadataExt, chown, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ fn mode(path: &Path) -> u32 {
 fn works_there() -> Bundle {
     let manifest = format!(
         "[services.web]\nargv = [\"bin/web\"]\nuser = \"{ONE}\"\ngroup = \"{ONE}\"\ncwd = \"${{state}}\"\n\
-         env-files = [\"${{state}}/env?\"]\nready = {{ command = [\"bin/check\"] }}\nrestart = \"never\"\n\
+         env-files = [\"${{state}}/.kitbag/env/web?\", \"${{state}}/env?\"]\nready = {{ command = [\"bin/check\"] }}\nrestart = \"never\"\n\
          render = [{{ from = \"etc/web.conf\", to = \"conf/web.conf\" }}]\n\
          [[seed]]\nfrom = \"data\"\nto = \"deep/data\"\n"
     );
@@ -67,8 +67,12 @@ fn a_service_with_a_user_works_in_the_state_folder_and_the_rest_of_it_stays_root
     assert_eq!(fs::read_to_string(state.join("read")).unwrap(), format!("state {}\n", state.display()));
     assert_eq!(mode(&state.join("conf/web.conf")), 0o600);
     // A secret of root's for the service is read for it.
-    fs::write(state.join("env"), "SECRET=known\n").unwrap();
-    fs::set_permissions(state.join("env"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let secrets = state.join(".kitbag/env");
+    fs::create_dir(&secrets).unwrap();
+    fs::write(secrets.join("web"), "SECRET=known\n").unwrap();
+    for path in [&secrets, &secrets.join("web")] {
+        fs::set_permissions(path, PermissionsExt::from_mode(0o700)).unwrap();
+    }
     run(&bundle, &["stop"]).exits(0);
     fs::remove_file(state.join("written")).unwrap();
     run(&bundle, &["start"]).exits(0);
@@ -107,7 +111,7 @@ fn root_follows_nothing_that_a_services_user_leaves_in_the_state_folder() {
     fs::create_dir(&outside).unwrap();
     let precious = outside.join("precious");
     fs::write(&precious, "SECRET=precious\n").unwrap();
-    fs::set_permissions(&precious, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    fs::set_permissions(&precious, PermissionsExt::from_mode(0o600)).unwrap();
     let unharmed = || {
         assert_eq!(fs::read_to_string(&precious).unwrap(), "SECRET=precious\n");
         assert_eq!((owner(&precious), owner(&outside), mode(&precious)), (0, 0, 0o600));
@@ -130,6 +134,15 @@ fn root_follows_nothing_that_a_services_user_leaves_in_the_state_folder() {
     // An env file that the user could not read.
     as_user(&bundle, ONE, &format!("rm conf && ln -s {link} env")).exits(0);
     bundle.run(["restart", "web"]).exits(7).says("cannot read the env file");
+    // One of root's that was in a folder of the user's.
+    as_user(&bundle, ONE, "rm env && mkdir his").exits(0);
+    for (mode, why) in [(0o600, "its service's user may not read it; "), (0o644, "it belongs to user 0; ")] {
+        fs::copy(&precious, state.join("his/shadow")).unwrap();
+        fs::set_permissions(state.join("his/shadow"), PermissionsExt::from_mode(mode)).unwrap();
+        as_user(&bundle, ONE, "mv his/shadow env").exits(0);
+        bundle.run(["restart", "web"]).exits(7).says(why).says("one of root's has to be in ");
+        fs::remove_file(state.join("env")).unwrap();
+    }
     assert!(!fs::read_to_string(state.join("dump")).unwrap().contains("precious"));
     // What is the supervisor's cannot be moved, nor its work taken.
     for script in ["mv .kitbag x", "rm .kitbag.lock", "ls .kitbag", "rmdir .kitbag", "mv ../state ../other"] {
@@ -138,7 +151,7 @@ fn root_follows_nothing_that_a_services_user_leaves_in_the_state_folder() {
     }
     bundle.run(["stop"]).exits(0);
     // A seed's folder.
-    as_user(&bundle, ONE, &format!("rm env && rm -r deep && ln -s {outer} deep")).exits(0);
+    as_user(&bundle, ONE, &format!("rm -r deep && ln -s {outer} deep")).exits(0);
     let start = bundle.run(["start"]);
     assert!(!start.status.success(), "{start}");
     unharmed();
@@ -161,7 +174,7 @@ fn services_of_two_users_have_files_of_their_own_in_one_state_folder() {
     };
     let roots = "[services.root]\nargv = [\"bin/touches\", \"root\"]\ncwd = \"${state}\"\n\
                  render = [{ from = \"data\", to = \"conf/root.conf\" }]\nrestart = \"never\"\n\
-                 env-files = [\"${state}/root.env?\"]\n[[seed]]\nfrom = \"data\"\nto = \"seeds/data\"\n";
+                 env-files = [\"${state}/root.env?\", \"${state}/env/root?\"]\n[[seed]]\nfrom = \"data\"\nto = \"seeds/data\"\n";
     let bundle = App::new(&[service("one", ONE), service("two", TWO), roots.to_owned()].concat())
         .file("bin/touches", "#!/bin/sh\nset -e\ncat seeds/data > \"$1\"\nexec sleep 1000\n")
         .executable("bin/touches")
@@ -182,8 +195,20 @@ fn services_of_two_users_have_files_of_their_own_in_one_state_folder() {
     bundle.run(["stop"]).exits(0);
     // Nor does root's service take what a user has made for it.
     as_user(&bundle, ONE, "echo LD_PRELOAD=/x > root.env").exits(0);
-    bundle.run(["start", "--timeout", "20s"]).exits(7).says("it belongs to user 61234");
-    fs::remove_file(state.join("root.env")).unwrap();
+    bundle
+        .run(["start", "--timeout", "20s"])
+        .exits(7)
+        .says("services' users can make files there; one of root's");
+    // One that would be his, in a folder of his, or by a link to another of root's.
+    for script in ["rm root.env && mkdir env && echo A=1 > env/root", "rm -r env && ln -s conf env"] {
+        as_user(&bundle, ONE, script).exits(0);
+        bundle
+            .run(["restart", "--timeout", "20s", "root"])
+            .exits(7)
+            .says("services' users can make files there");
+        fs::write(state.join("conf/root"), "A=1\n").unwrap();
+    }
+    fs::remove_file(state.join("env")).unwrap();
     fs::remove_dir_all(state.join("conf")).unwrap();
     as_user(&bundle, ONE, "mkdir conf").exits(0);
     bundle.run(["restart", "--timeout", "20s", "root"]).exits(7).says("a folder above it in ");

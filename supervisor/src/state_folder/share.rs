@@ -13,9 +13,10 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::OFlag;
 use nix::unistd::geteuid;
 
+use super::runtime_in;
 use crate::spawn::environment;
 use crate::spawn::identity::Ids;
-use crate::store::owned::{self, STICKY};
+use crate::store::owned::{self, Refusal, STICKY};
 use crate::store::place::Facts;
 use crate::sys::{Errno, rights};
 
@@ -179,20 +180,60 @@ pub fn log_folder(state: &Path, folder: &Path, users: &Users) -> io::Result<Path
     })
 }
 
-/// Opens a file in a state folder where other users write, for a service of one of them, or of root: nobody else's, and
-/// nothing that the service's user cannot read himself but what root has put into the folder itself.
+/// Opens a file in a state folder where other users write, for a service of one of them, or of root. Where all folders above it in
+/// there are root's own, root has put it there, and opens it. Elsewhere anybody can have, a file of root's too, by rename(2): it is
+/// the user's, and opened with his rights; a service of root's takes none.
+///
+/// # Errors
+/// Of open(2); whose it is; where one of root's has to be.
 pub fn open(state: &Path, path: &Path, user: Option<&Ids>) -> io::Result<File> {
-    let in_itself = path.parent() == Some(state);
-    let _rights = user.filter(|_| !in_itself).map(rights::borrow).transpose()?;
-    let file = environment::open_file(path, OFlag::O_NOFOLLOW)?;
+    let is_roots = is_in_roots_folder(state, path)?;
+    let refused = |what: String| {
+        let folder = runtime_in(state).join("env");
+        Err(io::Error::other(format!("{what}; one of root's has to be in {}", folder.display())))
+    };
+    let (rights, open) = match user {
+        _ if is_roots => (None, environment::open_file(path, OFlag::O_NOFOLLOW)),
+        Some(ids) => (Some(rights::borrow(ids)?), environment::open_file(path, OFlag::O_NOFOLLOW)),
+        None => {
+            fs::symlink_metadata(path)?;
+            return refused("services' users can make files there".to_owned());
+        }
+    };
+    let file = match open {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && rights.is_some() => {
+            return refused("its service's user may not read it".to_owned());
+        }
+        other => other?,
+    };
     let found = file.metadata()?;
-    let is_allowed = found.uid() == 0 || user.is_some_and(|ids| ids.uid == found.uid());
-    if !is_allowed {
-        return Err(io::Error::other(format!("it belongs to user {}", found.uid())));
+    let is_his = user.is_some_and(|ids| ids.uid == found.uid());
+    if !is_his && !(is_roots && found.uid() == 0) {
+        return refused(format!("it belongs to user {}", found.uid()));
     }
-    // A second name may be one that the user has given to a file elsewhere.
-    if in_itself && found.nlink() > 1 {
+    // A second name may be one that another user has given to it.
+    if !is_roots && found.nlink() > 1 {
         return Err(io::Error::other("it has another name elsewhere"));
     }
     Ok(file)
+}
+
+/// True if a path leads through folders in this one that are root's alone: nobody else can move such a folder here (rename(2)).
+///
+/// # Errors
+/// `NotFound` where one is missing in another of root's.
+fn is_in_roots_folder(state: &Path, path: &Path) -> io::Result<bool> {
+    let folders = path.strip_prefix(state).ok().and_then(Path::parent).unwrap_or(Path::new(""));
+    let mut above = state.to_owned();
+    for (depth, name) in folders.iter().enumerate() {
+        above.push(name);
+        match owned::own(&above, geteuid().as_raw()) {
+            Err(Refusal::Io(error)) if depth > 0 && error.kind() == io::ErrorKind::NotFound => {
+                return Err(error);
+            }
+            Err(_) => return Ok(false),
+            Ok(()) => {}
+        }
+    }
+    Ok(!folders.as_os_str().is_empty())
 }

@@ -151,7 +151,7 @@ pub fn within(folder: &Path, names: &Path, uid: u32, mode: u32) -> Result<(), Re
 }
 
 /// A real folder, ours, that nobody else can write to.
-fn own(path: &Path, uid: u32) -> Result<(), Refusal> {
+pub fn own(path: &Path, uid: u32) -> Result<(), Refusal> {
     own_but(path, uid, 0o022)
 }
 
