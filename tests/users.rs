@@ -169,7 +169,8 @@ fn services_of_two_users_have_files_of_their_own_in_one_state_folder() {
     let service = |name: &str, user: u32| {
         format!(
             "[services.{name}]\nargv = [\"bin/touches\", \"{name}\"]\nuser = {user}\ngroup = {user}\n\
-             cwd = \"${{state}}\"\nready = {{ command = [\"bin/check\", \"{name}\"] }}\n"
+             cwd = \"${{state}}\"\nready = {{ command = [\"bin/check\", \"{name}\"] }}\n\
+             render = [{{ from = \"data\", to = \"{name}.conf\" }}]\nrestart = \"never\"\n"
         )
     };
     let roots = "[services.root]\nargv = [\"bin/touches\", \"root\"]\ncwd = \"${state}\"\n\
@@ -192,6 +193,10 @@ fn services_of_two_users_have_files_of_their_own_in_one_state_folder() {
         let outcome = as_user(&bundle, user, script);
         assert!(!outcome.status.success(), "{script}: {outcome}");
     }
+    // What one puts in the way of the other's file.
+    as_user(&bundle, ONE, "mkdir .kitbag.part.two.conf").exits(0);
+    bundle.run(["restart", "two"]).exits(0);
+    assert_eq!(owner(&state.join("two.conf")), TWO);
     bundle.run(["stop"]).exits(0);
     // Nor does root's service take what a user has made for it.
     as_user(&bundle, ONE, "echo LD_PRELOAD=/x > root.env").exits(0);

@@ -14,7 +14,7 @@ use nix::unistd::{AccessFlags, access, geteuid, linkat};
 use crate::store::owned::{self, Refusal};
 use crate::store::place::{Candidate, Facts};
 use crate::store::{self, StoreError, lock_file, read_pid};
-use crate::sys::rights;
+use crate::sys::{rights, socket};
 
 pub mod share;
 
@@ -25,7 +25,7 @@ const LOCK: &str = ".kitbag.lock";
 /// The supervisor's own folder in a state folder: its socket, its logs.
 const RUNTIME: &str = ".kitbag";
 /// What the names of half copies begin with.
-const PART: &str = ".kitbag.part.";
+pub const PART: &str = ".kitbag.part.";
 /// The variable that names the folder for temporary files (environ(7)), and folders that are taken without it.
 pub const TMPDIR: &str = "TMPDIR";
 const TEMPORARY: [&str; 2] = ["/tmp", "/var/tmp"];
@@ -151,6 +151,14 @@ pub fn wait_until_free(state: &Path, pid: Option<u32>, until: Option<Instant>) -
 /// The process that uses this state folder, or did last.
 pub fn user_of(state: &Path) -> Option<u32> {
     read_pid(&state.join(LOCK))
+}
+
+/// A path for half a copy in this folder that nobody can foresee.
+pub fn part_in(folder: &Path) -> PathBuf {
+    let mut random = [0; 8];
+    // Without randomness it is a name all the same.
+    let _ = socket::random(&mut random);
+    folder.join(format!("{PART}{:016x}", u64::from_ne_bytes(random)))
 }
 
 fn candidates(facts: &Facts, name: &str) -> Vec<(&'static str, Option<PathBuf>)> {
