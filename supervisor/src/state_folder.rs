@@ -298,19 +298,21 @@ pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
 ///
 /// In a folder where several users write ([`Users::Several`]), the copies are root's, and all these may read them.
 pub fn plant(tree: &Path, state: &Path, seeds: &[Seed], users: &Users) -> Result<Vec<String>, StoreError> {
+    let several = matches!(users, Users::Several(_));
+    let others = if matches!(users, Users::Several(all) if !all.is_empty()) { 0o055 } else { 0 };
+    // Where nobody else can hold the lock.
+    let alone = if *users == Users::Own { state.to_owned() } else { runtime(state)? };
+    let _alone = if seeds.is_empty() { None } else { Some(wait_to_plant(&alone)?) };
+    // Nor meddle with half a copy.
+    let parts = if several { alone } else { state.to_owned() };
     let _rights = match users {
         Users::One(ids) => Some(rights::borrow(ids).map_err(StoreError::sys("plant seeds in", state))?),
         Users::Own | Users::Several(_) => None,
     };
-    let several = matches!(users, Users::Several(_));
-    let others = if matches!(users, Users::Several(all) if !all.is_empty()) { 0o055 } else { 0 };
-    // Nobody else may meddle with half a copy.
-    let parts = if several { runtime(state)? } else { state.to_owned() };
-    let _alone = if seeds.is_empty() { None } else { Some(wait_to_plant(state)?) };
+    remove_leftovers(&parts, users)?;
     let mut planted = Vec::new();
-    for (number, seed) in seeds.iter().enumerate() {
-        let part = parts.join(format!("{PART}{number}"));
-        store::remove(&part).map_err(StoreError::io("remove", &part))?;
+    for seed in seeds {
+        let part = part_in(&parts);
         let to = state.join(&seed.to);
         if fs::symlink_metadata(&to).is_ok() {
             continue;
@@ -328,7 +330,6 @@ pub fn plant(tree: &Path, state: &Path, seeds: &[Seed], users: &Users) -> Result
         }
         store::remove(&part).map_err(StoreError::io("remove", &part))?;
     }
-    remove_leftovers(&parts)?;
     Ok(planted)
 }
 
@@ -415,13 +416,13 @@ fn publish(part: &Path, to: &Path) -> Result<bool, StoreError> {
     }
 }
 
-fn remove_leftovers(folder: &Path) -> Result<(), StoreError> {
+fn remove_leftovers(folder: &Path, users: &Users) -> Result<(), StoreError> {
     for entry in fs::read_dir(folder).map_err(StoreError::io("read", folder))?.flatten() {
         let path = entry.path();
         if entry.file_name().as_encoded_bytes().starts_with(PART.as_bytes()) {
             match store::remove(&path) {
-                // Of a time when it had no other users.
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                // Of a time when it had no other users, or what one of them has made.
+                Err(_) if matches!(users, Users::One(_)) => {}
                 other => _ = other.map_err(StoreError::io("remove", &path))?,
             }
         }

@@ -218,6 +218,40 @@ fn a_folder_that_was_shared_is_not_trusted_when_nobody_has_it_any_more() {
 }
 
 #[test]
+fn nothing_in_a_shared_folder_holds_up_who_plants_seeds() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let temp = Temp::new();
+    let state = temp.join("state");
+    fs::create_dir_all(temp.join("tree")).unwrap();
+    fs::write(temp.join("tree/db"), "x").unwrap();
+    // A supervisor of a time without users was killed while it planted.
+    fs::create_dir_all(state.join(".kitbag.part.0/deep")).unwrap();
+    fs::set_permissions(&temp.0, fs::Permissions::from_mode(0o711)).unwrap();
+    fs::set_permissions(temp.join("tree/db"), fs::Permissions::from_mode(0o644)).unwrap();
+    let his = user(61_234, 61_234);
+    share::share(&state, &Users::One(his.clone()), &[], &|_| ()).unwrap();
+    // As a service's user can.
+    let open = fs::File::open(&state).unwrap();
+    let _held = nix::fcntl::Flock::lock(open, nix::fcntl::FlockArg::LockShared).unwrap();
+    for (users, name) in [(Users::One(his.clone()), "one"), (Users::Several(vec![his]), "several")] {
+        let (tree, state, done) = (temp.join("tree"), state.clone(), std::sync::mpsc::channel());
+        std::thread::spawn(move || {
+            let planted = plant(&tree, &state, &[seed("db", name)], &users);
+            done.0.send(planted.map_err(|error| error.to_string())).unwrap();
+        });
+        let planted = done.1.recv_timeout(std::time::Duration::from_secs(30)).expect("planted in time");
+        assert_eq!(planted, Ok(vec![name.to_owned()]));
+    }
+    assert_eq!(
+        [fs::metadata(state.join("one")), fs::metadata(state.join("several"))].map(|it| it.unwrap().uid()),
+        [61_234, 0]
+    );
+    assert!(state.join(".kitbag.part.0/deep").exists(), "root's, and not the user's to remove");
+}
+
+#[test]
 fn a_log_folder_is_refused_where_a_services_user_could_swap_it() {
     if !nix::unistd::geteuid().is_root() {
         return;
