@@ -208,7 +208,8 @@ pub fn open(state: &Path, path: &Path, user: Option<&Ids>) -> io::Result<File> {
     };
     let found = file.metadata()?;
     let is_his = user.is_some_and(|ids| ids.uid == found.uid());
-    if !is_his && !(is_roots && found.uid() == 0) {
+    let is_allowed = is_his || (is_roots && found.uid() == 0);
+    if !is_allowed {
         return refused(format!("it belongs to user {}", found.uid()));
     }
     // A second name may be one that another user has given to it.
