@@ -129,7 +129,7 @@ fn root_follows_nothing_that_a_services_user_leaves_in_the_state_folder() {
     unharmed();
     // A folder above it.
     as_user(&bundle, ONE, &format!("rm -r conf && ln -s {outer} conf")).exits(0);
-    bundle.run(["restart", "web"]).exits(7).says("write ").says("Permission denied");
+    bundle.run(["restart", "web"]).exits(7).says("write ").says("conf: it is not a folder");
     unharmed();
     // An env file that the user could not read.
     as_user(&bundle, ONE, &format!("rm conf && ln -s {link} env")).exits(0);
@@ -170,7 +170,7 @@ fn services_of_two_users_have_files_of_their_own_in_one_state_folder() {
         format!(
             "[services.{name}]\nargv = [\"bin/touches\", \"{name}\"]\nuser = {user}\ngroup = {user}\n\
              cwd = \"${{state}}\"\nready = {{ command = [\"bin/check\", \"{name}\"] }}\n\
-             render = [{{ from = \"data\", to = \"{name}.conf\" }}]\nrestart = \"never\"\n"
+             render = [{{ from = \"data\", to = \"{name}.conf\" }}, {{ from = \"data\", to = \"{name}.d/conf\" }}]\nrestart = \"never\"\n"
         )
     };
     let roots = "[services.root]\nargv = [\"bin/touches\", \"root\"]\ncwd = \"${state}\"\n\
@@ -197,6 +197,11 @@ fn services_of_two_users_have_files_of_their_own_in_one_state_folder() {
     as_user(&bundle, ONE, "mkdir .kitbag.part.two.conf").exits(0);
     bundle.run(["restart", "two"]).exits(0);
     assert_eq!(owner(&state.join("two.conf")), TWO);
+    as_user(&bundle, TWO, "rm -r two.d").exits(0);
+    as_user(&bundle, ONE, "mkdir -m 777 two.d").exits(0);
+    bundle.run(["restart", "two"]).exits(7).says("two.d: it belongs to user 61234");
+    assert_eq!(fs::read_dir(state.join("two.d")).unwrap().count(), 0);
+    fs::remove_dir(state.join("two.d")).unwrap();
     bundle.run(["stop"]).exits(0);
     // Nor does root's service take what a user has made for it.
     as_user(&bundle, ONE, "echo LD_PRELOAD=/x > root.env").exits(0);

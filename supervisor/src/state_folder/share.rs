@@ -157,6 +157,29 @@ pub fn folders_above(state: &Path, path: &Path, mode: u32) -> io::Result<()> {
         .map_err(|why| io::Error::other(format!("a folder above it in {}: {why}", state.display())))
 }
 
+/// Makes the folders above `path` in such a folder with the rights of the user `uid`, which this thread has: each his or
+/// root's, and none a link. In one of another user's that one could put another file in the place of his.
+///
+/// # Errors
+/// Which folder is wrong; those of mkdir(2).
+pub fn his_folders(state: &Path, path: &Path, uid: u32) -> io::Result<()> {
+    let folders = path.strip_prefix(state).ok().and_then(Path::parent).unwrap_or(Path::new(""));
+    let mut above = state.to_owned();
+    for name in folders {
+        above.push(name);
+        match fs::create_dir(&above) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let found = fs::symlink_metadata(&above)?;
+        if !found.is_dir() || ![uid, 0].contains(&found.uid()) {
+            let whose = if found.is_dir() { Refusal::Owner(found.uid()) } else { Refusal::NotAFolder };
+            return Err(io::Error::other(format!("{}: {whose}", above.display())));
+        }
+    }
+    Ok(())
+}
+
 /// Makes the folder in which a supervisor of root's keeps the logs of services with these users, or checks it. Returns its real
 /// path: there nobody else can put anything in the place of what root writes.
 ///

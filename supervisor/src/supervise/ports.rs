@@ -458,6 +458,7 @@ impl Supervisor {
         let ids = self.parts[self.units[id].part].spec.setup.ids.as_ref();
         if let Some(ids) = ids.filter(|ids| self.is_shared && ids.uid != 0) {
             let _rights = rights::borrow(ids)?;
+            share::his_folders(&self.state_folder, to, ids.uid)?;
             return write_file(to, content, None);
         }
         if self.is_shared {
