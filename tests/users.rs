@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ fn mode(path: &Path) -> u32 {
 fn works_there() -> Bundle {
     let manifest = format!(
         "[services.web]\nargv = [\"bin/web\"]\nuser = \"{ONE}\"\ngroup = \"{ONE}\"\ncwd = \"${{state}}\"\n\
-         env-files = [\"${{state}}/env?\"]\nready = {{ command = [\"bin/check\"] }}\nrestart = \"never\"\n\
+         env-files = [\"${{state}}/.kitbag/env/web?\", \"${{state}}/env?\"]\nready = {{ command = [\"bin/check\"] }}\nrestart = \"never\"\n\
          render = [{{ from = \"etc/web.conf\", to = \"conf/web.conf\" }}]\n\
          [[seed]]\nfrom = \"data\"\nto = \"deep/data\"\n"
     );
@@ -67,8 +67,12 @@ fn a_service_with_a_user_works_in_the_state_folder_and_the_rest_of_it_stays_root
     assert_eq!(fs::read_to_string(state.join("read")).unwrap(), format!("state {}\n", state.display()));
     assert_eq!(mode(&state.join("conf/web.conf")), 0o600);
     // A secret of root's for the service is read for it.
-    fs::write(state.join("env"), "SECRET=known\n").unwrap();
-    fs::set_permissions(state.join("env"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let secrets = state.join(".kitbag/env");
+    fs::create_dir(&secrets).unwrap();
+    fs::write(secrets.join("web"), "SECRET=known\n").unwrap();
+    for path in [&secrets, &secrets.join("web")] {
+        fs::set_permissions(path, PermissionsExt::from_mode(0o700)).unwrap();
+    }
     run(&bundle, &["stop"]).exits(0);
     fs::remove_file(state.join("written")).unwrap();
     run(&bundle, &["start"]).exits(0);
@@ -120,7 +124,7 @@ fn root_follows_nothing_that_a_services_user_leaves_in_the_state_folder() {
     fs::create_dir(&outside).unwrap();
     let precious = outside.join("precious");
     fs::write(&precious, "SECRET=precious\n").unwrap();
-    fs::set_permissions(&precious, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    fs::set_permissions(&precious, PermissionsExt::from_mode(0o600)).unwrap();
     let unharmed = || {
         assert_eq!(fs::read_to_string(&precious).unwrap(), "SECRET=precious\n");
         assert_eq!((owner(&precious), owner(&outside), mode(&precious)), (0, 0, 0o600));
@@ -138,11 +142,20 @@ fn root_follows_nothing_that_a_services_user_leaves_in_the_state_folder() {
     unharmed();
     // A folder above it.
     as_user(&bundle, ONE, &format!("rm -r conf && ln -s {outer} conf")).exits(0);
-    bundle.run(["restart", "web"]).exits(7).says("write ").says("Permission denied");
+    bundle.run(["restart", "web"]).exits(7).says("write ").says("conf: it is not a folder");
     unharmed();
     // An env file that the user could not read.
     as_user(&bundle, ONE, &format!("rm conf && ln -s {link} env")).exits(0);
     bundle.run(["restart", "web"]).exits(7).says("cannot read the env file");
+    // One of root's that was in a folder of the user's.
+    as_user(&bundle, ONE, "rm env && mkdir his").exits(0);
+    for (mode, why) in [(0o600, "its service's user may not read it; "), (0o644, "it belongs to user 0; ")] {
+        fs::copy(&precious, state.join("his/shadow")).unwrap();
+        fs::set_permissions(state.join("his/shadow"), PermissionsExt::from_mode(mode)).unwrap();
+        as_user(&bundle, ONE, "mv his/shadow env").exits(0);
+        bundle.run(["restart", "web"]).exits(7).says(why).says("one of root's has to be in ");
+        fs::remove_file(state.join("env")).unwrap();
+    }
     assert!(!fs::read_to_string(state.join("dump")).unwrap().contains("precious"));
     // What is the supervisor's cannot be moved, nor its work taken.
     for script in ["mv .kitbag x", "rm .kitbag.lock", "ls .kitbag", "rmdir .kitbag", "mv ../state ../other"] {
@@ -151,7 +164,7 @@ fn root_follows_nothing_that_a_services_user_leaves_in_the_state_folder() {
     }
     bundle.run(["stop"]).exits(0);
     // A seed's folder.
-    as_user(&bundle, ONE, &format!("rm env && rm -r deep && ln -s {outer} deep")).exits(0);
+    as_user(&bundle, ONE, &format!("rm -r deep && ln -s {outer} deep")).exits(0);
     let start = bundle.run(["start"]);
     assert!(!start.status.success(), "{start}");
     unharmed();
@@ -169,12 +182,13 @@ fn services_of_two_users_have_files_of_their_own_in_one_state_folder() {
     let service = |name: &str, user: u32| {
         format!(
             "[services.{name}]\nargv = [\"bin/touches\", \"{name}\"]\nuser = {user}\ngroup = {user}\n\
-             cwd = \"${{state}}\"\nready = {{ command = [\"bin/check\", \"{name}\"] }}\n"
+             cwd = \"${{state}}\"\nready = {{ command = [\"bin/check\", \"{name}\"] }}\n\
+             render = [{{ from = \"data\", to = \"{name}.conf\" }}, {{ from = \"data\", to = \"{name}.d/conf\" }}]\nrestart = \"never\"\n"
         )
     };
     let roots = "[services.root]\nargv = [\"bin/touches\", \"root\"]\ncwd = \"${state}\"\n\
                  render = [{ from = \"data\", to = \"conf/root.conf\" }]\nrestart = \"never\"\n\
-                 env-files = [\"${state}/root.env?\"]\n[[seed]]\nfrom = \"data\"\nto = \"seeds/data\"\n";
+                 env-files = [\"${state}/root.env?\", \"${state}/env/root?\"]\n[[seed]]\nfrom = \"data\"\nto = \"seeds/data\"\n";
     let bundle = App::new(&[service("one", ONE), service("two", TWO), roots.to_owned()].concat())
         .file("bin/touches", "#!/bin/sh\nset -e\ncat seeds/data > \"$1\"\nexec sleep 1000\n")
         .executable("bin/touches")
@@ -192,15 +206,115 @@ fn services_of_two_users_have_files_of_their_own_in_one_state_folder() {
         let outcome = as_user(&bundle, user, script);
         assert!(!outcome.status.success(), "{script}: {outcome}");
     }
+    // What one puts in the way of the other's file.
+    as_user(&bundle, ONE, "mkdir .kitbag.part.two.conf").exits(0);
+    bundle.run(["restart", "two"]).exits(0);
+    assert_eq!(owner(&state.join("two.conf")), TWO);
+    as_user(&bundle, TWO, "rm -r two.d").exits(0);
+    as_user(&bundle, ONE, "mkdir -m 777 two.d").exits(0);
+    bundle.run(["restart", "two"]).exits(7).says("two.d: it belongs to user 61234");
+    assert_eq!(fs::read_dir(state.join("two.d")).unwrap().count(), 0);
+    fs::remove_dir(state.join("two.d")).unwrap();
     bundle.run(["stop"]).exits(0);
     // Nor does root's service take what a user has made for it.
     as_user(&bundle, ONE, "echo LD_PRELOAD=/x > root.env").exits(0);
-    bundle.run(["start", "--timeout", "20s"]).exits(7).says("it belongs to user 61234");
-    fs::remove_file(state.join("root.env")).unwrap();
+    bundle
+        .run(["start", "--timeout", "20s"])
+        .exits(7)
+        .says("services' users can make files there; one of root's");
+    // One that would be his, in a folder of his, or by a link to another of root's.
+    for script in ["rm root.env && mkdir env && echo A=1 > env/root", "rm -r env && ln -s conf env"] {
+        as_user(&bundle, ONE, script).exits(0);
+        bundle
+            .run(["restart", "--timeout", "20s", "root"])
+            .exits(7)
+            .says("services' users can make files there");
+        fs::write(state.join("conf/root"), "A=1\n").unwrap();
+    }
+    fs::remove_file(state.join("env")).unwrap();
     fs::remove_dir_all(state.join("conf")).unwrap();
     as_user(&bundle, ONE, "mkdir conf").exits(0);
     bundle.run(["restart", "--timeout", "20s", "root"]).exits(7).says("a folder above it in ");
     bundle.run(["stop"]).exits(0);
+}
+
+#[test]
+fn what_a_former_user_has_left_leads_root_nowhere() {
+    if !root("services of another user") || !tools(&["setpriv"]) {
+        return;
+    }
+    let mut bundle = works_there();
+    let state = bundle.sandbox.state();
+    let outside = bundle.sandbox.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    bundle.run(["start"]).exits(0);
+    bundle.run(["stop"]).exits(0);
+    let outer = outside.display();
+    let left = format!("rm -r conf && ln -s {outer} conf && ln -s {outer} log && mkdir -p his/own");
+    as_user(&bundle, ONE, &left).exits(0);
+    // The next version has no user.
+    let [rendered, logs, seed] = [
+        "render = [{ from = \"bin/web\", to = \"conf/x\" }]\n",
+        "[logs]\nto = { files = \"${state}/log\" }\n",
+        "[[seed]]\nfrom = \"bin/web\"\nto = \"his/own/seed\"\n",
+    ]
+    .map(|more| {
+        let manifest = format!("[services.web]\nargv = [\"bin/web\"]\nrestart = \"never\"\n{more}");
+        App::new(&manifest).file("bin/web", "#!/bin/sh\nexec sleep 1000\n").executable("bin/web").pack()
+    });
+    bundle.file.clone_from(&rendered.file);
+    bundle.run(["start"]).exits(7).says("a folder above it in ").says("it is a symbolic link");
+    bundle.run(["stop"]).exits(0);
+    bundle.file.clone_from(&logs.file);
+    bundle.run(["start"]).exits(1).says("cannot keep logs in ").says("it is a symbolic link");
+    bundle.file.clone_from(&seed.file);
+    bundle.run(["start"]).exits(1).says("cannot plant the seed ").says("it belongs to user 61234");
+    // Nor does a tool that has the same state.
+    let tool = App::new("command = [\"bin/hello\"]\n[[seed]]\nfrom = \"data\"\nto = \"his/own/seed\"\n");
+    let tool = tool.program("bin/hello", kitbag_tests::hello()).file("data", "seed\n").pack();
+    tool.command([""; 0]).env("KITBAG_STATE", &state).run().exits(125).says("it belongs to user 61234");
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(state.join("his/own")).unwrap().count(), 0);
+    // Once nothing that is in the way is that user's.
+    fs::remove_file(state.join("conf")).unwrap();
+    bundle.file.clone_from(&rendered.file);
+    bundle.run(["start"]).exits(0);
+    assert_eq!((owner(&state.join("conf/x")), mode(&state)), (0, 0o1700));
+    bundle.run(["stop"]).exits(0);
+}
+
+#[test]
+fn logs_of_services_with_a_user_go_to_a_folder_of_roots_alone() {
+    if !root("a service of another user") {
+        return;
+    }
+    let user = format!("user = {ONE}\ngroup = {ONE}\n[logs]\nto = {{ files = \"${{env.LOGS}}\" }}\n");
+    let bundle = App::new(&format!("[services.web]\nargv = [\"bin/web\"]\n{user}"))
+        .file("bin/web", "#!/bin/sh\necho hello\nexec sleep 1000\n")
+        .executable("bin/web")
+        .pack();
+    let (logs, outside) = (bundle.sandbox.path().join("logs"), bundle.sandbox.path().join("outside"));
+    let run = |args: &[&str]| bundle.command(args).env("LOGS", &logs).run();
+    for folder in [&logs, &outside] {
+        fs::create_dir(folder).unwrap();
+    }
+    let web = logs.join("web");
+    symlink(&outside, &web).unwrap();
+    chown(&logs, Some(ONE), Some(ONE)).unwrap();
+    run(&["start"])
+        .exits(1)
+        .says("cannot keep logs in ")
+        .says("it belongs to user 61234; ")
+        .says("`chown root`");
+    // Root's now, with what the user has left in it.
+    chown(&logs, Some(0), Some(0)).unwrap();
+    run(&["start"]).exits(0);
+    let said = || fs::read_to_string(logs.join("_kitbag/current")).unwrap_or_default();
+    eventually(PATIENCE, "the link is told", || said().contains("it is a symbolic link; "));
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0, "{}", said());
+    fs::remove_file(&web).unwrap();
+    eventually(PATIENCE, "it is logged", || fs::metadata(web.join("current")).is_ok_and(|it| it.len() > 0));
+    run(&["stop"]).exits(0);
 }
 
 #[test]

@@ -94,16 +94,17 @@ fn prepare(own: &Own, setting: &Setting<'_>) -> Result<(Bundle, (StateLock, InUs
     let temporary = temporary.as_deref();
     let values = Values { tree: &tree.root, state: Some(&state), manifest: &manifest, temporary };
     let services = specs(&manifest, &values)?;
-    let users = Users::of(services.iter().filter_map(|spec| spec.setup.ids.as_ref()));
+    let users = Users::beside(&state, services.iter().filter_map(|spec| spec.setup.ids.as_ref()));
     share::share(&state, &users, &new, &say)
         .map_err(StoreError::io("let services with a user write in", &state))?;
     for planted in state_folder::plant(&tree.root, &state, &manifest.seeds, &users)? {
         say(&format!("state begins with {planted} in {}", state.display()));
     }
-    let logs = log_settings(&manifest.logs, &values, &runtime, setting)?;
-    if let Some(files) = logs.files.as_ref().filter(|_| users != Users::Own) {
-        share::roots_folders(&state, &files.folder.join("file"))
+    let mut logs = log_settings(&manifest.logs, &values, &runtime, setting)?;
+    if let Some(files) = logs.files.as_mut().filter(|_| users != Users::Own) {
+        files.folder = share::log_folder(&state, &files.folder, &users)
             .map_err(StoreError::io("keep logs in", &files.folder))?;
+        files.guarded = true;
     }
     if let Some(files) = &logs.files {
         note_log_folder(&runtime, &files.folder)

@@ -14,7 +14,7 @@ use nix::unistd::{AccessFlags, access, geteuid, linkat};
 use crate::store::owned::{self, Refusal};
 use crate::store::place::{Candidate, Facts};
 use crate::store::{self, StoreError, lock_file, read_pid};
-use crate::sys::rights;
+use crate::sys::{rights, socket};
 
 pub mod share;
 
@@ -25,7 +25,7 @@ const LOCK: &str = ".kitbag.lock";
 /// The supervisor's own folder in a state folder: its socket, its logs.
 const RUNTIME: &str = ".kitbag";
 /// What the names of half copies begin with.
-const PART: &str = ".kitbag.part.";
+pub const PART: &str = ".kitbag.part.";
 /// The variable that names the folder for temporary files (environ(7)), and folders that are taken without it.
 pub const TMPDIR: &str = "TMPDIR";
 const TEMPORARY: [&str; 2] = ["/tmp", "/var/tmp"];
@@ -151,6 +151,14 @@ pub fn wait_until_free(state: &Path, pid: Option<u32>, until: Option<Instant>) -
 /// The process that uses this state folder, or did last.
 pub fn user_of(state: &Path) -> Option<u32> {
     read_pid(&state.join(LOCK))
+}
+
+/// A path for half a copy in this folder that nobody can foresee.
+pub fn part_in(folder: &Path) -> PathBuf {
+    let mut random = [0; 8];
+    // Without randomness it is a name all the same.
+    let _ = socket::random(&mut random);
+    folder.join(format!("{PART}{:016x}", u64::from_ne_bytes(random)))
 }
 
 fn candidates(facts: &Facts, name: &str) -> Vec<(&'static str, Option<PathBuf>)> {
@@ -296,47 +304,47 @@ pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
 /// alone, whatever it is. A copy is whole and on the disk before it has its name. The caller sees to it that nobody else
 /// plants there now: by [`lock`], or [`wait_to_plant`]. Returns the seeds that were planted.
 ///
-/// In a folder where several users write ([`Users::Several`]), the copies are root's, and all may read them.
+/// In a folder where several users write ([`Users::Several`]), the copies are root's, and all these may read them.
 pub fn plant(tree: &Path, state: &Path, seeds: &[Seed], users: &Users) -> Result<Vec<String>, StoreError> {
+    let several = matches!(users, Users::Several(_));
+    let others = if matches!(users, Users::Several(all) if !all.is_empty()) { 0o055 } else { 0 };
+    // Nobody else may meddle with half a copy.
+    let parts = if several { runtime(state)? } else { state.to_owned() };
     let _rights = match users {
         Users::One(ids) => Some(rights::borrow(ids).map_err(StoreError::sys("plant seeds in", state))?),
         Users::Own | Users::Several(_) => None,
     };
-    let several = matches!(users, Users::Several(_));
-    // Nobody else may meddle with half a copy.
-    let parts = if several { runtime_in(state) } else { state.to_owned() };
+    remove_leftovers(&parts, users)?;
     let mut planted = Vec::new();
-    for (number, seed) in seeds.iter().enumerate() {
-        let part = parts.join(format!("{PART}{number}"));
-        store::remove(&part).map_err(StoreError::io("remove", &part))?;
+    for seed in seeds {
+        let part = part_in(&parts);
         let to = state.join(&seed.to);
         if fs::symlink_metadata(&to).is_ok() {
             continue;
         }
         if several {
-            let folder = Path::new(&seed.to).parent().unwrap_or(Path::new(""));
-            owned::within(state, folder, geteuid().as_raw(), 0o711)
-                .map_err(|why| StoreError::io("plant a seed in", state)(io::Error::other(why.to_string())))?;
+            share::folders_above(state, &to, 0o700 | (others & 0o011))
+                .map_err(StoreError::io("plant the seed", &to))?;
         } else {
             make_parents(state, &to)?;
         }
         let from = tree.join(&seed.from);
-        copy(&from, &part, if several { 0o055 } else { 0 })?;
+        copy(&from, &part, others)?;
         if publish(&part, &to)? {
             planted.push(seed.to.clone());
         }
         store::remove(&part).map_err(StoreError::io("remove", &part))?;
     }
-    remove_leftovers(&parts)?;
     Ok(planted)
 }
 
-/// Waits until no other start of a tool plants seeds there. The folder itself is the lock: nothing is left in it. A supervisor
-/// has [`lock`]'s, and does not wait for this one, which anybody can hold who may open the folder.
+/// Waits until no other start of a tool plants seeds there. The folder itself is the lock: nothing is left in it; where others
+/// may open it, it is the supervisor's own one. A supervisor has [`lock`]'s, and does not wait for this.
 ///
 /// # Errors
 /// Those of open(2) and flock(2).
-pub fn wait_to_plant(state: &Path) -> Result<Planting, StoreError> {
+pub fn wait_to_plant(state: &Path, users: &Users) -> Result<Planting, StoreError> {
+    let state = &if *users == Users::Own { state.to_owned() } else { runtime(state)? };
     let folder = File::open(state).map_err(StoreError::io("open", state))?;
     let locked = Flock::lock(folder, FlockArg::LockExclusive);
     locked.map(Planting).map_err(|(_, errno)| StoreError::sys("lock", state)(errno))
@@ -419,13 +427,13 @@ fn publish(part: &Path, to: &Path) -> Result<bool, StoreError> {
     }
 }
 
-fn remove_leftovers(folder: &Path) -> Result<(), StoreError> {
+fn remove_leftovers(folder: &Path, users: &Users) -> Result<(), StoreError> {
     for entry in fs::read_dir(folder).map_err(StoreError::io("read", folder))?.flatten() {
         let path = entry.path();
         if entry.file_name().as_encoded_bytes().starts_with(PART.as_bytes()) {
             match store::remove(&path) {
-                // Of a time when it had no other users.
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                // Of a time when it had no other users, or what one of them has made.
+                Err(_) if matches!(users, Users::One(_)) => {}
                 other => _ = other.map_err(StoreError::io("remove", &path))?,
             }
         }

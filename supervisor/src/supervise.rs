@@ -267,7 +267,7 @@ impl Supervisor {
         let listener = bundle.control.as_ref().map(Control::listener);
         let nothing = fd::nothing().map_err(|errno| ("standard input", errno))?;
         let all_ids = bundle.services.iter().filter_map(|spec| spec.setup.ids.as_ref());
-        let is_shared = Users::of(all_ids) != Users::Own;
+        let is_shared = Users::beside(&bundle.state_folder, all_ids) != Users::Own;
         let mut supervisor = Self {
             bundle: bundle.name,
             version: bundle.version,

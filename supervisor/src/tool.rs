@@ -71,9 +71,9 @@ fn state(
         return Ok(None);
     }
     let state = state_folder::choose(facts, &manifest.name)?;
-    let seeds = &manifest.seeds;
-    let _alone = if seeds.is_empty() { None } else { Some(state_folder::wait_to_plant(&state)?) };
-    state_folder::plant(&tree.root, &state, seeds, &Users::Own)?;
+    let (seeds, users) = (&manifest.seeds, Users::beside(&state, std::iter::empty()));
+    let _alone = if seeds.is_empty() { None } else { Some(state_folder::wait_to_plant(&state, &users)?) };
+    state_folder::plant(&tree.root, &state, seeds, &users)?;
     Ok(Some(state))
 }
 

@@ -40,6 +40,7 @@ impl App {
         let folder = tempfile::tempdir().expect("a folder");
         let mut settings = Files {
             folder: folder.path().join("log"),
+            guarded: false,
             format,
             max_size: 1 << 30,
             max_age: None,

@@ -5,7 +5,7 @@ mod common;
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
 use common::{App, Temp, child, mode, noise, start};
@@ -218,7 +218,88 @@ fn without_access_control_lists_users_of_one_group_have_the_folder_by_it() {
     assert!(said.borrow().contains("they have several groups; give them one `group`"), "{}", said.borrow());
     assert_eq!(mode(&state), 0o1711, "nobody writes there");
     share(&[]).unwrap();
-    assert_eq!(mode(&state), 0o700);
+    assert_eq!(mode(&state), 0o1700);
+}
+
+#[test]
+fn a_folder_that_was_shared_is_not_trusted_when_nobody_has_it_any_more() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let temp = Temp::new();
+    let state = temp.join("state");
+    fs::create_dir_all(temp.join("tree")).unwrap();
+    fs::write(temp.join("tree/db"), "x").unwrap();
+    fs::create_dir(&state).unwrap();
+    let share = |all: &[Ids]| share::share(&state, &Users::of(all.iter()), &[], &|_| ()).unwrap();
+    let users = || Users::beside(&state, std::iter::empty());
+    share(&[]);
+    assert_eq!(users(), Users::Own);
+    share(&[user(61_234, 61_234)]);
+    fs::create_dir(state.join("his")).unwrap();
+    chown(state.join("his"), Some(61_234), Some(61_234)).unwrap();
+    share(&[]);
+    assert_eq!((mode(&state), users()), (0o1700, Users::Several(Vec::new())));
+    let error = plant(&temp.join("tree"), &state, &[seed("db", "his/db")], &users()).unwrap_err();
+    assert!(error.to_string().contains("it belongs to user 61234"), "{error}");
+    assert_eq!(fs::read_dir(state.join("his")).unwrap().count(), 0);
+    assert_eq!(plant(&temp.join("tree"), &state, &[seed("db", "deep/db")], &users()).unwrap(), ["deep/db"]);
+    assert_eq!((mode(&state.join("deep")), mode(&state.join("deep/db"))), (0o700, 0o600));
+}
+
+#[test]
+fn nothing_in_a_shared_folder_holds_up_who_plants_seeds() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let temp = Temp::new();
+    let state = temp.join("state");
+    fs::create_dir_all(temp.join("tree")).unwrap();
+    fs::write(temp.join("tree/db"), "x").unwrap();
+    // A supervisor of a time without users was killed while it planted.
+    fs::create_dir_all(state.join(".kitbag.part.0/deep")).unwrap();
+    fs::set_permissions(&temp.0, fs::Permissions::from_mode(0o711)).unwrap();
+    fs::set_permissions(temp.join("tree/db"), fs::Permissions::from_mode(0o644)).unwrap();
+    let his = user(61_234, 61_234);
+    share::share(&state, &Users::One(his.clone()), &[], &|_| ()).unwrap();
+    // As a service's user can.
+    let open = fs::File::open(&state).unwrap();
+    let _held = nix::fcntl::Flock::lock(open, nix::fcntl::FlockArg::LockShared).unwrap();
+    for (users, name) in [(Users::One(his.clone()), "one"), (Users::Several(vec![his]), "several")] {
+        let (tree, state, done) = (temp.join("tree"), state.clone(), std::sync::mpsc::channel());
+        std::thread::spawn(move || {
+            let planted = plant(&tree, &state, &[seed("db", name)], &users);
+            done.0.send(planted.map_err(|error| error.to_string())).unwrap();
+        });
+        let planted = done.1.recv_timeout(std::time::Duration::from_secs(30)).expect("planted in time");
+        assert_eq!(planted, Ok(vec![name.to_owned()]));
+    }
+    assert_eq!(
+        [fs::metadata(state.join("one")), fs::metadata(state.join("several"))].map(|it| it.unwrap().uid()),
+        [61_234, 0]
+    );
+    assert!(state.join(".kitbag.part.0/deep").exists(), "root's, and not the user's to remove");
+}
+
+#[test]
+fn a_log_folder_is_refused_where_a_services_user_could_swap_it() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let temp = Temp::new();
+    let above = temp.join("log");
+    fs::create_dir(&above).unwrap();
+    chown(&above, Some(0), Some(7)).unwrap();
+    let folder = |users: Users| share::log_folder(&temp.join("state"), &above.join("shop"), &users);
+    let of = |groups: &[u32]| Users::One(Ids { uid: 61_234, gid: 61_234, groups: Some(groups.to_vec()) });
+    // As /var/log may be writable to the group of syslog's user.
+    fs::set_permissions(&above, fs::Permissions::from_mode(0o775)).unwrap();
+    assert_eq!(folder(of(&[61_234])).unwrap(), above.join("shop"));
+    for (mode, users) in [(0o775, of(&[61_234, 7])), (0o777, of(&[61_234]))] {
+        fs::set_permissions(&above, fs::Permissions::from_mode(mode)).unwrap();
+        let error = folder(users).unwrap_err().to_string();
+        assert!(error.contains("log can be written to by others and is not sticky; "), "{error}");
+    }
 }
 
 #[test]

@@ -162,7 +162,9 @@ impl Write for Patient<'_> {
 /// Compresses a file to `to`; `NotFound` if it was removed before there was one.
 fn pack(mut from: File, to: &Path) -> io::Result<()> {
     let mode = from.metadata()?.mode() & 0o777;
-    let mut to = File::options().write(true).create(true).truncate(true).mode(mode).open(to)?;
+    // Whatever has this name, a link that somebody has left too.
+    let _ = fs::remove_file(to);
+    let mut to = File::options().write(true).create_new(true).mode(mode).open(to)?;
     if from.metadata()?.nlink() == 0 {
         return Err(io::ErrorKind::NotFound.into());
     }
@@ -233,6 +235,19 @@ mod tests {
             }
             assert_eq!(left(), 0, "{begun}");
         }
+    }
+
+    #[test]
+    fn a_link_in_the_way_of_a_compressed_file_leads_nowhere() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let precious = folder.path().join("precious");
+        fs::write(&precious, "precious").expect("writable");
+        fs::write(folder.path().join(name(7)), "text\n").expect("writable");
+        std::os::unix::fs::symlink(&precious, folder.path().join(stem(7) + UNFINISHED)).expect("a link");
+        compress_all(folder.path()).expect("compressed");
+        assert_eq!(fs::read(&precious).expect("readable"), b"precious");
+        let packed = folder.path().join(stem(7) + PACKED);
+        assert!(fs::symlink_metadata(packed).expect("it is there").is_file());
     }
 
     #[test]

@@ -16,6 +16,7 @@ use std::time::UNIX_EPOCH;
 
 use kitbag_format::service::LogFormat;
 use memchr::{memchr_iter, memrchr};
+use nix::unistd::geteuid;
 
 use super::format::{self, Micros, Stamp};
 use super::lines::{Batch, Stream};
@@ -23,6 +24,7 @@ use super::reader::Reader;
 use super::sink::Sink;
 use super::{OWN_NAME, archive};
 use crate::state::Ms;
+use crate::store::owned::{self, Refusal};
 use crate::sys::worker;
 use crate::sys::{Errno, Pid, errno_of};
 
@@ -34,6 +36,8 @@ const RETRY_AFTER: Ms = 1_000;
 const WELL_AFTER: Ms = 60_000;
 /// A compression that failed, for want of space say, is tried again so much later.
 const COMPRESS_AGAIN_AFTER: Ms = 60_000;
+/// Of the folders.
+const FOLDER_MODE: u32 = 0o750;
 /// Formatted lines are written when they are this long together.
 const PIECE: usize = 128 * 1024;
 
@@ -42,6 +46,8 @@ const PIECE: usize = 128 * 1024;
 pub struct Settings {
     /// Holds a folder for each unit; made when it is needed.
     pub folder: PathBuf,
+    /// Units have other users: the folders are ours alone, or nothing is written to them.
+    pub guarded: bool,
     /// How a line is written.
     pub format: LogFormat,
     /// A file is rotated before it has more bytes than this.
@@ -201,7 +207,8 @@ impl Files {
         }
         self.failing += 1;
         if self.failing == 1 {
-            let (path, why) = (unit.folder.join(CURRENT), why.desc());
+            let path = unit.folder.join(CURRENT);
+            let why = unit.refusal(&self.settings).unwrap_or_else(|| why.desc().to_owned());
             self.news = Some(format!(
                 "cannot write the log {} ({why}); services run on, and what they print is counted until it can be written",
                 path.display()
@@ -430,8 +437,36 @@ impl Lost {
 }
 
 impl Unit {
+    /// Makes its folder.
+    fn make_folder(&self, settings: &Settings) -> io::Result<()> {
+        if !settings.guarded {
+            return DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(&self.folder);
+        }
+        self.guard(settings).map_err(|why| match why {
+            Refusal::Io(error) => error,
+            _ => Errno::EPERM.into(),
+        })
+    }
+
+    /// Makes its folder and the one above where they are not there. What is above those has been checked.
+    fn guard(&self, settings: &Settings) -> Result<(), Refusal> {
+        let uid = geteuid().as_raw();
+        if let (Some(above), Some(name)) = (settings.folder.parent(), settings.folder.file_name()) {
+            owned::below(above, name, uid, FOLDER_MODE)?;
+        }
+        owned::below(&settings.folder, &self.name, uid, FOLDER_MODE)
+    }
+
+    /// Why its folder is not one to write in.
+    fn refusal(&self, settings: &Settings) -> Option<String> {
+        let why = settings.guarded.then(|| self.guard(settings).err()).flatten()?;
+        Some(format!(
+            "{why}; beside services of other users the folder has to be root's alone: remove it, or `chown` it"
+        ))
+    }
+
     fn open(&mut self, settings: &Settings, now: Ms) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o750).create(&self.folder)?;
+        self.make_folder(settings)?;
         let file = OpenOptions::new()
             .read(true)
             .append(true)

@@ -1,7 +1,8 @@
 //! A state folder of root's in which services with other users write.
 //!
 //! It stays root's and gets sticky, so that nobody can put something else in the place of what the supervisor has in it. Who
-//! may make files there stands in an access control list (acl(5)).
+//! may make files there stands in an access control list (acl(5)). Sticky it stays when no service has another user any more:
+//! what those users have left in it is theirs.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
@@ -12,9 +13,10 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::OFlag;
 use nix::unistd::geteuid;
 
+use super::runtime_in;
 use crate::spawn::environment;
 use crate::spawn::identity::Ids;
-use crate::store::owned::{self, STICKY};
+use crate::store::owned::{self, Refusal, STICKY};
 use crate::store::place::Facts;
 use crate::sys::{Errno, rights};
 
@@ -32,7 +34,7 @@ pub enum Users {
     Own,
     /// All that have another one have this one.
     One(Ids),
-    /// Each of these has some.
+    /// Each of these has some. Without any, there were others, whose files may still be there.
     Several(Vec<Ids>),
 }
 
@@ -49,6 +51,15 @@ impl Users {
             0 => Self::Own,
             1 => users.pop().map_or(Self::Own, Self::One),
             _ => Self::Several(users),
+        }
+    }
+
+    /// [`Users::of`], in a folder that may have been shared before.
+    pub fn beside<'a>(state: &Path, all: impl Iterator<Item = &'a Ids>) -> Self {
+        let is_marked = || fs::symlink_metadata(state).is_ok_and(|found| found.mode() & STICKY != 0);
+        match Self::of(all) {
+            Self::Own if geteuid().is_root() && is_marked() => Self::Several(Vec::new()),
+            users => users,
         }
     }
 
@@ -79,7 +90,7 @@ pub fn share(state: &Path, users: &Users, new: &[PathBuf], say: &dyn Fn(&str)) -
     let set_mode = |mode| folder.set_permissions(Permissions::from_mode(mode));
     let Some(first) = users.ids().first() else {
         // Without its mask the list gives nothing.
-        return if folder.metadata()?.mode() & STICKY == 0 { Ok(()) } else { set_mode(0o700) };
+        return if folder.metadata()?.mode() & STICKY == 0 { Ok(()) } else { set_mode(STICKY | 0o700) };
     };
     let usual = state.parent().filter(|above| *above == Path::new(OF_ROOT));
     // As many as were made, by the path that was checked: in the one that was named, links may have changed.
@@ -133,26 +144,121 @@ fn list(users: &[Ids]) -> Vec<u8> {
 /// # Errors
 /// Which folder is somebody else's.
 pub fn roots_folders(state: &Path, path: &Path) -> io::Result<()> {
+    folders_above(state, path, 0o700)
+}
+
+/// The same with permissions `mode`.
+///
+/// # Errors
+/// As those of [`roots_folders`].
+pub fn folders_above(state: &Path, path: &Path, mode: u32) -> io::Result<()> {
     let Ok(inner) = path.strip_prefix(state) else { return Ok(()) };
     let folders = inner.parent().unwrap_or(Path::new(""));
-    owned::within(state, folders, geteuid().as_raw(), 0o700)
+    owned::within(state, folders, geteuid().as_raw(), mode)
         .map_err(|why| io::Error::other(format!("a folder above it in {}: {why}", state.display())))
 }
 
-/// Opens a file in a state folder where other users write, for a service of one of them, or of root: nobody else's, and
-/// nothing that the service's user cannot read himself but what root has put into the folder itself.
-pub fn open(state: &Path, path: &Path, user: Option<&Ids>) -> io::Result<File> {
-    let in_itself = path.parent() == Some(state);
-    let _rights = user.filter(|_| !in_itself).map(rights::borrow).transpose()?;
-    let file = environment::open_file(path, OFlag::O_NOFOLLOW)?;
-    let found = file.metadata()?;
-    let is_allowed = found.uid() == 0 || user.is_some_and(|ids| ids.uid == found.uid());
-    if !is_allowed {
-        return Err(io::Error::other(format!("it belongs to user {}", found.uid())));
+/// Makes the folders above `path` in such a folder with the rights of the user `uid`, which this thread has: each his or
+/// root's, and none a link. In one of another user's that one could put another file in the place of his.
+///
+/// # Errors
+/// Which folder is wrong; those of mkdir(2).
+pub fn his_folders(state: &Path, path: &Path, uid: u32) -> io::Result<()> {
+    let folders = path.strip_prefix(state).ok().and_then(Path::parent).unwrap_or(Path::new(""));
+    let mut above = state.to_owned();
+    for name in folders {
+        above.push(name);
+        match fs::create_dir(&above) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let found = fs::symlink_metadata(&above)?;
+        if !found.is_dir() || ![uid, 0].contains(&found.uid()) {
+            let whose = if found.is_dir() { Refusal::Owner(found.uid()) } else { Refusal::NotAFolder };
+            return Err(io::Error::other(format!("{}: {whose}", above.display())));
+        }
     }
-    // A second name may be one that the user has given to a file elsewhere.
-    if in_itself && found.nlink() > 1 {
+    Ok(())
+}
+
+/// Makes the folder in which a supervisor of root's keeps the logs of services with these users, or checks it. Returns its real
+/// path: there nobody else can put anything in the place of what root writes.
+///
+/// # Errors
+/// What is wrong with it, and what to do.
+pub fn log_folder(state: &Path, folder: &Path, users: &Users) -> io::Result<PathBuf> {
+    if folder.starts_with(state) {
+        return roots_folders(state, &folder.join("file")).map(|()| folder.to_owned());
+    }
+    let is_harmless = |gid: u32| {
+        users
+            .ids()
+            .iter()
+            .all(|ids| ids.gid != gid && ids.groups.as_ref().is_some_and(|groups| !groups.contains(&gid)))
+    };
+    owned::folder_beside(folder, geteuid().as_raw(), 0o750, &is_harmless).map_err(|why| {
+        io::Error::other(format!(
+            "{why}; root writes logs only where no user of a service can swap them: `chown root` and `chmod go-w` that, once \
+             nothing in it leads elsewhere, or name another folder in `logs`"
+        ))
+    })
+}
+
+/// Opens a file in a state folder where other users write, for a service of one of them, or of root. Where all folders above it in
+/// there are root's own, root has put it there, and opens it. Elsewhere anybody can have, a file of root's too, by rename(2): it is
+/// the user's, and opened with his rights; a service of root's takes none.
+///
+/// # Errors
+/// Of open(2); whose it is; where one of root's has to be.
+pub fn open(state: &Path, path: &Path, user: Option<&Ids>) -> io::Result<File> {
+    let is_roots = is_in_roots_folder(state, path)?;
+    let refused = |what: String| {
+        let folder = runtime_in(state).join("env");
+        Err(io::Error::other(format!("{what}; one of root's has to be in {}", folder.display())))
+    };
+    let (rights, open) = match user {
+        _ if is_roots => (None, environment::open_file(path, OFlag::O_NOFOLLOW)),
+        Some(ids) => (Some(rights::borrow(ids)?), environment::open_file(path, OFlag::O_NOFOLLOW)),
+        None => {
+            fs::symlink_metadata(path)?;
+            return refused("services' users can make files there".to_owned());
+        }
+    };
+    let file = match open {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && rights.is_some() => {
+            return refused("its service's user may not read it".to_owned());
+        }
+        other => other?,
+    };
+    let found = file.metadata()?;
+    let is_his = user.is_some_and(|ids| ids.uid == found.uid());
+    let is_allowed = is_his || (is_roots && found.uid() == 0);
+    if !is_allowed {
+        return refused(format!("it belongs to user {}", found.uid()));
+    }
+    // A second name may be one that another user has given to it.
+    if !is_roots && found.nlink() > 1 {
         return Err(io::Error::other("it has another name elsewhere"));
     }
     Ok(file)
+}
+
+/// True if a path leads through folders in this one that are root's alone: nobody else can move such a folder here (rename(2)).
+///
+/// # Errors
+/// `NotFound` where one is missing in another of root's.
+fn is_in_roots_folder(state: &Path, path: &Path) -> io::Result<bool> {
+    let folders = path.strip_prefix(state).ok().and_then(Path::parent).unwrap_or(Path::new(""));
+    let mut above = state.to_owned();
+    for (depth, name) in folders.iter().enumerate() {
+        above.push(name);
+        match owned::own(&above, geteuid().as_raw()) {
+            Err(Refusal::Io(error)) if depth > 0 && error.kind() == io::ErrorKind::NotFound => {
+                return Err(error);
+            }
+            Err(_) => return Ok(false),
+            Ok(()) => {}
+        }
+    }
+    Ok(!folders.as_os_str().is_empty())
 }

@@ -94,12 +94,22 @@ pub const STICKY: u32 = 0o1000;
 /// there. From the root down, each is made and checked before the next: another user may have made one meanwhile. Returns its real path: links in its parents are resolved, it is none itself. With [`STICKY`] in `mode`, one that is
 /// sticky may be writable to its group, which stands for those whom an access control list names.
 pub fn folder(path: &Path, uid: u32, mode: u32) -> Result<PathBuf, Refusal> {
+    folder_beside(path, uid, mode, &|_| false)
+}
+
+/// The same where folders above may be writable to groups that are `harmless`: on some systems /var/log is to one.
+pub fn folder_beside(
+    path: &Path,
+    uid: u32,
+    mode: u32,
+    harmless: &dyn Fn(u32) -> bool,
+) -> Result<PathBuf, Refusal> {
     let real = resolve(path)?;
     let mut above: Vec<&Path> = real.ancestors().skip(1).collect();
     above.reverse();
     for above in above {
         make(above, mode & 0o777)?;
-        parent(above, uid)?;
+        parent(above, uid, harmless)?;
     }
     make(&real, mode & 0o777)?;
     let others = if mode & STICKY == 0 { 0o022 } else { 0o002 };
@@ -111,14 +121,14 @@ pub fn folder(path: &Path, uid: u32, mode: u32) -> Result<PathBuf, Refusal> {
 pub fn existing(path: &Path, uid: u32) -> Result<PathBuf, Refusal> {
     let real = resolve(path)?;
     for above in real.ancestors().skip(1) {
-        parent(above, uid)?;
+        parent(above, uid, &|_| false)?;
     }
     own(&real, uid)?;
     Ok(real)
 }
 
 /// Makes the folder `name` in a folder that is ours, or checks it.
-pub fn below(folder: &Path, name: &str, uid: u32, mode: u32) -> Result<(), Refusal> {
+pub fn below(folder: &Path, name: impl AsRef<Path>, uid: u32, mode: u32) -> Result<(), Refusal> {
     let path = folder.join(name);
     make(&path, mode)?;
     own(&path, uid)
@@ -157,14 +167,14 @@ pub fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
 pub fn within(folder: &Path, names: &Path, uid: u32, mode: u32) -> Result<(), Refusal> {
     let mut above = folder.to_owned();
     for name in names {
-        below(&above, &name.to_string_lossy(), uid, mode)?;
+        below(&above, name, uid, mode)?;
         above.push(name);
     }
     Ok(())
 }
 
 /// A real folder, ours, that nobody else can write to.
-fn own(path: &Path, uid: u32) -> Result<(), Refusal> {
+pub fn own(path: &Path, uid: u32) -> Result<(), Refusal> {
     own_but(path, uid, 0o022)
 }
 
@@ -209,7 +219,7 @@ fn resolve(path: &Path) -> Result<PathBuf, Refusal> {
 }
 
 /// A folder above ours: nobody but us and root can swap what is in it.
-fn parent(path: &Path, uid: u32) -> Result<(), Refusal> {
+fn parent(path: &Path, uid: u32, harmless: &dyn Fn(u32) -> bool) -> Result<(), Refusal> {
     let found = fs::symlink_metadata(path)?;
     if !found.is_dir() {
         return Err(Refusal::Parent(path.into(), "is not a folder"));
@@ -217,15 +227,16 @@ fn parent(path: &Path, uid: u32) -> Result<(), Refusal> {
     if found.uid() != uid && found.uid() != 0 && !is_unmapped(found.uid()) {
         return Err(Refusal::Parent(path.into(), "belongs to another user"));
     }
-    if found.mode() & 0o1000 == 0 && others_write(&found, uid) {
+    if found.mode() & STICKY == 0 && others_write(&found, uid, harmless) {
         return Err(Refusal::Parent(path.into(), "can be written to by others and is not sticky"));
     }
     Ok(())
 }
 
 /// A group with the user's own number is, by the convention of user private groups, nobody else's.
-fn others_write(found: &Metadata, uid: u32) -> bool {
-    let group = found.gid() != 0 && found.gid() != uid && found.mode() & 0o020 != 0;
+fn others_write(found: &Metadata, uid: u32, harmless: &dyn Fn(u32) -> bool) -> bool {
+    let gid = found.gid();
+    let group = gid != 0 && gid != uid && found.mode() & 0o020 != 0 && !harmless(gid);
     group || found.mode() & 0o002 != 0
 }
 

@@ -29,7 +29,7 @@ use crate::sandbox::{Connect, Sandbox};
 use crate::snapshot;
 use crate::spawn::{self, environment};
 use crate::state::{Fault, Ms, Stage, State};
-use crate::state_folder::share;
+use crate::state_folder::{self, PART, share};
 use crate::status::usage;
 use crate::sys::{Errno, errno_of, rights};
 
@@ -463,6 +463,7 @@ impl Supervisor {
         let ids = self.parts[self.units[id].part].spec.setup.ids.as_ref();
         if let Some(ids) = ids.filter(|ids| self.is_shared && ids.uid != 0) {
             let _rights = rights::borrow(ids)?;
+            share::his_folders(&self.state_folder, to, ids.uid)?;
             return write_file(to, content, None);
         }
         if self.is_shared {
@@ -805,10 +806,15 @@ fn endpoint_of(port: &Published) -> Endpoint {
 fn write_file(path: &Path, content: &OsString, owner: Option<(u32, u32)>) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(folder)?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let part = folder.join(format!(".kitbag.part.{name}"));
+    let create = |part: PathBuf| {
+        let made = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part);
+        made.map(|file| (file, part))
+    };
+    // The name that a supervisor that was killed has used too, and another where somebody else has this one.
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let part = folder.join(format!("{PART}{name}"));
     let _ = fs::remove_file(&part);
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part)?;
+    let (mut file, part) = create(part).or_else(|_| create(state_folder::part_in(folder)))?;
     let written = file.write_all(content.as_encoded_bytes());
     let owned = written.and_then(|()| match owner {
         Some((uid, gid)) => std::os::unix::fs::fchown(&file, Some(uid), Some(gid)),
