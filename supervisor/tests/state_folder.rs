@@ -300,6 +300,22 @@ fn a_log_folder_is_refused_where_a_services_user_could_swap_it() {
         let error = folder(users).unwrap_err().to_string();
         assert!(error.contains("log can be written to by others and is not sticky; "), "{error}");
     }
+    // A link on the way: root's may lead there, a user's not, nor one in a folder of his.
+    fs::set_permissions(&above, fs::Permissions::from_mode(0o755)).unwrap();
+    let (his, link) = (temp.join("his"), temp.join("his/link"));
+    fs::create_dir(&his).unwrap();
+    symlink(&above, &link).unwrap();
+    let folder = || share::log_folder(&temp.join("state"), &link.join("new"), &of(&[61_234]));
+    assert_eq!(folder().unwrap(), above.join("new"));
+    fs::remove_dir(above.join("new")).unwrap();
+    std::os::unix::fs::lchown(&link, Some(61_234), None).unwrap();
+    let error = folder().unwrap_err().to_string();
+    assert!(error.contains("link is a link of another user's; "), "{error}");
+    std::os::unix::fs::lchown(&link, Some(0), None).unwrap();
+    chown(&his, Some(61_234), None).unwrap();
+    let error = folder().unwrap_err().to_string();
+    assert!(error.contains("his belongs to another user; "), "{error}");
+    assert!(!above.join("new").exists());
 }
 
 #[test]

@@ -196,7 +196,10 @@ pub fn log_folder(state: &Path, folder: &Path, users: &Users) -> io::Result<Path
             .iter()
             .all(|ids| ids.gid != gid && ids.groups.as_ref().is_some_and(|groups| !groups.contains(&gid)))
     };
-    owned::folder_beside(folder, geteuid().as_raw(), 0o750, &is_harmless).map_err(|why| {
+    let uid = geteuid().as_raw();
+    let checked = owned::named_above(folder, uid, &is_harmless)
+        .and_then(|()| owned::folder_beside(folder, uid, 0o750, &is_harmless));
+    checked.map_err(|why| {
         io::Error::other(format!(
             "{why}; root writes logs only where no user of a service can swap them: `chown root` and `chmod go-w` that, once \
              nothing in it leads elsewhere, or name another folder in `logs`"

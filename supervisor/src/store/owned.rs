@@ -117,6 +117,19 @@ pub fn folder_beside(
     Ok(real)
 }
 
+/// Checks the folders above a path as they are named, of which [`folder`] sees only where their links lead: nobody else has made
+/// such a link, or can make another.
+pub fn named_above(path: &Path, uid: u32, harmless: &dyn Fn(u32) -> bool) -> Result<(), Refusal> {
+    for above in path.ancestors().skip(1) {
+        let Ok(found) = fs::symlink_metadata(above) else { continue };
+        if found.is_symlink() && ![0, uid].contains(&found.uid()) {
+            return Err(Refusal::Parent(above.into(), "is a link of another user's"));
+        }
+        parent(&fs::canonicalize(above)?, uid, harmless)?;
+    }
+    Ok(())
+}
+
 /// Checks a folder that is there, makes nothing.
 pub fn existing(path: &Path, uid: u32) -> Result<PathBuf, Refusal> {
     let real = resolve(path)?;
