@@ -221,10 +221,11 @@ fn logs_of_more_units_than_files_may_be_open_are_shown() {
     limited("-n", &["logs", "-n", "1000"]).run().exits(0).prints("| line of 0\n").prints("| line of 99\n");
     let mut follows = limited("-S -n", &["logs", "-f", "-n", "1000"]).start();
     follows.wait_print("| line of 99\n");
-    stops(&bundle);
+    bundle.run(["stop"]).exits(0);
     follows.wait_print("ends, process ");
     follows.signal(nix::sys::signal::Signal::SIGTERM);
     follows.ended();
+    assert_eq!(bundle.sandbox.processes(), [0; 0], "left running");
 }
 
 #[test]
