@@ -1,8 +1,8 @@
 //! JSON -> values, field by field: what a bundle carries and what a supervisor writes down.
 //!
 //! `#[derive(Deserialize)]` says the same, for 60 kB more in every bundle: it makes code of its own for each field of each
-//! type, and for each way that a type could come. Here a type names its fields ([`crate::object!`], [`crate::choices!`]), and what reads a
-//! field is there once for each type that a field has. Writing is serde's.
+//! type, and for each way that a type could come. Here a type names its fields ([`crate::object!`], [`crate::choices!`]), and
+//! what reads a field is there once for each type that a field has. Writing is serde's.
 
 use std::collections::BTreeMap;
 use std::fmt;

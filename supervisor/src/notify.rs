@@ -7,8 +7,8 @@
 //!
 //! Such names stand in `/proc/net/unix` and have no permissions, so anybody can send anything there. Descriptors are never
 //! received: close(2) of one that leads to a file system which does not answer would not return (`fuse_flush`), whoever had
-//! sent it. The kernel drops what is not received, without a flush, and in [`Hurry`], as sockets can linger. A barrier's descriptor
-//! (sd_notify_barrier(3)) is over so when its datagram is taken. That is soon enough: what was sent before was taken before
+//! sent it. The kernel drops what is not received, without a flush, and in [`Hurry`], as sockets can linger. A barrier's
+//! descriptor (sd_notify_barrier(3)) is over so when its datagram is taken. That is soon enough: what was sent before was taken before
 //! it, and this one thread heeds that before it answers anybody.
 //!
 //! A service can send as fast as it likes: a turn takes [`TURN`] datagrams, what is left wakes the loop again after
@@ -243,6 +243,7 @@ pub fn printable(value: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::hurry::tests::lingering;
     use std::io::Read;
     use std::os::fd::AsFd;
 
@@ -383,20 +384,6 @@ mod tests {
             assert_eq!((datagram.length, datagram.cut), (7, false));
             assert_eq!(datagram.sender, Some((own, own_uid())));
         }
-    }
-
-    /// A socket that closes only when the other side has taken what was written, which it never does, or after a quarter of a minute.
-    fn lingering() -> (std::net::TcpStream, std::net::TcpStream) {
-        use std::io::Write;
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let mut socket =
-            std::net::TcpStream::connect(listener.local_addr().expect("one")).expect("a listener");
-        let (other, _) = listener.accept().expect("a connection");
-        socket.set_nonblocking(true).expect("an option");
-        while socket.write(&[0; 65_536]).is_ok() {}
-        let linger = libc::linger { l_onoff: 1, l_linger: 15 };
-        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Linger, &linger).expect("an option");
-        (socket, other)
     }
 
     #[test]

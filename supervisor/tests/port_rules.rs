@@ -262,18 +262,18 @@ fn a_name_in_the_abstract_namespace_is_one_process_s_which_is_told() {
     let name = format!("kitbag/test/{}", std::process::id());
     let own = i32::try_from(std::process::id()).unwrap();
     assert_eq!(sockets::who_has_name(name.as_bytes()), Listener::None);
-    let held = sockets::take_name(name.as_bytes()).unwrap();
-    assert_eq!(sockets::take_name(name.as_bytes()).unwrap_err(), Errno::EADDRINUSE);
+    let held = sockets::Name::take(name.as_bytes()).unwrap();
+    assert_eq!(sockets::Name::take(name.as_bytes()).unwrap_err(), Errno::EADDRINUSE);
     assert_eq!(sockets::who_has_name(name.as_bytes()), Listener::Process(Some(own)));
     // Those who have asked and went wait in the queue: it fills, and is cleared.
     for _ in 0..100 {
         sockets::who_has_name(name.as_bytes());
     }
     assert_eq!(sockets::who_has_name(name.as_bytes()), Listener::Process(None));
-    sockets::clear_askers(&held);
+    held.clear_askers();
     assert_eq!(sockets::who_has_name(name.as_bytes()), Listener::Process(Some(own)));
     drop(held);
-    drop(sockets::take_name(name.as_bytes()).unwrap());
+    drop(sockets::Name::take(name.as_bytes()).unwrap());
 }
 
 #[test]

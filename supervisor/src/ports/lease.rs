@@ -9,7 +9,7 @@ use nix::sys::socket::{Backlog, Shutdown, listen, shutdown};
 
 use super::range::{Pool, Range, Round};
 use super::refused::Refused;
-use super::sockets::{self, Listener};
+use super::sockets::{self, Listener, Name};
 use super::{holder, range};
 use crate::sys::Errno;
 
@@ -158,7 +158,7 @@ enum Effort {
 #[derive(Debug)]
 pub struct Lease {
     /// Its name in the abstract namespace.
-    name: OwnedFd,
+    name: Name,
     /// What is bound to it; `None` while it is lent to a service that has to have it for itself.
     socket: Option<OwnedFd>,
     number: u16,
@@ -226,7 +226,7 @@ impl Lease {
 
     /// The numbers of its descriptors: its name, its socket.
     pub fn descriptors(&self) -> [Option<RawFd>; 2] {
-        [Some(self.name.as_raw_fd()), self.socket.as_ref().map(AsRawFd::as_raw_fd)]
+        [self.name.number(), self.socket.as_ref().map(AsRawFd::as_raw_fd)]
     }
 
     /// True while its service may bind it.
@@ -242,7 +242,7 @@ impl Lease {
     /// Lets a service bind the number: to be called before its exec. Others that set `SO_REUSEADDR` could bind it too until
     /// the service listens, but for the supervisors of other bundles, which see the name.
     pub fn lend(&mut self) -> Result<(), Refused> {
-        sockets::clear_askers(&self.name);
+        self.name.clear_askers();
         match (self.want.kind, self.want.net) {
             (Kind::Inherited { .. }, _) => return Ok(()),
             (Kind::Own { hold: true }, Net::Tcp) => {
@@ -263,7 +263,7 @@ impl Lease {
     /// [`Refused::Taken`] where a process has kept the service's socket, or another has come meanwhile. It stays lent;
     /// this can be tried again.
     pub fn take_back(&mut self) -> Result<(), Refused> {
-        sockets::clear_askers(&self.name);
+        self.name.clear_askers();
         if !self.is_lent {
             return Ok(());
         }
@@ -296,7 +296,7 @@ impl Lease {
     /// Lets clients connect, and wait until a service takes their connections. Again: nothing changes. A socket of UDP takes
     /// datagrams in any case.
     pub fn listen(&self) -> Result<(), Refused> {
-        sockets::clear_askers(&self.name);
+        self.name.clear_askers();
         let (Some(socket), Kind::Inherited { backlog }, Net::Tcp) =
             (&self.socket, self.want.kind, self.want.net)
         else {
@@ -341,9 +341,9 @@ pub(super) fn name(net: Net, number: u16, address: Option<IpAddr>) -> String {
 }
 
 /// Takes the number's name.
-fn take_name(number: u16, want: Want) -> Result<OwnedFd, Errno> {
+fn take_name(number: u16, want: Want) -> Result<Name, Errno> {
     let single = want.listen.single();
-    let taken = sockets::take_name(name(want.net, number, single).as_bytes())?;
+    let taken = Name::take(name(want.net, number, single).as_bytes())?;
     // Who has the number everywhere has it there too.
     if single.is_some() && sockets::who_has_name(name(want.net, number, None).as_bytes()) != Listener::None {
         return Err(Errno::EADDRINUSE);

@@ -2,16 +2,17 @@
 
 use std::fs::{self, OpenOptions};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, connect, getsockopt, listen,
-    socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, accept4, bind, connect,
+    getsockopt, listen, socket, sockopt,
 };
 
 use super::lease::Net;
+use crate::sys::hurry::Hurry;
 use crate::sys::{Errno, Pid};
 
 /// Connections to a name that wait until its holder clears them away.
@@ -57,21 +58,44 @@ pub fn keep_small(of: &impl AsFd) {
     let _ = nix::sys::socket::setsockopt(of, sockopt::RcvBuf, &0);
 }
 
-/// Takes a name in the abstract namespace, and listens, so that whoever connects is told this process's id.
-pub fn take_name(name: &[u8]) -> Result<OwnedFd, Errno> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let opened = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    bind(opened.as_raw_fd(), &UnixAddr::new_abstract(name)?)?;
-    listen(&opened, Backlog::new(ASKERS)?)?;
-    Ok(opened)
+/// A name in the abstract namespace that is ours: whoever connects is told this process's id.
+///
+/// Anybody can, and pass descriptors that nobody takes. They go with the connection, in [`Hurry`].
+#[derive(Debug)]
+pub struct Name(Option<OwnedFd>);
+
+impl Name {
+    /// Takes a name, and listens there.
+    ///
+    /// # Errors
+    /// `EADDRINUSE`: it is somebody's. And those of socket(2).
+    pub fn take(name: &[u8]) -> Result<Self, Errno> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let opened = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        bind(opened.as_raw_fd(), &UnixAddr::new_abstract(name)?)?;
+        listen(&opened, Backlog::new(ASKERS)?)?;
+        Ok(Self(Some(opened)))
+    }
+
+    /// The number of the descriptor that has it.
+    pub fn number(&self) -> Option<RawFd> {
+        self.0.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    /// Lets those go who have asked, so that there is room for the next. No more than there is room for: who asks without
+    /// pause is not waited for.
+    pub fn clear_askers(&self) {
+        let Some(name) = self.number() else { return };
+        for _ in 0..=ASKERS {
+            let Ok(asker) = accept4(name, SockFlag::SOCK_CLOEXEC) else { return };
+            let _ = Hurry::of_this_thread().run(|| nix::unistd::close(asker));
+        }
+    }
 }
 
-/// Lets those go who have asked, so that there is room for the next. No more than there is room for: who asks without pause
-/// is not waited for.
-pub fn clear_askers(name: &OwnedFd) {
-    for _ in 0..=ASKERS {
-        let Ok(asker) = nix::sys::socket::accept4(name.as_raw_fd(), SockFlag::SOCK_CLOEXEC) else { return };
-        let _ = nix::unistd::close(asker);
+impl Drop for Name {
+    fn drop(&mut self) {
+        Hurry::of_this_thread().run(|| drop(self.0.take()));
     }
 }
 
@@ -114,5 +138,42 @@ pub fn who_listens(address: &UnixAddr) -> Listener {
         // Its queue is full; or it is of another kind, or not ours to ask.
         Err(Errno::EAGAIN | Errno::EPROTOTYPE | Errno::EACCES | Errno::EPERM) => Listener::Process(None),
         Err(_) => Listener::None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::IoSlice;
+    use std::net::TcpStream;
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixStream};
+    use std::time::Instant;
+
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+
+    use super::*;
+    use crate::sys::hurry::tests::lingering;
+
+    #[test]
+    fn a_lingering_socket_that_who_asks_passes_holds_nothing_up() {
+        let name = format!("kitbag/test/lingering/{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).expect("a name");
+        let ask = || -> (UnixStream, TcpStream) {
+            let asker = UnixStream::connect_addr(&address).expect("somebody listens");
+            let (socket, other) = lingering();
+            let passed = [socket.as_raw_fd()];
+            let with = [ControlMessage::ScmRights(&passed)];
+            let (part, flags) = ([IoSlice::new(b"x")], MsgFlags::empty());
+            sendmsg::<UnixAddr>(asker.as_raw_fd(), &part, &with, flags, None).expect("it is passed");
+            (asker, other)
+        };
+        let held = Name::take(name.as_bytes()).expect("it is nobody's");
+        let begin = Instant::now();
+        let askers = [ask(), ask()];
+        held.clear_askers();
+        let late = [ask(), ask()];
+        drop(held);
+        assert!(begin.elapsed().as_secs() < 10, "it took {:?}", begin.elapsed());
+        drop((askers, late));
     }
 }

@@ -207,9 +207,9 @@ pub fn log_folder(state: &Path, folder: &Path, users: &Users) -> io::Result<Path
     })
 }
 
-/// Opens a file in a state folder where other users write, for a service of one of them, or of root. Where all folders above it in
-/// there are root's own, root has put it there, and opens it. Elsewhere anybody can have, a file of root's too, by rename(2): it is
-/// the user's, and opened with his rights; a service of root's takes none.
+/// Opens a file in a state folder where other users write, for a service of one of them, or of root. Where all folders above
+/// it in there are root's own, root has put it there, and opens it. Elsewhere anybody can have, a file of root's too, by
+/// rename(2): it is the user's, and opened with his rights; a service of root's takes none.
 ///
 /// # Errors
 /// Of open(2); whose it is; where one of root's has to be.

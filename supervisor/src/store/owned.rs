@@ -91,8 +91,9 @@ impl fmt::Display for Size {
 pub const STICKY: u32 = 0o1000;
 
 /// Makes `path` with all that is missing above it, with permissions `mode` whatever the umask is, or checks the folder that is
-/// there. From the root down, each is made and checked before the next: another user may have made one meanwhile. Returns its real path: links in its parents are resolved, it is none itself. With [`STICKY`] in `mode`, one that is
-/// sticky may be writable to its group, which stands for those whom an access control list names.
+/// there. From the root down, each is made and checked before the next: another user may have made one meanwhile. Returns its
+/// real path: links in its parents are resolved, it is none itself. With [`STICKY`] in `mode`, one that is sticky may be
+/// writable to its group, which stands for those whom an access control list names.
 pub fn folder(path: &Path, uid: u32, mode: u32) -> Result<PathBuf, Refusal> {
     folder_beside(path, uid, mode, &|_| false)
 }

@@ -3,7 +3,8 @@
 //! Whoever loses its parent becomes our child (prctl(2), `PR_SET_CHILD_SUBREAPER`). So when a unit's leader is reaped, each
 //! process that descends from it has one of our children above it, or is one; where no child of ours is the unit's, nothing
 //! is. Children that are nobody's leader are known by their mark ([`crate::mark`]), or by their session, which is the
-//! leader's, or by their cgroup where it has one. They are listed once in a turn of the loop, for all units that are being ended, and not at all while none is.
+//! leader's, or by their cgroup where it has one. They are listed once in a turn of the loop, for all units that are being
+//! ended, and not at all while none is.
 //!
 //! What a unit has left behind is asked to end when the unit is, or when it comes to us after that, and is killed
 //! when the unit is. As it may fork faster than it is killed, it is stopped first.

@@ -69,3 +69,25 @@ fn set(timer: c_int, nanoseconds: i64) {
         libc::syscall(libc::SYS_timer_settime, timer, 0, &raw const times, ptr::null_mut::<c_void>());
     }
 }
+
+#[cfg(test)]
+#[allow(missing_docs)]
+pub mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+
+    use nix::sys::socket::{setsockopt, sockopt};
+
+    /// A socket that closes only when the other side, which comes with it, has taken what was written, which it never does, or
+    /// after a quarter of a minute.
+    pub fn lingering() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let mut socket = TcpStream::connect(listener.local_addr().expect("one")).expect("a listener");
+        let (other, _) = listener.accept().expect("a connection");
+        socket.set_nonblocking(true).expect("an option");
+        while socket.write(&[0; 65_536]).is_ok() {}
+        let linger = libc::linger { l_onoff: 1, l_linger: 15 };
+        setsockopt(&socket, sockopt::Linger, &linger).expect("an option");
+        (socket, other)
+    }
+}
