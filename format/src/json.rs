@@ -1,4 +1,4 @@
-//! JSON -> values, field by field: what a bundle carries and what a supervisor writes down.
+//! JSON -> values, field by field: the manifest that a bundle carries.
 //!
 //! `#[derive(Deserialize)]` says the same, for 60 kB more in every bundle: it makes code of its own for each field of each
 //! type, and for each way that a type could come. Here a type names its fields ([`crate::object!`], [`crate::choices!`]), and
@@ -55,14 +55,6 @@ impl fmt::Display for Wrong {
 }
 
 impl std::error::Error for Wrong {}
-
-/// Reads a text that is one JSON value.
-///
-/// # Errors
-/// Where it is no JSON, or says something else than is expected.
-pub fn from_text<T: FromJson>(text: &str) -> Result<T, Wrong> {
-    T::from_json(&serde_json::from_str(text).map_err(|error| Wrong::new(error.to_string()))?)
-}
 
 /// The fields of an object. Those that nobody asks for are ignored; of those that stand twice the last one counts.
 pub struct Fields<'a> {
@@ -286,7 +278,7 @@ macro_rules! numbers {
     )*};
 }
 
-numbers!(u8 u16 u32 u64 usize i8 i16 i32 i64);
+numbers!(u8 u16 u32 u64 i8 i16);
 
 impl<T: FromJson> FromJson for Option<T> {
     fn from_json(value: &Value) -> Result<Self, Wrong> {
@@ -396,6 +388,10 @@ mod tests {
     words!(Colour { Red = "red", DarkBlue = "dark-blue" });
 
     choices!(Kind { None = "none", Of(_) = "of" });
+
+    fn from_text<T: FromJson>(text: &str) -> Result<T, Wrong> {
+        T::from_json(&serde_json::from_str(text).map_err(|error| Wrong::new(error.to_string()))?)
+    }
 
     fn wrong<T: FromJson + fmt::Debug>(text: &str) -> String {
         from_text::<T>(text).expect_err(text).to_string()

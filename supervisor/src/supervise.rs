@@ -563,7 +563,7 @@ impl Supervisor {
         }
         self.timers.set(id, unit);
         if before.run().is_some() && after.run().is_none() {
-            self.leave_behind(id);
+            self.run_over(id);
         }
         let unit = &self.units[id];
         self.descent.moved(id, &before, &after);
@@ -574,7 +574,7 @@ impl Supervisor {
             self.touched.push_back(part);
         }
         self.stop_watching(id, before, after);
-        self.ports_after(id, before, after);
+        self.ports_after(id, after);
         if matches!(after, State::Ready { .. }) && !matches!(before, State::Ready { .. }) {
             self.watch_ready(id);
         }

@@ -221,16 +221,22 @@ fn without_access_control_lists_users_of_one_group_have_the_folder_by_it() {
     assert_eq!(mode(&state), 0o1700);
 }
 
-#[test]
-fn a_folder_that_was_shared_is_not_trusted_when_nobody_has_it_any_more() {
-    if !nix::unistd::geteuid().is_root() {
-        return;
-    }
+/// A state folder, beside a tree with the seed `db`.
+fn beside_a_seed() -> (Temp, PathBuf) {
     let temp = Temp::new();
     let state = temp.join("state");
     fs::create_dir_all(temp.join("tree")).unwrap();
     fs::write(temp.join("tree/db"), "x").unwrap();
     fs::create_dir(&state).unwrap();
+    (temp, state)
+}
+
+#[test]
+fn a_folder_that_was_shared_is_not_trusted_when_nobody_has_it_any_more() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let (temp, state) = beside_a_seed();
     let share = |all: &[Ids]| share::share(&state, &Users::of(all.iter()), &[], &|_| ()).unwrap();
     let users = || Users::beside(&state, std::iter::empty());
     share(&[]);
@@ -252,10 +258,7 @@ fn nothing_in_a_shared_folder_holds_up_who_plants_seeds() {
     if !nix::unistd::geteuid().is_root() {
         return;
     }
-    let temp = Temp::new();
-    let state = temp.join("state");
-    fs::create_dir_all(temp.join("tree")).unwrap();
-    fs::write(temp.join("tree/db"), "x").unwrap();
+    let (temp, state) = beside_a_seed();
     // A supervisor of a time without users was killed while it planted.
     fs::create_dir_all(state.join(".kitbag.part.0/deep")).unwrap();
     fs::set_permissions(&temp.0, fs::Permissions::from_mode(0o711)).unwrap();

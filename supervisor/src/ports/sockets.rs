@@ -86,9 +86,10 @@ impl Name {
     /// pause is not waited for.
     pub fn clear_askers(&self) {
         let Some(name) = self.number() else { return };
-        for _ in 0..=ASKERS {
-            let Ok(asker) = accept4(name, SockFlag::SOCK_CLOEXEC) else { return };
-            let _ = Hurry::of_this_thread().run(|| nix::unistd::close(asker));
+        let askers = (0..=ASKERS).map_while(|_| accept4(name, SockFlag::SOCK_CLOEXEC).ok());
+        let mut askers = askers.peekable();
+        if askers.peek().is_some() {
+            Hurry::of_this_thread().run(|| askers.for_each(|asker| _ = nix::unistd::close(asker)));
         }
     }
 }

@@ -34,13 +34,21 @@ impl Supervisor {
                 self.feed(id, Event::Executed);
             }
             Err(fault) => {
-                self.close_newline(id);
-                self.notify.close(id as u64);
-                self.take_ports_back(id);
+                self.run_over(id);
                 self.note_refused(id, fault);
                 self.feed(id, Event::Exited(End::NotStarted(fault)));
             }
         }
+    }
+
+    /// A unit's run is over, or has not come about: what it was connected by is closed, and its ports are ours.
+    pub(super) fn run_over(&mut self, id: Id) {
+        self.leave_behind(id);
+        self.close_newline(id);
+        self.notify.close(id as u64);
+        let unit = &mut self.units[id];
+        (unit.says, unit.main, unit.ruleset) = (None, None, None);
+        self.take_ports_back(id);
     }
 
     fn launch(&mut self, id: Id) -> Result<Process, Fault> {

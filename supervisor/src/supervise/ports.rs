@@ -347,13 +347,10 @@ impl Supervisor {
     }
 
     /// A unit has come to another state.
-    pub(super) fn ports_after(&mut self, id: Id, before: State, after: State) {
+    pub(super) fn ports_after(&mut self, id: Id, after: State) {
         let part = self.units[id].part;
         if self.parts[part].spec.wiring().ports.is_empty() {
             return;
-        }
-        if before.run().is_some() && after.run().is_none() {
-            self.take_ports_back(id);
         }
         if !after.is_at_rest() {
             return;

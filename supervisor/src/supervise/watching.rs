@@ -13,20 +13,13 @@ use super::units::{Helper, Id};
 use super::{Supervisor, words};
 
 impl Supervisor {
-    /// Ends what belongs to a running process, when it no longer is one.
+    /// Ends what asks how a process is, when that is no longer asked.
     pub(super) fn stop_watching(&mut self, id: Id, before: State, after: State) {
         let watched = |state: State| matches!(state, State::Running { .. } | State::Ready { .. });
         let turned_ready = matches!((before, after), (State::Running { .. }, State::Ready { .. }));
         if (watched(before) && !watched(after)) || turned_ready {
             self.probes.cancel(id as u64);
             self.end_helper(id);
-        }
-        if before.run().is_some() && after.run().is_none() {
-            self.close_newline(id);
-            self.notify.close(id as u64);
-            self.units[id].says = None;
-            self.units[id].main = None;
-            self.units[id].ruleset = None;
         }
     }
 
