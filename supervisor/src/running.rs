@@ -129,6 +129,8 @@ impl Running {
         let begin = Instant::now();
         let most = |time: Ms| time.min(self.left().max(SHORTEST));
         loop {
+            // The kernel's timer may ring some milliseconds before this clock has come to the end.
+            let all_that_is_left = self.left() <= patience;
             let error = match client::ask(&self.folder(), method, target, most(patience)) {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
@@ -143,7 +145,7 @@ impl Running {
                 let _ = state_folder::wait_until_free(&self.state, pid, Some(until));
             }
             if !starting || begin.elapsed() > Duration::from_millis(most(PATIENCE)) {
-                return Err(self.silent(&error));
+                return Err(self.silent(&error, all_that_is_left));
             }
             std::thread::sleep(POLL);
         }
@@ -194,8 +196,8 @@ impl Running {
         state_folder::runtime_in(&self.state)
     }
 
-    /// It runs, and does not answer; or it has just ended.
-    fn silent(&self, error: &io::Error) -> Failure {
+    /// It runs, and does not answer; or it has just ended. Or it has had `all_that_is_left` of the time for it.
+    fn silent(&self, error: &io::Error, all_that_is_left: bool) -> Failure {
         match self.is_in_use() {
             Ok(true) => {}
             Ok(false) => {
@@ -220,7 +222,7 @@ impl Running {
             self.name,
             self.folder().display()
         );
-        if late && self.left() == 0 { Failure::Late(text) } else { Failure::Running(text) }
+        if late && all_that_is_left { Failure::Late(text) } else { Failure::Running(text) }
     }
 }
 
@@ -495,7 +497,7 @@ pub fn events(own: &Own, mut parser: lexopt::Parser) -> Result<(), Failure> {
         written = pass_on(line);
         matches!(written, Ok(true))
     });
-    result.map_err(|error| running.silent(&error)).and(written.map(drop))
+    result.map_err(|error| running.silent(&error, false)).and(written.map(drop))
 }
 
 impl Running {
