@@ -14,13 +14,14 @@ use crate::mark::Marks;
 use crate::state::{End, Event, Ms, Service, Whole};
 use crate::status::UnixMs;
 use crate::supervise::schedule::Plan;
+use crate::supervise::units::Intent;
 use crate::sys::Pid;
 
 #[cfg(test)]
 mod tests;
 
 /// The version of the text. A reader knows its own alone; keys that it does not know are none of its business.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// A supervisor's knowledge at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,10 +103,8 @@ pub struct Unit {
     pub main: Option<Pid>,
     /// That process has ended and was reaped; its group may go on.
     pub reaped: bool,
-    /// It stops as soon as nothing that needs it is active.
-    pub doomed: bool,
-    /// It is started again when it has stopped, and what it needs has.
-    pub returns: bool,
+    /// What it was told to do and cannot do yet.
+    pub intent: Intent,
     /// A task that runs again when it has ended.
     pub queued: bool,
     /// When its state came to be: on the wall clock, and on ours.

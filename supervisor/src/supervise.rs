@@ -46,7 +46,7 @@ mod shared;
 pub mod spec;
 mod tail;
 mod tasks;
-mod units;
+pub mod units;
 mod watching;
 mod words;
 
@@ -55,7 +55,7 @@ use order::{Needs, Order, Part};
 pub use ports::Ports;
 use schedule::Plan;
 pub use spec::{PortSpec, ProgramSpec, Question, Schedule, ServiceSpec, What, When, Where, Wish};
-use units::{Id, Members, Pids, Timers, Unit};
+use units::{Id, Intent, Members, Pids, Timers, Unit};
 
 /// What is supervised.
 #[derive(Default)]
@@ -669,8 +669,8 @@ impl Supervisor {
     /// Wants a unit to stop, after all that needs it.
     fn doom(&mut self, id: Id) {
         let unit = &mut self.units[id];
-        (unit.queued, unit.returns) = (false, false);
-        unit.doomed = !unit.service.state.is_at_rest();
+        unit.queued = false;
+        unit.intent = if unit.service.state.is_at_rest() { Intent::None } else { Intent::Stop };
     }
 
     /// Stops a part's units that are to be stopped, if nothing active needs them, or nothing of them runs.
@@ -678,8 +678,8 @@ impl Supervisor {
         let free = self.order.is_free(part);
         for id in self.parts[part].units.clone() {
             let unit = &mut self.units[id];
-            if unit.doomed && (free || unit.service.state.run().is_none()) {
-                unit.doomed = false;
+            if unit.intent.stops() && (free || unit.service.state.run().is_none()) {
+                unit.intent = unit.intent.after_the_stop();
                 self.feed(id, Event::Stop);
             }
         }
@@ -710,7 +710,7 @@ impl Supervisor {
 
     fn kill_all(&mut self) {
         for id in 0..self.units.len() {
-            (self.units[id].doomed, self.units[id].returns) = (false, false);
+            self.units[id].intent = Intent::None;
             self.feed(id, Event::Kill);
         }
     }

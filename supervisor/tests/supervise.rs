@@ -152,6 +152,7 @@ const TESTS: &[(&str, fn())] = tests![
     whole::orders::a_restart_by_name_during_a_restart_of_all_leaves_nobody_behind,
     whole::orders::what_is_restarted_after_its_need_was_to_stop_keeps_it,
     whole::orders::two_restarts_of_all_at_once_forget_no_task,
+    whole::orders::what_ends_by_itself_while_it_waits_to_be_restarted_comes_back_once,
     whole::orders::who_was_scaled_away_is_not_stopped_again,
     whole::orders::a_signal_is_for_the_main_process_and_a_pause_for_all,
     whole::orders::a_start_that_fails_tells_why_and_not_that_its_descriptor_was_closed,

@@ -140,12 +140,11 @@ fn unit(service: Service) -> Unit {
         instance: 3,
         number: 17,
         main: Some(9),
-        returns: true,
         ports: vec![None, Some(Port { number: Some(8080), name: Some(11), socket: None, is_lent: true })],
         leader: service.state.run().map(|run| Process { pid: run.group, start: Some(u64::MAX) }),
         service,
         reaped: false,
-        doomed: true,
+        intent: Intent::Restart,
         queued: true,
         since: (-5, 7),
         reason: Some("\"quoted\" \u{1b} ü\n{\"}".into()),
@@ -370,7 +369,8 @@ fn a_text_of_which_one_byte_was_changed_is_refused() {
 fn what_is_no_snapshot_or_another_versions_is_named() {
     let text = snapshot(Vec::new(), Whole::default()).to_text();
     let body = text.lines().nth(1).expect("two lines");
-    assert_eq!(Snapshot::from_text(&signed(2, body)), Err(SnapshotError::Version(2)));
+    let other = VERSION + 1;
+    assert_eq!(Snapshot::from_text(&signed(other, body)), Err(SnapshotError::Version(other)));
     for other in ["", "{}\n{}\n", "\n\n", "hello\nworld\n", "[1]\n"] {
         assert_eq!(Snapshot::from_text(other), Err(SnapshotError::NotOne), "{other:?}");
     }

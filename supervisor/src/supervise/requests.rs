@@ -12,7 +12,7 @@ use kitbag_format::sort;
 
 use super::order::Part;
 use super::spec::When;
-use super::units::{Id, Unit};
+use super::units::{Id, Intent, Unit};
 use super::{Supervisor, schedule, shared, unix_ms, words};
 
 /// Instances that a service may have.
@@ -186,7 +186,7 @@ impl Supervisor {
                 && match &self.parts[unit.part].spec.schedule {
                     None => true,
                     Some(schedule) if matches!(schedule.when, When::Start) => {
-                        unit.returns || state.has_failed() || !state.is_at_rest()
+                        unit.intent.starts() || state.has_failed() || !state.is_at_rest()
                     }
                     Some(_) => !state.is_at_rest(),
                 }
@@ -198,7 +198,8 @@ impl Supervisor {
         ids.extend(services);
         for &id in &ids {
             self.doom(id);
-            self.units[id].returns = true;
+            let unit = &mut self.units[id];
+            unit.intent = if unit.intent.stops() { Intent::Restart } else { Intent::Start };
         }
         self.returning.clone_from(&ids);
         for part in 0..self.parts.len() {
@@ -211,13 +212,13 @@ impl Supervisor {
     /// Starts what is on its way back from a restart of all, as far as it may.
     pub(super) fn bring_back(&mut self) {
         for id in std::mem::take(&mut self.returning) {
-            if !self.units[id].returns {
+            if !self.units[id].intent.starts() {
                 continue;
             }
             if self.units[id].service.state.is_at_rest()
                 && self.stopping_needs(self.units[id].part).next().is_none()
             {
-                self.units[id].returns = false;
+                self.units[id].intent = Intent::None;
                 self.feed(id, Event::Start);
             } else {
                 self.returning.push(id);
@@ -229,7 +230,7 @@ impl Supervisor {
     fn stopping_needs(&self, part: Part) -> impl Iterator<Item = Part> {
         let stops = |id: &Id| {
             let unit = &self.units[*id];
-            (unit.doomed || unit.returns) && !unit.service.state.is_at_rest()
+            unit.intent != Intent::None && !unit.service.state.is_at_rest()
         };
         let needs = self.order.with_needs(part).into_iter().skip(1);
         needs.filter(move |need| self.parts[*need].units.iter().any(stops))
@@ -242,14 +243,14 @@ impl Supervisor {
         for need in self.order.with_needs(part).into_iter().skip(1) {
             for id in self.parts[need].units.clone() {
                 let unit = &mut self.units[id];
-                (unit.doomed, unit.returns) = (false, false);
+                unit.intent = Intent::None;
                 if !unit.retired && !unit.service.state.is_good() {
                     self.start_when_stopped(id);
                 }
             }
         }
         for &id in &ids {
-            (self.units[id].doomed, self.units[id].returns) = (false, false);
+            self.units[id].intent = Intent::None;
             self.start_when_stopped(id);
         }
         Ok(ids)
@@ -259,7 +260,7 @@ impl Supervisor {
     fn start_when_stopped(&mut self, id: Id) {
         match self.units[id].service.state {
             State::Stopping { then: Then::End(_), .. } | State::Killing { then: Then::End(_), .. } => {
-                self.units[id].returns = true;
+                self.units[id].intent = Intent::Start;
                 self.returning.push(id);
             }
             _ => self.feed(id, Event::Start),
@@ -271,8 +272,8 @@ impl Supervisor {
         for need in self.order.with_needs(part).into_iter().skip(1) {
             for id in self.parts[need].units.clone() {
                 let unit = &mut self.units[id];
-                if std::mem::take(&mut unit.doomed) {
-                    unit.returns = false;
+                if unit.intent.stops() {
+                    unit.intent = Intent::None;
                     // Others may have waited for its end.
                     self.rested = true;
                 }
@@ -285,7 +286,7 @@ impl Supervisor {
         let ids = self.named(name)?;
         let Some(part) = self.part(name) else {
             for &id in &ids {
-                (self.units[id].doomed, self.units[id].returns) = (false, false);
+                self.units[id].intent = Intent::None;
                 self.feed(id, Event::Stop);
             }
             return Ok(ids);
@@ -310,7 +311,7 @@ impl Supervisor {
     fn restart_ids(&mut self, ids: Vec<Id>) -> Vec<Id> {
         for &id in &ids {
             self.keep_needs(self.units[id].part);
-            (self.units[id].doomed, self.units[id].returns) = (false, false);
+            self.units[id].intent = Intent::None;
             self.feed(id, Event::Restart);
         }
         ids
@@ -380,7 +381,7 @@ impl Supervisor {
 
     fn retire(&mut self, id: Id) {
         let unit = &mut self.units[id];
-        (unit.retired, unit.doomed, unit.returns) = (true, false, false);
+        (unit.retired, unit.intent) = (true, Intent::None);
         self.order.retire(unit.part, &unit.service.state);
         if unit.service.state.is_at_rest() {
             self.gone(id);
@@ -431,7 +432,7 @@ impl Supervisor {
             _ if state.is_at_rest() => members.plan.in_ms(now, wall),
             _ => None,
         };
-        let returns = unit.returns && state.is_at_rest();
+        let returns = unit.intent.starts() && state.is_at_rest();
         let waits_for = match state {
             State::Needing => {
                 let outside = self.missing_outside(unit.part).into_iter().map(|(name, _)| name);
@@ -465,7 +466,7 @@ impl Supervisor {
     fn state_word(&self, unit: &Unit) -> status::State {
         let schedule = self.parts[unit.part].spec.schedule.as_ref();
         match words::state(&unit.service.state, schedule.is_some()) {
-            _ if unit.returns && unit.service.state.is_at_rest() => status::State::Waiting,
+            _ if unit.intent.starts() && unit.service.state.is_at_rest() => status::State::Waiting,
             status::State::Done if schedule.is_some_and(|it| !matches!(it.when, When::Start)) => {
                 status::State::Idle
             }

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 
+use serde::{Deserialize, Serialize};
+
 use crate::spawn::cgroup;
 use crate::state::{Ms, Service};
 use crate::status::UnixMs;
@@ -48,6 +50,37 @@ pub struct Helper {
     pub tail: Option<Tail>,
 }
 
+/// What a unit was told to do and cannot do yet. What it is told next takes the place of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Intent {
+    /// Nothing: its state goes its own way.
+    None,
+    /// It stops as soon as nothing that needs it is active.
+    Stop,
+    /// The same, and then [`Intent::Start`].
+    Restart,
+    /// It starts as soon as it is at rest, and what it needs and is to stop, too.
+    Start,
+}
+
+impl Intent {
+    /// True if it is to stop.
+    pub const fn stops(self) -> bool {
+        matches!(self, Self::Stop | Self::Restart)
+    }
+
+    /// True if it is to start, at once or after its stop.
+    pub const fn starts(self) -> bool {
+        matches!(self, Self::Start | Self::Restart)
+    }
+
+    /// What is left of it when the unit has been asked to stop.
+    pub const fn after_the_stop(self) -> Self {
+        if self.starts() { Self::Start } else { Self::None }
+    }
+}
+
 /// An instance of a service, or a task.
 #[derive(Debug)]
 pub struct Unit {
@@ -65,10 +98,8 @@ pub struct Unit {
     pub main: Option<Pid>,
     /// When the leader of its last run was started, as in [`crate::snapshot::Process`].
     pub start: Option<u64>,
-    /// It stops as soon as nothing that needs it is active.
-    pub doomed: bool,
-    /// It is started again when it has stopped, and with it what it needs, as far as that is to.
-    pub returns: bool,
+    /// What it was told to do and cannot do yet.
+    pub intent: Intent,
     /// Its service has fewer instances by now.
     pub retired: bool,
     /// A task that was due while it ran, and runs again when it has ended.
@@ -112,8 +143,7 @@ impl Unit {
             leader: None,
             main: None,
             start: None,
-            doomed: false,
-            returns: false,
+            intent: Intent::None,
             retired: false,
             queued: false,
             since,

@@ -3,13 +3,34 @@
 use std::fs;
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use super::{App, actor, app, merge, ready, sh, task};
 use crate::{alive, eventually, number};
 
-/// A service that takes its time to stop.
-fn slow(needs: Value) -> Value {
-    sh("trap 'sleep 0.4; exit' TERM; while :; do sleep 0.01; done", json!({"needs": needs}))
+/// What somebody waits for until the test lets it pass, for good.
+struct Gate(TempDir);
+
+impl Gate {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a folder"))
+    }
+
+    /// Waits for it, in the words of a shell.
+    fn waits(&self) -> String {
+        format!("until [ -e {}/open ]; do sleep 0.01; done", self.0.path().display())
+    }
+
+    fn open(&self) {
+        fs::write(self.0.path().join("open"), "").expect("a file");
+    }
+
+    /// A service that stops no sooner than this is open.
+    fn held(&self, needs: Value) -> Value {
+        let stop = self.waits();
+        let script = format!("trap '{stop}; exit' TERM; echo up; while :; do sleep 0.01; done");
+        sh(&script, json!({"needs": needs, "stop_timeout_ms": 60_000}))
+    }
 }
 
 fn quick(needs: Value) -> Value {
@@ -23,23 +44,29 @@ fn are(app: &App, names: &[&str], state: &str) {
 }
 
 pub fn a_start_while_what_it_needs_stops_brings_both_back() {
-    let app = app(json!({"db": slow(json!([])), "web": quick(json!(["db"]))}), json!({}));
+    let gate = Gate::new();
+    let mut app = app(json!({"db": gate.held(json!([])), "web": quick(json!(["db"]))}), json!({}));
+    app.prints("up");
     app.comes_to("web", "ready");
     app.post("/v1/services/db/stop");
     are(&app, &["web"], "stopped");
     are(&app, &["db"], "stopping");
     app.post("/v1/services/web/start");
+    gate.open();
     are(&app, &["web", "db"], "ready");
     app.stops();
 }
 
 pub fn a_restart_by_name_during_a_restart_of_all_leaves_nobody_behind() {
-    let services = json!({"db": quick(json!([])), "one": slow(json!(["db"])), "other": quick(json!(["db"]))});
-    let app = app(services, json!({}));
+    let gate = Gate::new();
+    let [db, one, other] = [quick(json!([])), gate.held(json!(["db"])), quick(json!(["db"]))];
+    let mut app = app(json!({"db": db, "one": one, "other": other}), json!({}));
+    app.prints("up");
     are(&app, &["one", "other"], "ready");
     app.post("/v1/restart");
     are(&app, &["one"], "stopping");
     app.post("/v1/services/one/restart");
+    gate.open();
     let said = app.ask("GET", "/v1/wait?ready=1&timeout=20");
     assert!(said.is_good(), "{said:?}");
     are(&app, &["db", "one", "other"], "ready");
@@ -47,11 +74,14 @@ pub fn a_restart_by_name_during_a_restart_of_all_leaves_nobody_behind() {
 }
 
 pub fn what_is_restarted_after_its_need_was_to_stop_keeps_it() {
-    let app = app(json!({"db": quick(json!([])), "web": slow(json!(["db"]))}), json!({}));
+    let gate = Gate::new();
+    let mut app = app(json!({"db": quick(json!([])), "web": gate.held(json!(["db"]))}), json!({}));
+    app.prints("up");
     are(&app, &["web"], "ready");
     app.post("/v1/services/db/stop");
     are(&app, &["web"], "stopping");
     app.post("/v1/services/web/restart");
+    gate.open();
     eventually("web is back", || app.unit("web")["state"] == "ready" && app.unit("web")["restarts"] == 0);
     assert_eq!(app.state_of("db"), "ready");
     // Nor is it stopped by a later stop, of what needs it alone.
@@ -65,15 +95,35 @@ pub fn two_restarts_of_all_at_once_forget_no_task() {
     let folder = tempfile::tempdir().expect("a folder");
     let runs = folder.path().join("runs");
     let script = format!("echo x >>{0}; test $(wc -l <{0}) -ge 2 || exec sleep 1000", runs.display());
-    let services = json!({"db": slow(json!([])), "web": quick(json!(["migrate"]))});
-    let app = app(services, json!({"migrate": task(&script, json!({"needs": ["db"]}))}));
+    let gate = Gate::new();
+    let services = json!({"db": gate.held(json!([])), "web": quick(json!(["migrate"]))});
+    let mut app = app(services, json!({"migrate": task(&script, json!({"needs": ["db"]}))}));
+    app.prints("up");
     app.comes_to("migrate", "running");
     app.post("/v1/restart");
     app.comes_to("migrate", "waiting");
     app.post("/v1/restart");
+    gate.open();
     are(&app, &["migrate"], "done");
     are(&app, &["web"], "ready");
     assert_eq!(fs::read_to_string(&runs).expect("it ran").lines().count(), 2);
+    app.stops();
+}
+
+pub fn what_ends_by_itself_while_it_waits_to_be_restarted_comes_back_once() {
+    let [leaves, stops] = [Gate::new(), Gate::new()];
+    let again = leaves.0.path().join("again");
+    let script = format!("[ -e {0} ] && exec sleep 1000; {1}; >{0}", again.display(), leaves.waits());
+    let db = sh(&script, json!({"restart": "never"}));
+    let mut app = app(json!({"db": db, "web": stops.held(json!(["db"]))}), json!({}));
+    app.prints("up");
+    app.post("/v1/restart");
+    are(&app, &["web"], "stopping");
+    leaves.open();
+    eventually("db has ended and is back", || again.exists() && app.state_of("db") == "ready");
+    stops.open();
+    app.prints("up");
+    are(&app, &["db", "web"], "ready");
     app.stops();
 }
 
