@@ -549,7 +549,7 @@ fn a_member_of_the_group_that_ignores_term_is_killed() {
 }
 
 fn a_daemon_left_behind_is_swept() {
-    let script = "setsid sh -c 'echo daemon $$; trap \"\" TERM; while :; do sleep 0.05; done' & sleep 0.2";
+    let script = "setsid sh -c 'trap \"\" TERM; echo daemon $$; while :; do sleep 0.05; done' & sleep 0.2";
     let mut app = start(&[sh("web", script).timeout_ms(200)]);
     let pid = number(&app.prints("daemon"));
     app.says("service web has left 1 process behind; sending SIGTERM");

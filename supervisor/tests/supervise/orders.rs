@@ -3,35 +3,9 @@
 use std::fs;
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-use super::{App, actor, app, merge, ready, sh, task};
+use super::{App, Gate, actor, app, merge, ready, sh, task};
 use crate::{alive, eventually, number};
-
-/// What somebody waits for until the test lets it pass, for good.
-struct Gate(TempDir);
-
-impl Gate {
-    fn new() -> Self {
-        Self(tempfile::tempdir().expect("a folder"))
-    }
-
-    /// Waits for it, in the words of a shell.
-    fn waits(&self) -> String {
-        format!("until [ -e {}/open ]; do sleep 0.01; done", self.0.path().display())
-    }
-
-    fn open(&self) {
-        fs::write(self.0.path().join("open"), "").expect("a file");
-    }
-
-    /// A service that stops no sooner than this is open.
-    fn held(&self, needs: Value) -> Value {
-        let stop = self.waits();
-        let script = format!("trap '{stop}; exit' TERM; echo up; while :; do sleep 0.01; done");
-        sh(&script, json!({"needs": needs, "stop_timeout_ms": 60_000}))
-    }
-}
 
 fn quick(needs: Value) -> Value {
     sh("exec sleep 1000", json!({"needs": needs}))
@@ -112,7 +86,7 @@ pub fn two_restarts_of_all_at_once_forget_no_task() {
 
 pub fn what_ends_by_itself_while_it_waits_to_be_restarted_comes_back_once() {
     let [leaves, stops] = [Gate::new(), Gate::new()];
-    let again = leaves.0.path().join("again");
+    let again = leaves.folder.path().join("again");
     let script = format!("[ -e {0} ] && exec sleep 1000; {1}; >{0}", again.display(), leaves.waits());
     let db = sh(&script, json!({"restart": "never"}));
     let mut app = app(json!({"db": db, "web": stops.held(json!(["db"]))}), json!({}));

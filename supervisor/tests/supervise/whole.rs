@@ -20,6 +20,7 @@ use kitbag_supervisor::state;
 use kitbag_supervisor::status::usage::start_of_process;
 use kitbag_supervisor::supervise::{Bundle, supervise};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 pub mod apart;
 pub mod orders;
@@ -117,6 +118,41 @@ pub fn sh(script: &str, more: Value) -> Value {
     merge(json!({"argv": ["bin/sh", "-c", script], "cwd": "/"}), more)
 }
 
+/// What somebody waits for until the test lets it pass: a file, which is there when it is open.
+pub struct Gate {
+    pub folder: TempDir,
+}
+
+impl Gate {
+    pub fn new() -> Self {
+        Self { folder: tempfile::tempdir().expect("a folder") }
+    }
+
+    /// Waits for it, in the words of a shell.
+    pub fn waits(&self) -> String {
+        format!("until [ -e {} ]; do sleep 0.01; done", self.file().display())
+    }
+
+    pub fn open(&self) {
+        fs::write(self.file(), "").expect("a file");
+    }
+
+    pub fn close(&self) {
+        fs::remove_file(self.file()).expect("it was open");
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("open")
+    }
+
+    /// A service that stops no sooner than this is open.
+    pub fn held(&self, needs: Value) -> Value {
+        let stop = self.waits();
+        let script = format!("trap '{stop}; exit' TERM; echo up; while :; do sleep 0.01; done");
+        sh(&script, json!({"needs": needs, "stop_timeout_ms": 60_000}))
+    }
+}
+
 /// A service that acts; see [`act`].
 pub fn actor(words: &str, more: Value) -> Value {
     let me = std::env::current_exe().expect("a test knows its program");
@@ -144,7 +180,7 @@ pub fn ready(when: Value) -> Value {
 /// A running bundle.
 pub struct App {
     pub running: Running,
-    state: tempfile::TempDir,
+    state: TempDir,
 }
 
 pub fn app(services: Value, tasks: Value) -> App {
@@ -156,11 +192,11 @@ fn app_with(services: Value, variables: &[(&str, &str)]) -> App {
     begin(tempfile::tempdir().expect("a folder"), services, json!({}), variables)
 }
 
-fn app_in(state: tempfile::TempDir, services: Value, tasks: Value) -> App {
+fn app_in(state: TempDir, services: Value, tasks: Value) -> App {
     begin(state, services, tasks, &[])
 }
 
-fn begin(state: tempfile::TempDir, services: Value, tasks: Value, variables: &[(&str, &str)]) -> App {
+fn begin(state: TempDir, services: Value, tasks: Value, variables: &[(&str, &str)]) -> App {
     let manifest = json!({"name": "app", "version": "1", "services": services, "tasks": tasks});
     let mut command = Command::new(std::env::current_exe().expect("a test knows its program"));
     command.env(MANIFEST, manifest.to_string()).env(STATE, state.path());
@@ -228,11 +264,11 @@ impl App {
 // --- Order ---
 
 pub fn services_start_after_what_they_need_and_stop_before_it() {
-    let stops =
-        |name: &str| format!("trap 'sleep 0.1; echo {name} stops; exit' TERM; while :; do sleep 0.01; done");
+    let stops = |name: &str| format!("trap 'sleep 0.1; echo {name} stops; exit' TERM; echo {name} begins");
+    let runs = "while :; do sleep 0.01; done";
     let services = json!({
-        "db": sh(&format!("echo db begins; sleep 0.2; echo >&3; exec 3>&-; {}", stops("db")), ready(json!({"newline": 3}))),
-        "web": sh(&format!("echo web begins; {}", stops("web")), json!({"needs": ["migrate"]})),
+        "db": sh(&format!("{}; sleep 0.2; echo >&3; exec 3>&-; {runs}", stops("db")), ready(json!({"newline": 3}))),
+        "web": sh(&format!("{}; {runs}", stops("web")), json!({"needs": ["migrate"]})),
     });
     let tasks = json!({"migrate": task("echo migrate runs; sleep 0.1; echo migrate is done", json!({"needs": ["db"]}))});
     let mut app = app(services, tasks);
@@ -615,16 +651,19 @@ pub fn a_stop_by_hand_is_immediate_in_every_state() {
 }
 
 pub fn restarts_are_one_at_a_time_and_a_stop_beats_them() {
-    let script = "trap 'sleep 0.3; exit' TERM; echo up; while :; do sleep 0.01; done";
-    let mut app = app(json!({"web": sh(script, json!({}))}), json!({}));
+    let gate = Gate::new();
+    let mut app = app(json!({"web": gate.held(json!([]))}), json!({}));
     app.prints("up");
     for _ in 0..3 {
         app.post("/v1/services/web/restart");
     }
+    gate.open();
     app.prints("up");
     app.comes_to("web", "ready");
+    gate.close();
     app.post("/v1/services/web/restart");
     app.post("/v1/services/web/stop");
+    gate.open();
     app.comes_to("web", "stopped");
     app.post("/v1/services/web/start");
     // Three restarts at once were one, and the fourth was none.
@@ -685,7 +724,7 @@ pub fn a_snapshot_of_units_in_many_states_says_what_status_says() {
         "fails": sh("exit 4", json!({"restart": "never"})),
         "ends": sh("exit 0", json!({"restart": "never"})),
         "halts": sh("exec sleep 1000", json!({})),
-        "leaves": sh("(trap '' TERM; exec sleep 1000) & sleep 0.1; exit 0", json!({"restart": "never", "stop_timeout_ms": 60_000})),
+        "leaves": sh("trap '' TERM; sleep 1000 & exit 0", json!({"restart": "never", "stop_timeout_ms": 60_000})),
         "deaf": stubborn,
     });
     let tasks = json!({
