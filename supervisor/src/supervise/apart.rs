@@ -7,9 +7,11 @@ use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use crate::late::{self, Text};
+use crate::ports::lease::Net;
 use crate::ports::range;
 use crate::sandbox::watch::{Watch, Watched};
-use crate::sandbox::{Paths, Sandbox};
+use crate::sandbox::{Connect, Paths, Sandbox};
 use crate::spawn;
 use crate::state::{Fault, Ms, Stage, State};
 use crate::status::usage;
@@ -17,6 +19,7 @@ use crate::sys::Errno;
 
 use super::Supervisor;
 use super::order::Part;
+use super::ports::Held;
 use super::spec::{PortSpec, Where, Wish};
 use super::units::Id;
 
@@ -55,6 +58,51 @@ impl Apart {
 }
 
 impl Supervisor {
+    /// What a unit's sandbox lets through, with today's ports.
+    pub(super) fn sandbox(&mut self, id: Id) -> Result<Sandbox, Fault> {
+        let own = self.own_numbers(id);
+        let spec = &self.parts[self.units[id].part].spec;
+        let bind = spec.wiring().binds_declared.then(|| own.clone());
+        let mut files = spec.wiring().paths.clone();
+        if let Some(files) = &mut files {
+            // It makes its sockets there.
+            let unix = self.units[id].ports.iter().flatten().filter_map(Held::path);
+            for folder in unix.filter_map(Path::parent) {
+                if !files.may_write(folder) {
+                    files.write.push(folder.to_owned());
+                }
+            }
+        }
+        let Some(wanted) = spec.wiring().connect.clone() else {
+            return Ok(Sandbox { bind, connect: None, files });
+        };
+        // A service may always connect to its own ports.
+        let mut connect = own;
+        for one in wanted {
+            match one {
+                Connect::Number(number) => connect.push(number),
+                Connect::Port(reference) => {
+                    let text = Text(vec![late::Piece::Port(reference)]);
+                    let found = self.fill(id, &text).map_err(|missing| self.missing(id, &missing))?;
+                    // Of a unix socket it is a path, which is no matter of ports.
+                    connect.extend(found.to_str().and_then(|text| text.parse::<u16>().ok()));
+                }
+            }
+        }
+        Ok(Sandbox { bind, connect: Some(connect), files })
+    }
+
+    /// The numbers of a unit's own TCP ports.
+    pub(super) fn own_numbers(&self, id: Id) -> Vec<u16> {
+        let unit = &self.units[id];
+        let held = unit.ports.iter().chain(&self.parts[unit.part].sockets).flatten();
+        held.filter_map(|held| match held {
+            Held::Net(lease) if lease.net() == Net::Tcp => Some(lease.number()),
+            _ => None,
+        })
+        .collect()
+    }
+
     /// Says what of the services' sandboxes this kernel does not keep, and whether its numbers are safe.
     pub(super) fn tell_what_is_not_kept(&mut self) {
         let specs = || self.parts.iter().map(|members| &members.spec);

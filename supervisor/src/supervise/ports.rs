@@ -1,42 +1,35 @@
-//! Ports of units: taken before they start, lent to their processes, kept in between, told to whoever asks.
+//! Ports of units: taken before they start, lent to their processes, kept in between.
 
 use std::ffi::OsString;
-use std::fs;
-use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use kitbag_format::port::{Part as PartOf, Protocol, Reference};
-use kitbag_format::sort;
+use kitbag_format::port::Part as PartOf;
 use nix::unistd::{getegid, geteuid};
 
 use crate::endpoint::Endpoint;
-use crate::late::{self, Known, Late, Missing, Text};
-use crate::ports::assignments::{self, Assignments};
+use crate::ports::assignments::Assignments;
 use crate::ports::holder;
-use crate::ports::lease::{Host, Kind, Lease, Net, Search, Want};
+use crate::ports::lease::{Host, Kind, Lease, Search, Want};
 use crate::ports::looked::Looked;
 use crate::ports::range::Round;
 use crate::ports::refused::Refused;
-use crate::ports::registry::{Entry, Found, Published, Registry};
+use crate::ports::registry::Registry;
 use crate::ports::socket_folder::{SocketFolder, Wanted};
 use crate::ports::unix::{self, UnixLease};
 use crate::ports::watch::Watch;
-use crate::probe::{self, Ask};
-use crate::sandbox::{Connect, Sandbox};
 use crate::snapshot;
-use crate::spawn::{self, environment};
+use crate::spawn;
 use crate::state::{Fault, Ms, Stage, State};
-use crate::state_folder::{self, PART, share};
 use crate::status::usage;
-use crate::sys::{Errno, errno_of, rights};
+use crate::sys::Errno;
 
 use super::order::Part;
-use super::spec::{PortSpec, ProgramSpec, Where, Wish};
+use super::outside::Outer;
+use super::spec::{PortSpec, Where, Wish};
 use super::units::Id;
-use super::{Source, Supervisor, readable, unit_name};
+use super::{Supervisor, unit_name};
 
 /// A port that is ours.
 #[derive(Debug)]
@@ -46,9 +39,6 @@ pub enum Held {
     /// A path.
     Unix(UnixLease),
 }
-
-/// How soon telling others is tried again, where it has failed.
-const AGAIN: Ms = 10_000;
 
 /// What is known of ports beside those that units and services hold.
 #[derive(Debug, Default)]
@@ -62,15 +52,15 @@ pub struct Ports {
     /// Where unix sockets lie; known when the first ports are taken.
     sockets: Option<SocketFolder>,
     /// Ports of other bundles that texts name: where they are, or why that is not known.
-    outer: Vec<(Outer, Result<Endpoint, String>)>,
+    pub(super) outer: Vec<(Outer, Result<Endpoint, String>)>,
     /// Tells that the registry has changed; there is one where ports of other bundles are named.
-    watch: Option<Watch>,
+    pub(super) watch: Option<Watch>,
     /// Who has numbers that are asked for in vain.
     looked: Looked,
     /// There is something to tell.
-    changed: bool,
+    pub(super) changed: bool,
     /// That has failed: when it is tried again.
-    again: Option<Ms>,
+    pub(super) again: Option<Ms>,
 }
 
 impl Ports {
@@ -78,11 +68,6 @@ impl Ports {
     pub fn new(registry: Registry, folder: PathBuf) -> Self {
         let assignments = Assignments::read(&folder);
         Self { registry: Some(registry), assignments, folder: Some(folder), ..Self::default() }
-    }
-
-    /// Where a port of another bundle is, or why that is not known.
-    fn outer(&self, key: &Outer) -> Option<&Result<Endpoint, String>> {
-        self.outer.iter().find(|(known, _)| known == key).map(|(_, found)| found)
     }
 
     /// Where unix sockets lie: for services of several users, beside what is published.
@@ -94,17 +79,9 @@ impl Ports {
     }
 }
 
-/// A port of another bundle: bundle, unit, port.
-type Outer = (String, String, String);
-
-fn outer_of(reference: &Reference) -> Option<Outer> {
-    let Reference { bundle: Some(bundle), unit: Some(unit), port, .. } = reference else { return None };
-    Some((bundle.clone(), unit.clone(), port.clone()))
-}
-
 impl Held {
     /// Where it is.
-    fn endpoint(&self, spec: &PortSpec, host: &Host) -> Endpoint {
+    pub(super) fn endpoint(&self, spec: &PortSpec, host: &Host) -> Endpoint {
         match (self, &spec.place) {
             (Self::Net(lease), Where::Net { listen, .. }) => {
                 Endpoint::Network(SocketAddr::new(listen.address(host), lease.number()))
@@ -131,7 +108,7 @@ impl Held {
     }
 
     /// Where a unix socket is.
-    fn path(&self) -> Option<&Path> {
+    pub(super) fn path(&self) -> Option<&Path> {
         match self {
             Self::Net(_) => None,
             Self::Unix(lease) => Some(lease.path()),
@@ -395,379 +372,6 @@ impl Supervisor {
         }
     }
 
-    // --- What texts name ---
-
-    /// Fills in what of a unit's program is known only now, and makes its files. The arguments, where any is filled in.
-    pub(super) fn fill_in(
-        &mut self,
-        id: Id,
-        env: &mut Vec<(OsString, OsString)>,
-    ) -> Result<Option<Vec<OsString>>, Fault> {
-        let spec = &self.parts[self.units[id].part].spec;
-        let (late, files) = (spec.wiring().late.clone(), spec.wiring().files.clone());
-        let mut argv = None;
-        if let Some(late) = late {
-            let mut filled = spec.program.argv.clone();
-            if let Err(missing) = late.fill(&self.known(id, &|it| self.find_port(id, it)), &mut filled, env) {
-                return Err(self.missing(id, &missing));
-            }
-            argv = Some(filled);
-        }
-        for file in &files {
-            self.make_file(id, file)?;
-        }
-        Ok(argv)
-    }
-
-    fn known<'a>(&self, id: Id, port: &'a dyn Fn(&Reference) -> Option<String>) -> Known<'a> {
-        Known { instance: self.units[id].instance, port }
-    }
-
-    fn fill(&self, id: Id, text: &Text) -> Result<OsString, Missing> {
-        text.fill(&self.known(id, &|it| self.find_port(id, it)))
-    }
-
-    /// Those of a unit's variables that have ports in them, as far as these are there.
-    pub(super) fn late_variables(&self, id: Id) -> Vec<(OsString, OsString)> {
-        let late = self.parts[self.units[id].part].spec.wiring().late.iter();
-        let filled = |(name, text): &(OsString, Text)| Some((name.clone(), self.fill(id, text).ok()?));
-        late.flat_map(|late| &late.env).filter_map(filled).collect()
-    }
-
-    fn missing(&mut self, id: Id, missing: &Missing) -> Fault {
-        let why = self.why_missing(&missing.0);
-        self.trouble(id, Stage::Ports, Errno::ENOENT, why)
-    }
-
-    fn why_missing(&self, reference: &Reference) -> String {
-        match outer_of(reference).and_then(|key| self.ports.outer(&key)) {
-            Some(Err(why)) => why.clone(),
-            _ => format!("`${{{reference}}}` has no port now; `status` shows why"),
-        }
-    }
-
-    fn make_file(&mut self, id: Id, file: &late::File) -> Result<(), Fault> {
-        let filled = self.fill(id, &file.to).and_then(|to| Ok((to, self.fill(id, &file.content)?)));
-        let (to, content) = filled.map_err(|missing| self.missing(id, &missing))?;
-        let to = Path::new(&to);
-        self.make_with_its_rights(id, to, &content).map_err(|error| {
-            self.trouble(id, Stage::Files, errno_of(&error), format!("write {}: {error}", to.display()))
-        })
-    }
-
-    /// Makes a file with the rights of the unit's user, who may have put something in its way; root's where nobody can have.
-    fn make_with_its_rights(&self, id: Id, to: &Path, content: &OsString) -> io::Result<()> {
-        let ids = self.parts[self.units[id].part].spec.setup.ids.as_ref();
-        if let Some(ids) = ids.filter(|ids| self.is_shared && ids.uid != 0) {
-            let _rights = rights::borrow(ids)?;
-            share::his_folders(&self.state_folder, to, ids.uid)?;
-            return write_file(to, content, None);
-        }
-        if self.is_shared {
-            share::roots_folders(&self.state_folder, to)?;
-        }
-        write_file(to, content, ids.map(|ids| (ids.uid, ids.gid)))
-    }
-
-    /// What a reference in a text of this unit stands for now.
-    fn find_port(&self, id: Id, reference: &Reference) -> Option<String> {
-        let endpoint = match (outer_of(reference), &reference.unit) {
-            (Some(key), _) => self.ports.outer(&key)?.as_ref().ok()?.clone(),
-            (None, Some(unit)) => self.endpoint(*self.named(unit).ok()?.first()?, &reference.port)?,
-            (None, None) => self.endpoint(id, &reference.port)?,
-        };
-        Some(endpoint.text(reference.part))
-    }
-
-    /// Where a unit's port is.
-    fn endpoint(&self, id: Id, port: &str) -> Option<Endpoint> {
-        let unit = &self.units[id];
-        let members = &self.parts[unit.part];
-        let at = members.spec.wiring().ports.iter().position(|it| it.name == port)?;
-        let spec = &members.spec.wiring().ports[at];
-        let held = if spec.socket.is_some() { &members.sockets } else { &unit.ports };
-        Some(held.get(at)?.as_ref()?.endpoint(spec, &self.host))
-    }
-
-    /// A probe of the network whose address is known only now.
-    pub(super) fn late_ask(&self, id: Id, ask: &Ask, address: &Text) -> Result<Ask, String> {
-        let text = self.fill(id, address).map_err(|missing| self.why_missing(&missing.0))?;
-        let address = probe::parse_address(&text.to_string_lossy()).map_err(|error| error.to_string())?;
-        Ok(ask.at(address))
-    }
-
-    /// A probe's program of which something is known only now.
-    pub(super) fn late_program(
-        &self,
-        id: Id,
-        program: &ProgramSpec,
-        late: &Late,
-    ) -> Result<ProgramSpec, String> {
-        let mut filled = program.clone();
-        let env = std::rc::Rc::make_mut(&mut filled.env);
-        environment::put(env, &self.units[id].from_files);
-        let known = |it: &Reference| self.find_port(id, it);
-        late.fill(&self.known(id, &known), &mut filled.argv, env)
-            .map_err(|missing| self.why_missing(&missing.0))?;
-        Ok(filled)
-    }
-
-    // --- Other bundles ---
-
-    /// True if a part's units wait for ports of other bundles, which is noted.
-    pub(super) fn waits_outside(&mut self, part: Part) -> bool {
-        let missing = self.missing_outside(part);
-        let Some((_, why)) = missing.first() else { return false };
-        for &id in &self.parts[part].units {
-            let unit = &mut self.units[id];
-            if unit.service.state == State::Needing {
-                unit.reason = Some(why.clone());
-            }
-        }
-        true
-    }
-
-    /// What a part needs of other bundles that is not there now: its name, and why.
-    pub(super) fn missing_outside(&self, part: Part) -> Vec<(String, String)> {
-        let missing = |reference: &Reference| {
-            let key = outer_of(reference)?;
-            let why = self.ports.outer(&key)?.as_ref().err()?.clone();
-            Some((format!("{}/{}.{}", key.0, key.1, key.2), why))
-        };
-        self.parts[part].spec.wiring().outer.iter().filter_map(missing).collect()
-    }
-
-    /// Begins to look for ports of other bundles, if any are named.
-    fn look_outside(&mut self) {
-        let references = self.parts.iter().flat_map(|members| members.spec.references());
-        let keys = sort::set(references.filter_map(outer_of));
-        self.ports.outer = keys.into_iter().map(|key| (key, Err(String::new()))).collect();
-        if self.ports.outer.is_empty() {
-            return;
-        }
-        let watch = self.ports.registry.as_ref().map(Registry::watch);
-        match watch {
-            Some(Ok(watch)) if self.events.add(&watch, readable(Source::Registry.token())).is_ok() => {
-                self.ports.watch = Some(watch);
-            }
-            _ => {
-                self.logs.say("ports of other bundles are looked for once: their registry cannot be watched")
-            }
-        }
-        self.find_outside();
-    }
-
-    /// The registry has changed.
-    pub(super) fn take_registry(&mut self) {
-        if !self.ports.watch.as_mut().is_some_and(Watch::changed) {
-            return;
-        }
-        self.find_outside();
-        for part in 0..self.parts.len() {
-            if !self.parts[part].spec.wiring().outer.is_empty() {
-                self.check_needs(part);
-            }
-        }
-    }
-
-    /// Looks for the ports of other bundles, and tells which have come or moved.
-    fn find_outside(&mut self) {
-        for at in 0..self.ports.outer.len() {
-            let (key, before) = &self.ports.outer[at];
-            let found = self.look_up(key);
-            if let Ok(endpoint) = &found
-                && before.as_ref() != Ok(endpoint)
-            {
-                let (bundle, unit, port) = key;
-                let news = format!("{bundle}/{unit}.{port} is {}", endpoint.text(PartOf::Address));
-                self.publish(String::new(), "port".to_owned(), news);
-            }
-            self.ports.outer[at].1 = found;
-        }
-    }
-
-    fn look_up(&self, (bundle, unit, port): &Outer) -> Result<Endpoint, String> {
-        let Some(registry) = &self.ports.registry else {
-            return Err("this bundle sees no other: no folder can be used for the registry".to_owned());
-        };
-        match registry.find(bundle, unit, port) {
-            Found::One(port) => Ok(endpoint_of(&port)),
-            Found::NoBundle => Err(format!(
-                "it waits for the port {port} of {unit} in the bundle {bundle}, which does not run here as this user or \
-                 root; `ports --host` shows who runs"
-            )),
-            Found::NoPort(names) => Err(format!(
-                "it waits for the port {port} of {unit} in the bundle {bundle}, which runs and has none of that name{}",
-                if names.is_empty() { String::new() } else { format!(", but {}", names.join(", ")) }
-            )),
-            Found::Ambiguous(states) => Err(format!(
-                "{} bundles called {bundle} run here, with their state in {}; start one with KITBAG_NAME=OTHER to tell \
-                 them apart",
-                states.len(),
-                states.join(", ")
-            )),
-        }
-    }
-
-    // --- Telling ---
-
-    /// Writes down which ports this bundle has, for its next start and for others, if that has changed.
-    pub(super) fn tell_ports(&mut self) {
-        let now = self.now();
-        let is_due = self.ports.again.is_some_and(|at| at <= now);
-        if !std::mem::take(&mut self.ports.changed) && !is_due {
-            return;
-        }
-        // Said once, however often it fails.
-        let is_news = self.ports.again.take().is_none();
-        let entry = self.entry();
-        if let Some(Err(error)) = self.ports.registry.as_mut().map(|registry| registry.publish(&entry)) {
-            self.ports.again = Some(now.saturating_add(AGAIN));
-            if is_news {
-                self.say_unseen(&error);
-            }
-        }
-        if let Some(folder) = &self.ports.folder
-            && let Err(error) = self.ports.assignments.write(folder)
-        {
-            self.ports.again = Some(now.saturating_add(AGAIN));
-            if is_news {
-                let file = folder.join(assignments::NAME);
-                self.logs.say(&format!("the next start may get other ports: {}: {error}", file.display()));
-            }
-        }
-    }
-
-    /// When telling others is tried again.
-    pub(super) const fn ports_deadline(&self) -> Option<Ms> {
-        self.ports.again
-    }
-
-    /// The supervisor ends, and with it every lease: the file says so.
-    pub(super) fn leave_ports(&mut self) {
-        if let Some(folder) = &self.ports.folder
-            && self.ports.assignments.free_all()
-        {
-            // What cannot be written now could not be written before, which was said.
-            let _ = self.ports.assignments.write(folder);
-        }
-    }
-
-    /// Tells others again, if what they were told is gone.
-    pub(super) fn mend_registry(&mut self) {
-        let entry = self.entry();
-        if let Some(Err(error)) = self.ports.registry.as_mut().map(|registry| registry.mend(&entry)) {
-            self.say_unseen(&error);
-        }
-    }
-
-    /// Says where telling others has failed. Where there is no folder for that, the start has said so.
-    fn say_unseen(&mut self, error: &io::Error) {
-        if let Some(folder) = self.ports.registry.as_ref().and_then(Registry::folder) {
-            let place = folder.display().to_string();
-            self.logs.say(&format!("other bundles do not see this one's ports: {place}: {error}"));
-        }
-    }
-
-    fn entry(&self) -> Entry {
-        Entry {
-            bundle: self.bundle.clone(),
-            version: self.version.clone(),
-            pid: std::process::id().cast_signed(),
-            uid: geteuid().as_raw(),
-            state: self.state_folder.to_string_lossy().into_owned(),
-            since: u64::try_from(self.began.0 / 1000).unwrap_or(0),
-            ports: self.published(),
-        }
-    }
-
-    /// The ports of all units, those of several instances once.
-    pub(super) fn published(&self) -> Vec<Published> {
-        let mut ports = Vec::new();
-        for members in &self.parts {
-            for (at, spec) in members.spec.wiring().ports.iter().enumerate() {
-                if let Some(Some(held)) = members.sockets.get(at) {
-                    ports.push(self.described(&members.spec.name, &members.spec.name, spec, held));
-                }
-                for &id in &members.units {
-                    if let Some(Some(held)) = self.units[id].ports.get(at) {
-                        ports.push(self.described(&self.units[id].name, &members.spec.name, spec, held));
-                    }
-                }
-            }
-        }
-        ports
-    }
-
-    fn described(&self, unit: &str, service: &str, spec: &PortSpec, held: &Held) -> Published {
-        let protocol = match &spec.place {
-            Where::Net { net: Net::Tcp, .. } => Protocol::Tcp,
-            Where::Net { net: Net::Udp, .. } => Protocol::Udp,
-            Where::Unix => Protocol::Unix,
-        };
-        let (address, number, path) = match held.endpoint(spec, &self.host) {
-            Endpoint::Network(address) => (Some(address.ip()), address.port(), String::new()),
-            Endpoint::Unix(path) => (None, 0, path.to_string_lossy().into_owned()),
-        };
-        Published {
-            unit: unit.to_owned(),
-            service: service.to_owned(),
-            port: spec.name.clone(),
-            protocol,
-            address,
-            number,
-            path,
-            socket: spec.socket.is_some(),
-        }
-    }
-
-    // --- What it may do ---
-
-    /// What a unit's sandbox lets through, with today's ports.
-    pub(super) fn sandbox(&mut self, id: Id) -> Result<Sandbox, Fault> {
-        let own = self.own_numbers(id);
-        let spec = &self.parts[self.units[id].part].spec;
-        let bind = spec.wiring().binds_declared.then(|| own.clone());
-        let mut files = spec.wiring().paths.clone();
-        if let Some(files) = &mut files {
-            // It makes its sockets there.
-            let unix = self.units[id].ports.iter().flatten().filter_map(Held::path);
-            for folder in unix.filter_map(Path::parent) {
-                if !files.may_write(folder) {
-                    files.write.push(folder.to_owned());
-                }
-            }
-        }
-        let Some(wanted) = spec.wiring().connect.clone() else {
-            return Ok(Sandbox { bind, connect: None, files });
-        };
-        // A service may always connect to its own ports.
-        let mut connect = own;
-        for one in wanted {
-            match one {
-                Connect::Number(number) => connect.push(number),
-                Connect::Port(reference) => {
-                    let text = Text(vec![late::Piece::Port(reference)]);
-                    let found = self.fill(id, &text).map_err(|missing| self.missing(id, &missing))?;
-                    // Of a unix socket it is a path, which is no matter of ports.
-                    connect.extend(found.to_str().and_then(|text| text.parse::<u16>().ok()));
-                }
-            }
-        }
-        Ok(Sandbox { bind, connect: Some(connect), files })
-    }
-
-    /// The numbers of a unit's own TCP ports.
-    pub(super) fn own_numbers(&self, id: Id) -> Vec<u16> {
-        let unit = &self.units[id];
-        let held = unit.ports.iter().chain(&self.parts[unit.part].sockets).flatten();
-        held.filter_map(|held| match held {
-            Held::Net(lease) if lease.net() == Net::Tcp => Some(lease.number()),
-            _ => None,
-        })
-        .collect()
-    }
-
     // --- What was found ---
 
     /// Notes where a unit that is not ready does listen, for a person who wonders.
@@ -790,32 +394,4 @@ impl Supervisor {
             None => listens,
         });
     }
-}
-
-fn endpoint_of(port: &Published) -> Endpoint {
-    match port.address {
-        Some(address) => Endpoint::Network(SocketAddr::new(address, port.number)),
-        None => Endpoint::Unix(port.path.clone().into()),
-    }
-}
-
-/// Writes a file in one step, for its owner alone.
-fn write_file(path: &Path, content: &OsString, owner: Option<(u32, u32)>) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(folder)?;
-    let create = |part: PathBuf| {
-        let made = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part);
-        made.map(|file| (file, part))
-    };
-    // The name that a supervisor that was killed has used too, and another where somebody else has this one.
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let part = folder.join(format!("{PART}{name}"));
-    let _ = fs::remove_file(&part);
-    let (mut file, part) = create(part).or_else(|_| create(state_folder::part_in(folder)))?;
-    let written = file.write_all(content.as_encoded_bytes());
-    let owned = written.and_then(|()| match owner {
-        Some((uid, gid)) => std::os::unix::fs::fchown(&file, Some(uid), Some(gid)),
-        None => Ok(()),
-    });
-    owned.and_then(|()| fs::rename(&part, path)).inspect_err(|_| _ = fs::remove_file(&part))
 }
