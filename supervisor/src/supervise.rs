@@ -193,9 +193,9 @@ struct Supervisor {
     touched: VecDeque<Part>,
     /// Tasks that start once more.
     again: VecDeque<Id>,
-    /// Units on their way back from a restart of all, some of which have changed their mind.
-    returning: Vec<Id>,
-    /// One has come to rest since they were looked at.
+    /// Some unit may be on its way back: it starts when it is at rest, and what it needs is not about to stop or to start.
+    returning: bool,
+    /// One has come to rest, or was told something else, since those were looked at.
     rested: bool,
 
     logs: Logs,
@@ -290,7 +290,7 @@ impl Supervisor {
             descent: Descent::new(),
             touched: VecDeque::new(),
             again: VecDeque::new(),
-            returning: Vec::new(),
+            returning: false,
             rested: false,
             logs,
             events,
@@ -570,7 +570,7 @@ impl Supervisor {
         }
         let unit = &self.units[id];
         self.descent.moved(id, &before, &after);
-        self.rested |= after.is_at_rest() && !self.returning.is_empty();
+        self.rested |= after.is_at_rest();
         self.active = self.active + usize::from(!after.is_at_rest()) - usize::from(!before.is_at_rest());
         let (part, retired) = (unit.part, unit.retired);
         if self.order.moved(part, &before, &after, retired) {
@@ -642,8 +642,8 @@ impl Supervisor {
                     self.stop_doomed(need);
                 }
             } else if let Some(id) = self.again.pop_front() {
-                self.feed(id, Event::Start);
-            } else if std::mem::take(&mut self.rested) {
+                self.start(id);
+            } else if std::mem::take(&mut self.rested) && self.returning {
                 self.bring_back();
             } else {
                 return;
@@ -669,20 +669,34 @@ impl Supervisor {
         }
     }
 
+    /// Remembers what a unit is to do when it can, in place of what it was to do.
+    fn intend(&mut self, id: Id, intent: Intent) {
+        let before = std::mem::replace(&mut self.units[id].intent, intent);
+        self.rested |= before != intent;
+        self.returning |= intent.starts();
+    }
+
+    /// Starts a unit now.
+    fn start(&mut self, id: Id) {
+        self.intend(id, Intent::None);
+        self.feed(id, Event::Start);
+    }
+
     /// Wants a unit to stop, after all that needs it.
     fn doom(&mut self, id: Id) {
         let unit = &mut self.units[id];
         unit.queued = false;
-        unit.intent = if unit.service.state.is_at_rest() { Intent::None } else { Intent::Stop };
+        let is_at_rest = unit.service.state.is_at_rest();
+        self.intend(id, if is_at_rest { Intent::None } else { Intent::Stop });
     }
 
     /// Stops a part's units that are to be stopped, if nothing active needs them, or nothing of them runs.
     fn stop_doomed(&mut self, part: Part) {
         let free = self.order.is_free(part);
         for id in self.parts[part].units.clone() {
-            let unit = &mut self.units[id];
+            let unit = &self.units[id];
             if unit.intent.stops() && (free || unit.service.state.run().is_none()) {
-                unit.intent = unit.intent.after_the_stop();
+                self.intend(id, unit.intent.after_the_stop());
                 self.feed(id, Event::Stop);
             }
         }
@@ -713,7 +727,7 @@ impl Supervisor {
 
     fn kill_all(&mut self) {
         for id in 0..self.units.len() {
-            self.units[id].intent = Intent::None;
+            self.intend(id, Intent::None);
             self.feed(id, Event::Kill);
         }
     }

@@ -102,6 +102,16 @@ impl Order {
         all
     }
 
+    /// What a part needs, directly.
+    pub fn needs_of(&self, part: Part) -> &[Part] {
+        &self.nodes[part].needs
+    }
+
+    /// True if nothing of it runs, nor is going to.
+    pub fn is_at_rest(&self, part: Part) -> bool {
+        self.nodes[part].active == 0
+    }
+
     /// What a part needs that is not ready.
     pub fn open_needs(&self, part: Part) -> impl Iterator<Item = Part> {
         self.nodes[part].needs.iter().copied().filter(|one| !self.nodes[*one].is_good())
@@ -153,14 +163,39 @@ impl Order {
         &self.nodes[part].needed_by
     }
 
-    /// The part and all that it needs, directly or not; what is needed stands after what needs it.
-    pub fn with_needs(&self, part: Part) -> Vec<Part> {
-        closure(part, |one| &self.nodes[one].needs)
+    /// These parts and all that they need, directly or not; what is needed stands before what needs it.
+    pub fn needs_first(&self, parts: impl IntoIterator<Item = Part>) -> Vec<Part> {
+        self.closure(parts, |node| &node.needs)
     }
 
-    /// The part and all that needs it, directly or not.
+    /// The part and all that needs it, directly or not; what needs another stands before it.
     pub fn with_dependents(&self, part: Part) -> Vec<Part> {
-        closure(part, |one| &self.nodes[one].needed_by)
+        self.closure([part], |node| &node.needed_by)
+    }
+
+    /// Parts and whatever is to be reached from them on one side, each behind all that is to be reached from it.
+    fn closure(
+        &self,
+        parts: impl IntoIterator<Item = Part>,
+        side: impl Fn(&Node) -> &Vec<Part>,
+    ) -> Vec<Part> {
+        let mut seen = vec![false; self.nodes.len()];
+        let (mut all, mut open) = (Vec::new(), Vec::new());
+        for root in parts {
+            let mut next = Some(root);
+            loop {
+                if let Some(part) = next.take().filter(|part| !std::mem::replace(&mut seen[*part], true)) {
+                    open.push((part, side(&self.nodes[part]).iter()));
+                }
+                let Some((part, neighbours)) = open.last_mut() else { break };
+                next = neighbours.next().copied();
+                if next.is_none() {
+                    all.push(*part);
+                    open.pop();
+                }
+            }
+        }
+        all
     }
 }
 
@@ -184,20 +219,6 @@ impl Node {
             add(&mut self.failed);
         }
     }
-}
-
-fn closure<'a>(from: Part, neighbours: impl Fn(Part) -> &'a Vec<Part>) -> Vec<Part> {
-    let mut all = vec![from];
-    let mut next = 0;
-    while let Some(&part) = all.get(next) {
-        for one in neighbours(part) {
-            if !all.contains(one) {
-                all.push(*one);
-            }
-        }
-        next += 1;
-    }
-    all
 }
 
 #[cfg(test)]
@@ -288,9 +309,13 @@ mod tests {
     #[test]
     fn closures_reach_far_and_end() {
         let order = chain();
-        assert_eq!(order.with_dependents(0), [0, 1, 2]);
-        assert_eq!(order.with_needs(2), [2, 1, 0]);
+        assert_eq!(order.with_dependents(0), [2, 1, 0]);
+        assert_eq!(order.needs_first([2]), [0, 1, 2]);
+        assert_eq!(order.needs_first([1, 0, 2]), [0, 1, 2]);
+        // 1 is needed by 0, and by 3 far behind it.
+        let order = Order::new(vec![vec![1, 2], vec![], vec![3], vec![1]]);
+        assert_eq!(order.needs_first([0]), [1, 3, 2, 0]);
         // A cycle, which no manifest has.
-        assert_eq!(Order::new(vec![vec![1], vec![0]]).with_needs(0), [0, 1]);
+        assert_eq!(Order::new(vec![vec![1], vec![0]]).needs_first([0]), [1, 0]);
     }
 }

@@ -176,7 +176,7 @@ impl Supervisor {
         self.parts.iter().position(|members| members.spec.name == name)
     }
 
-    /// Restarts the instances of all services, tasks that run, and those of the start that have failed, as a stop and a
+    /// Restarts the instances of all services, tasks that run, and those of the start that are not done, as a stop and a
     /// start of all would: what needs another stops before it, and starts when that is ready again.
     fn restart_all(&mut self) -> Vec<Id> {
         let restarts = |id: &Id| {
@@ -186,71 +186,72 @@ impl Supervisor {
                 && match &self.parts[unit.part].spec.schedule {
                     None => true,
                     Some(schedule) if matches!(schedule.when, When::Start) => {
-                        unit.intent.starts() || state.has_failed() || !state.is_at_rest()
+                        unit.intent.starts() || !state.is_good()
                     }
                     Some(_) => !state.is_at_rest(),
                 }
         };
-        let is_task = |id: &Id| self.parts[self.units[*id].part].spec.schedule.is_some();
-        // Tasks come first: what needs one that has failed would fail once more before it is under way.
-        let (mut ids, services): (Vec<Id>, Vec<Id>) =
-            (0..self.units.len()).filter(restarts).partition(is_task);
-        ids.extend(services);
+        let ids: Vec<Id> = (0..self.units.len()).filter(restarts).collect();
         for &id in &ids {
             self.doom(id);
-            let unit = &mut self.units[id];
-            unit.intent = if unit.intent.stops() { Intent::Restart } else { Intent::Start };
+            self.intend(id, if self.units[id].intent.stops() { Intent::Restart } else { Intent::Start });
         }
-        self.returning.clone_from(&ids);
         for part in 0..self.parts.len() {
             self.stop_doomed(part);
         }
-        self.rested = true;
         ids
     }
 
-    /// Starts what is on its way back from a restart of all, as far as it may.
+    /// Starts what is on its way back, as far as it may.
     pub(super) fn bring_back(&mut self) {
-        for id in std::mem::take(&mut self.returning) {
-            if !self.units[id].intent.starts() {
-                continue;
-            }
-            if self.units[id].service.state.is_at_rest()
-                && self.stopping_needs(self.units[id].part).next().is_none()
-            {
-                self.units[id].intent = Intent::None;
-                self.feed(id, Event::Start);
-            } else {
-                self.returning.push(id);
+        self.returning = false;
+        let mut waits = vec![false; self.parts.len()];
+        // What is needed comes first: what needs one that has failed would fail once more before that is under way.
+        for part in self.order.needs_first(0..self.parts.len()) {
+            let is_awaited =
+                |need: &Part| self.is_on_its_way(*need) || (waits[*need] && self.order.is_at_rest(*need));
+            waits[part] = self.order.needs_of(part).iter().any(is_awaited);
+            for id in self.parts[part].units.clone() {
+                let unit = &self.units[id];
+                if !unit.intent.starts() {
+                    continue;
+                }
+                if unit.service.state.is_at_rest() && !waits[part] {
+                    self.start(id);
+                } else {
+                    self.returning = true;
+                }
             }
         }
     }
 
-    /// What a part needs, directly or not, that is to stop and has not yet.
-    fn stopping_needs(&self, part: Part) -> impl Iterator<Item = Part> {
-        let stops = |id: &Id| {
+    /// True if a part is about to stop, or to start again.
+    fn is_on_its_way(&self, part: Part) -> bool {
+        self.parts[part].units.iter().any(|id| {
             let unit = &self.units[*id];
-            unit.intent != Intent::None && !unit.service.state.is_at_rest()
-        };
-        let needs = self.order.with_needs(part).into_iter().skip(1);
-        needs.filter(move |need| self.parts[*need].units.iter().any(stops))
+            unit.intent.starts() || (unit.intent.stops() && !unit.service.state.is_at_rest())
+        })
+    }
+
+    /// What a part on its way back waits for.
+    fn awaited(&self, part: Part) -> impl Iterator<Item = Part> {
+        self.order.freed_by(part).into_iter().filter(|need| self.is_on_its_way(*need))
     }
 
     /// Starts units, and what they need.
     fn start_named(&mut self, name: &str) -> Result<Vec<Id>, Refused> {
         let ids = self.some_named(name)?;
         let Some(part) = ids.first().map(|id| self.units[*id].part) else { return Ok(ids) };
-        for need in self.order.with_needs(part).into_iter().skip(1) {
+        for need in self.needs_of(part) {
             for id in self.parts[need].units.clone() {
-                let unit = &mut self.units[id];
-                unit.intent = Intent::None;
+                self.intend(id, Intent::None);
+                let unit = &self.units[id];
                 if !unit.retired && !unit.service.state.is_good() {
                     self.start_when_stopped(id);
                 }
             }
         }
         for &id in &ids {
-            self.units[id].intent = Intent::None;
             self.start_when_stopped(id);
         }
         Ok(ids)
@@ -260,22 +261,25 @@ impl Supervisor {
     fn start_when_stopped(&mut self, id: Id) {
         match self.units[id].service.state {
             State::Stopping { then: Then::End(_), .. } | State::Killing { then: Then::End(_), .. } => {
-                self.units[id].intent = Intent::Start;
-                self.returning.push(id);
+                self.intend(id, Intent::Start);
             }
-            _ => self.feed(id, Event::Start),
+            _ => self.start(id),
         }
+    }
+
+    /// What a part needs, directly or not; what is needed stands before what needs it.
+    fn needs_of(&self, part: Part) -> Vec<Part> {
+        let mut needs = self.order.needs_first([part]);
+        needs.pop();
+        needs
     }
 
     /// What a part needs is wanted still: nothing of it is to stop as soon as it may.
     fn keep_needs(&mut self, part: Part) {
-        for need in self.order.with_needs(part).into_iter().skip(1) {
+        for need in self.needs_of(part) {
             for id in self.parts[need].units.clone() {
-                let unit = &mut self.units[id];
-                if unit.intent.stops() {
-                    unit.intent = Intent::None;
-                    // Others may have waited for its end.
-                    self.rested = true;
+                if self.units[id].intent.stops() {
+                    self.intend(id, Intent::None);
                 }
             }
         }
@@ -286,7 +290,7 @@ impl Supervisor {
         let ids = self.named(name)?;
         let Some(part) = self.part(name) else {
             for &id in &ids {
-                self.units[id].intent = Intent::None;
+                self.intend(id, Intent::None);
                 self.feed(id, Event::Stop);
             }
             return Ok(ids);
@@ -311,7 +315,7 @@ impl Supervisor {
     fn restart_ids(&mut self, ids: Vec<Id>) -> Vec<Id> {
         for &id in &ids {
             self.keep_needs(self.units[id].part);
-            self.units[id].intent = Intent::None;
+            self.intend(id, Intent::None);
             self.feed(id, Event::Restart);
         }
         ids
@@ -380,8 +384,9 @@ impl Supervisor {
     }
 
     fn retire(&mut self, id: Id) {
+        self.intend(id, Intent::None);
         let unit = &mut self.units[id];
-        (unit.retired, unit.intent) = (true, Intent::None);
+        unit.retired = true;
         self.order.retire(unit.part, &unit.service.state);
         if unit.service.state.is_at_rest() {
             self.gone(id);
@@ -438,7 +443,7 @@ impl Supervisor {
                 let outside = self.missing_outside(unit.part).into_iter().map(|(name, _)| name);
                 self.order.open_needs(unit.part).map(|part| self.name_of(part)).chain(outside).collect()
             }
-            _ if returns => self.stopping_needs(unit.part).map(|part| self.name_of(part)).collect(),
+            _ if returns => self.awaited(unit.part).map(|part| self.name_of(part)).collect(),
             _ => Vec::new(),
         };
         status::Unit {

@@ -112,7 +112,7 @@ impl Supervisor {
         };
         let overlap = schedule.overlap;
         if self.units[id].service.state.is_at_rest() {
-            self.feed(id, Event::Start);
+            self.start(id);
             return;
         }
         match overlap {

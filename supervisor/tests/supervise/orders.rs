@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::{Value, json};
 
 use super::{App, Gate, actor, app, merge, ready, sh, task};
-use crate::{alive, eventually, number};
+use crate::{alive, eventually, kill, number};
 
 fn quick(needs: Value) -> Value {
     sh("exec sleep 1000", json!({"needs": needs}))
@@ -168,4 +168,133 @@ pub fn what_was_said_in_time_is_heard_after_a_stall() {
         assert_eq!((&unit["state"], &unit["restarts"]), (&json!("ready"), &json!(0)), "{unit}");
     }
     app.stops();
+}
+
+// --- At random ---
+
+/// Numbers that look random, and are the same for the same seed (Marsaglia, "Xorshift RNGs", 2003).
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, most: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 16) as usize % most
+    }
+
+    fn one<'a>(&mut self, all: &[&'a str]) -> &'a str {
+        all[self.below(all.len())]
+    }
+}
+
+const SERVICES: [&str; 5] = ["db", "cache", "web", "proxy", "leaves"];
+
+/// An order, or a crash; what is refused is refused.
+fn something(app: &App, numbers: &mut Numbers) -> String {
+    let name = numbers.one(&["db", "cache", "web", "web.0", "web.1", "proxy", "leaves", "migrate"]);
+    let target = match numbers.below(9) {
+        0 | 1 => format!("/v1/services/{name}/start"),
+        2 | 3 => format!("/v1/services/{name}/stop"),
+        4 => format!("/v1/services/{name}/restart"),
+        5 => "/v1/restart".to_owned(),
+        6 => format!("/v1/services/web/scale?instances={}", numbers.below(4)),
+        7 => "/v1/tasks/migrate/run".to_owned(),
+        _ => {
+            if let Some(pid) = app.unit(name)["pid"].as_i64() {
+                kill(pid as i32, "KILL");
+            }
+            return format!("kill {name}");
+        }
+    };
+    let answer = app.ask("POST", &target);
+    assert!(answer.is_good() || [404, 409].contains(&answer.code), "{target}: {answer:?}");
+    target
+}
+
+/// Whatever was asked before, in whatever order and however fast: what is asked for last comes about.
+fn orders_at_random(seed: u64) {
+    let numbers = &mut Numbers(seed);
+    let takes_its_time = |name: &str| {
+        format!(
+            "trap 'sleep 0.03; exit' TERM; sleep 0.02; echo >&3; exec 3>&-; echo {name}; while :; do sleep 0.01; done"
+        )
+    };
+    let backoff = json!({"first_ms": 10, "longest_ms": 50, "stable_ms": 10_000});
+    let service = |name: &str, needs: Value| {
+        sh(
+            &takes_its_time(name),
+            merge(ready(json!({"newline": 3})), json!({"needs": needs, "backoff": backoff})),
+        )
+    };
+    let leaves = sh("sleep 0.05; exit 1", json!({"needs": ["cache"], "backoff": backoff}));
+    let services = json!({
+        "db": service("db", json!([])),
+        "cache": quick(json!([])),
+        "web": merge(service("web", json!(["cache", "migrate"])), json!({"instances": 2})),
+        "proxy": service("proxy", json!(["web"])),
+        "leaves": leaves,
+    });
+    let app = app(services, json!({"migrate": task("sleep 0.05", json!({"needs": ["db"]}))}));
+    let mut told = Vec::new();
+    let come = |told: &[String], what: &str, units: &[(&str, &[&str])]| {
+        let until = std::time::Instant::now() + crate::DEADLINE;
+        loop {
+            let status = app.ask("GET", "/v1/status").value;
+            let all = status["units"].as_array().expect("units");
+            let wrong = |(name, states): &&(&str, &[&str])| {
+                let mut named = all.iter().filter(|unit| unit["service"] == *name).peekable();
+                named.peek().is_none()
+                    || !named.all(|unit| states.iter().any(|state| unit["state"] == *state))
+            };
+            let wrong: Vec<&str> = units.iter().filter(wrong).map(|(name, _)| *name).collect();
+            if wrong.is_empty() {
+                return;
+            }
+            assert!(
+                std::time::Instant::now() < until,
+                "seed {seed}: after {what}, {wrong:?} are not as they should be:\n{status:#}\nbefore: {told:#?}"
+            );
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    };
+    let rest: &[&str] = &["stopped", "done", "failed"];
+    for round in 0..6 {
+        for _ in 0..4 + numbers.below(16) {
+            told.push(something(&app, numbers));
+            if numbers.below(3) == 0 {
+                std::thread::sleep(std::time::Duration::from_millis(numbers.below(60) as u64));
+            }
+        }
+        app.post("/v1/services/web/scale?instances=2");
+        let all: &[(&str, &[&str])] = &[
+            ("db", &["ready"]),
+            ("cache", &["ready"]),
+            ("web", &["ready"]),
+            ("proxy", &["ready"]),
+            ("migrate", &["done"]),
+        ];
+        if round % 2 == 0 {
+            app.post("/v1/restart");
+            come(&told, "a restart of all", all);
+        } else {
+            let name = numbers.one(&["db", "migrate", "web"]);
+            app.post(&format!("/v1/services/{name}/stop"));
+            come(&told, &format!("a stop of {name}"), &[("web", rest), ("proxy", rest), (name, rest)]);
+            app.post("/v1/services/proxy/start");
+            come(&told, "a start of proxy", all);
+        }
+        told.clear();
+    }
+    app.post("/v1/services/db/stop");
+    app.post("/v1/services/cache/stop");
+    come(&told, "a stop of the first", &SERVICES.map(|name| (name, rest)));
+    app.stops();
+}
+
+pub fn whatever_was_asked_before_what_is_asked_last_comes_about() {
+    match std::env::var("KITBAG_TEST_SEED") {
+        Ok(seed) => orders_at_random(seed.parse().expect("a number")),
+        Err(_) => (1..4).for_each(orders_at_random),
+    }
 }
