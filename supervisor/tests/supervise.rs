@@ -157,6 +157,7 @@ const TESTS: &[(&str, fn())] = tests![
     whole::orders::a_signal_is_for_the_main_process_and_a_pause_for_all,
     whole::orders::a_start_that_fails_tells_why_and_not_that_its_descriptor_was_closed,
     whole::orders::what_was_said_in_time_is_heard_after_a_stall,
+    whole::orders::a_long_row_of_needs_is_restarted_in_a_moment,
     whole::orders::whatever_was_asked_before_what_is_asked_last_comes_about,
     whole::services_start_after_what_they_need_and_stop_before_it,
     whole::what_needs_a_service_that_gives_up_fails_with_the_reason,

@@ -20,6 +20,8 @@ struct Node {
     failed: u32,
     /// Units that run or are going to, retired ones too.
     active: u32,
+    /// Of the parts that need it directly, those that hold it.
+    holders: u32,
 }
 
 /// How things stand with what a part needs.
@@ -57,9 +59,10 @@ impl Order {
 
     /// A part has one unit more, in this state.
     pub fn add(&mut self, part: Part, state: &State) {
-        let node = &mut self.nodes[part];
-        node.units += 1;
-        node.count(state, 1, false);
+        self.change(part, |node| {
+            node.units += 1;
+            node.count(state, 1, false);
+        });
     }
 
     /// A unit in this state is no longer wanted. What becomes of it is told by [`Self::moved`] as before.
@@ -80,11 +83,36 @@ impl Order {
 
     /// A unit went from one state to another. True if its neighbours have to be looked at.
     pub fn moved(&mut self, part: Part, before: &State, after: &State, retired: bool) -> bool {
+        let seen = |node: &Node| (node.is_good(), node.failed > 0, node.active);
+        let old = seen(&self.nodes[part]);
+        self.change(part, |node| {
+            node.count(before, -1, retired);
+            node.count(after, 1, retired);
+        });
+        old != seen(&self.nodes[part])
+    }
+
+    /// Counts, and tells what the part needs if it holds that from now on, or does no more.
+    fn change(&mut self, part: Part, count: impl FnOnce(&mut Node)) {
         let node = &mut self.nodes[part];
-        let old = (node.is_good(), node.failed > 0, node.active);
-        node.count(before, -1, retired);
-        node.count(after, 1, retired);
-        old != (node.is_good(), node.failed > 0, node.active)
+        let held = node.holds();
+        count(node);
+        let holds = node.holds();
+        let mut open = Vec::new();
+        if holds != held {
+            open.push(part);
+        }
+        while let Some(part) = open.pop() {
+            for at in 0..self.nodes[part].needs.len() {
+                let need = self.nodes[part].needs[at];
+                let node = &mut self.nodes[need];
+                let held = node.holds();
+                node.holders = node.holders.saturating_add_signed(if holds { 1 } else { -1 });
+                if node.holds() != held {
+                    open.push(need);
+                }
+            }
+        }
     }
 
     /// How things stand with what a part needs.
@@ -119,43 +147,28 @@ impl Order {
 
     /// True if nothing that needs the part, directly or not, is active: it may stop.
     pub fn is_free(&self, part: Part) -> bool {
-        self.reach(part, |node| &node.needed_by).all(|one| self.nodes[one].active == 0)
+        self.nodes[part].holders == 0
     }
 
-    /// What may be free now that the part has stopped: what it needs, directly or by what is at rest.
+    /// What may be free now that the part has stopped: of what it needs, and of what that needs, as far as it is at rest.
     pub fn freed_by(&self, part: Part) -> Vec<Part> {
-        self.reach(part, |node| &node.needs).collect()
-    }
-
-    /// The neighbours of a part on one side, and beyond those that are at rest theirs.
-    fn reach<'a>(
-        &'a self,
-        part: Part,
-        side: impl Fn(&'a Node) -> &'a [Part] + 'a,
-    ) -> impl Iterator<Item = Part> + 'a {
-        let mut seen: Vec<Part> = Vec::new();
-        let mut open = vec![side(&self.nodes[part]).iter()];
-        std::iter::from_fn(move || {
-            while let Some(last) = open.last_mut() {
-                let Some(&one) = last.next() else {
-                    open.pop();
+        let (mut freed, mut seen, mut open) = (Vec::new(), Vec::new(), vec![part]);
+        while let Some(part) = open.pop() {
+            for &need in &self.nodes[part].needs {
+                if !self.is_free(need) {
                     continue;
-                };
-                let node = &self.nodes[one];
-                let further = side(node);
-                if further.is_empty() {
-                    return Some(one);
                 }
-                if !seen.contains(&one) {
-                    seen.push(one);
-                    if node.active == 0 {
-                        open.push(further.iter());
+                // Most need nothing themselves.
+                seen.resize(self.nodes.len(), false);
+                if !std::mem::replace(&mut seen[need], true) {
+                    freed.push(need);
+                    if self.is_at_rest(need) {
+                        open.push(need);
                     }
-                    return Some(one);
                 }
             }
-            None
-        })
+        }
+        freed
     }
 
     /// What needs the part, directly.
@@ -202,6 +215,11 @@ impl Order {
 impl Node {
     const fn is_good(&self) -> bool {
         self.good == self.units
+    }
+
+    /// True if what it needs may not stop: it is active, or it stands between that and somebody who is.
+    const fn holds(&self) -> bool {
+        self.active > 0 || self.holders > 0
     }
 
     fn count(&mut self, state: &State, by: i32, retired: bool) {

@@ -206,10 +206,10 @@ impl Supervisor {
     pub(super) fn bring_back(&mut self) {
         self.returning = false;
         let mut waits = vec![false; self.parts.len()];
+        let mut comes = vec![false; self.parts.len()];
         // What is needed comes first: what needs one that has failed would fail once more before that is under way.
         for part in self.order.needs_first(0..self.parts.len()) {
-            let is_awaited =
-                |need: &Part| self.is_on_its_way(*need) || (waits[*need] && self.order.is_at_rest(*need));
+            let is_awaited = |need: &Part| comes[*need] || (waits[*need] && self.order.is_at_rest(*need));
             waits[part] = self.order.needs_of(part).iter().any(is_awaited);
             for id in self.parts[part].units.clone() {
                 let unit = &self.units[id];
@@ -222,6 +222,7 @@ impl Supervisor {
                     self.returning = true;
                 }
             }
+            comes[part] = self.is_on_its_way(part);
         }
     }
 
@@ -233,9 +234,14 @@ impl Supervisor {
         })
     }
 
-    /// What a part on its way back waits for.
-    fn awaited(&self, part: Part) -> impl Iterator<Item = Part> {
-        self.order.freed_by(part).into_iter().filter(|need| self.is_on_its_way(*need))
+    /// What a part on its way back waits for: of what it needs, or else the next beyond that.
+    fn awaited(&self, part: Part) -> Vec<Part> {
+        let is_awaited = |need: &Part| self.is_on_its_way(*need);
+        let direct: Vec<Part> = self.order.needs_of(part).iter().copied().filter(is_awaited).collect();
+        if direct.is_empty() {
+            return self.needs_of(part).into_iter().rev().find(is_awaited).into_iter().collect();
+        }
+        direct
     }
 
     /// Starts units, and what they need.
@@ -443,7 +449,7 @@ impl Supervisor {
                 let outside = self.missing_outside(unit.part).into_iter().map(|(name, _)| name);
                 self.order.open_needs(unit.part).map(|part| self.name_of(part)).chain(outside).collect()
             }
-            _ if returns => self.awaited(unit.part).map(|part| self.name_of(part)).collect(),
+            _ if returns => self.awaited(unit.part).into_iter().map(|part| self.name_of(part)).collect(),
             _ => Vec::new(),
         };
         status::Unit {

@@ -170,6 +170,25 @@ pub fn what_was_said_in_time_is_heard_after_a_stall() {
     app.stops();
 }
 
+pub fn a_long_row_of_needs_is_restarted_in_a_moment() {
+    const COUNT: usize = 600;
+    let names: Vec<String> = (0..COUNT).map(|number| format!("s{number:03}")).collect();
+    let service = |number: usize| {
+        let needs = number.checked_sub(1).map(|before| names[before].clone());
+        json!({"argv": ["bin/sleep", "1000"], "cwd": "/", "needs": needs.into_iter().collect::<Vec<_>>()})
+    };
+    let services: serde_json::Map<String, Value> =
+        (0..COUNT).map(|number| (names[number].clone(), service(number))).collect();
+    let app = app(Value::Object(services), json!({}));
+    let last = &names[COUNT - 1];
+    app.comes_to(last, "ready");
+    let pids = [app.unit("s000")["pid"].clone(), app.unit(last)["pid"].clone()];
+    app.post("/v1/restart");
+    eventually("all are back", || app.unit(last)["state"] == "ready" && app.unit(last)["pid"] != pids[1]);
+    assert_ne!(app.unit("s000")["pid"], pids[0]);
+    app.stops();
+}
+
 // --- At random ---
 
 /// Numbers that look random, and are the same for the same seed (Marsaglia, "Xorshift RNGs", 2003).
