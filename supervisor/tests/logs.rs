@@ -19,6 +19,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+#[path = "common/numbers.rs"]
+mod numbers;
+use numbers::Numbers;
+
 /// Long enough for a loaded machine; a test that needs it has failed.
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -81,8 +85,11 @@ impl App {
     }
 
     fn print_to(&mut self, unit: usize, stream: Stream, text: impl AsRef<[u8]>) {
-        self.writers[unit][stream as usize].write_all(text.as_ref()).expect("a pipe with room");
-        self.serve();
+        // A pipe that nobody reads meanwhile has room for so much.
+        for piece in text.as_ref().chunks(60_000) {
+            self.writers[unit][stream as usize].write_all(piece).expect("a pipe with room");
+            self.serve();
+        }
     }
 
     /// Until nothing is ready.
@@ -849,4 +856,154 @@ fn files_are_not_for_everybody() {
     assert_eq!(mode(&app.unit().join("current")), 0);
     assert_eq!(mode(&app.unit()), 0);
     let _ = app.folder.path();
+}
+
+// --- At random ---
+
+/// What a stream has printed, line by line, and whether the last one goes on.
+#[derive(Debug, Default, Clone)]
+struct Printed {
+    lines: Vec<Vec<u8>>,
+    is_open: bool,
+}
+
+impl Printed {
+    fn add(&mut self, text: &[u8]) {
+        for piece in text.split_inclusive(|byte| *byte == b'\n') {
+            let (line, ends) = piece.strip_suffix(b"\n").map_or((piece, false), |line| (line, true));
+            match self.lines.last_mut().filter(|_| self.is_open) {
+                Some(last) => last.extend_from_slice(line),
+                None => self.lines.push(line.to_vec()),
+            }
+            self.is_open = !ends;
+        }
+    }
+
+    /// The same of what was read.
+    fn read(entries: &[Entry], stream: Stream) -> Vec<Vec<u8>> {
+        let mut printed = Self::default();
+        for entry in entries.iter().filter(|entry| entry.stream == stream) {
+            printed.is_open = entry.continued;
+            printed.add(&entry.text);
+            if entry.text.is_empty() && !entry.continued {
+                printed.lines.push(Vec::new());
+            }
+        }
+        printed.lines
+    }
+}
+
+/// Some lines, whole or not, short or long.
+fn words(numbers: &mut Numbers) -> Vec<u8> {
+    let mut text = Vec::new();
+    for _ in 0..numbers.below(40) {
+        let length = match numbers.below(40) {
+            0 => LONGEST_LINE - 2 + numbers.below(5),
+            1 => numbers.below(3 * LONGEST_LINE),
+            2..8 => 0,
+            _ => numbers.below(100),
+        };
+        let begin = numbers.below(26);
+        text.extend(b"abcdefghijklmnopqrstuvwxyz".iter().cycle().skip(begin).take(length));
+        if numbers.below(5) > 0 {
+            text.push(b'\n');
+        }
+    }
+    text
+}
+
+/// Whatever is printed, in whatever pieces, while files are rotated, compressed and followed: each line is there once, whole
+/// and in its place.
+fn logs_at_random(seed: u64) {
+    const UNITS: usize = 3;
+    let numbers = &mut Numbers::new(seed);
+    for format in [LogFormat::Stamped, LogFormat::Json, LogFormat::Plain] {
+        let size = 500 + numbers.below(100_000) as u64;
+        let mut app = App::of(UNITS, format, |files| {
+            (files.max_size, files.keep, files.compress) = (size, 100_000, true);
+        });
+        let names: Vec<String> = (0..UNITS).map(name).collect();
+        let mut followers: Vec<Reader> =
+            names.iter().map(|name| Reader::new(&app.settings.folder, &[name], format)).collect();
+        for reader in &mut followers {
+            reader.follow(&app.settings.folder);
+            reader.last(0).expect("readable");
+        }
+        let mut printed = vec![[Printed::default(), Printed::default()]; UNITS];
+        let mut followed = vec![Vec::new(); UNITS];
+        for _ in 0..150 {
+            let unit = numbers.below(UNITS);
+            // Plain logs do not tell streams apart.
+            let streams: &[Stream] =
+                if format == LogFormat::Plain { &[Stream::Out] } else { &[Stream::Out, Stream::Err] };
+            match numbers.below(20) {
+                0..12 => {
+                    let (stream, text) = (numbers.one(streams), words(numbers));
+                    app.print_to(unit, stream, &text);
+                    printed[unit][stream as usize].add(&text);
+                }
+                12 | 13 => app.wait(numbers.below(3_000) as u64),
+                14 => {
+                    app.logs.ended(unit, app.now);
+                    printed[unit].iter_mut().for_each(|stream| stream.is_open = false);
+                }
+                15 => {
+                    app.logs.remove_unit(unit, app.now);
+                    printed[unit].iter_mut().for_each(|stream| stream.is_open = false);
+                    app.logs.add_unit(unit, &names[unit]);
+                    let own =
+                        |end: std::os::fd::BorrowedFd<'_>| end.try_clone_to_owned().expect("a descriptor");
+                    app.writers[unit] = app.logs.open(unit).expect("pipes").map(own).map(fs::File::from);
+                }
+                16 => app.compress(),
+                17 if numbers.below(5) == 0 => {
+                    for (unit, streams) in printed.iter_mut().enumerate() {
+                        app.logs.ended(unit, app.now);
+                        streams.iter_mut().for_each(|stream| stream.is_open = false);
+                    }
+                    app.compress();
+                    app.restart();
+                }
+                _ => followed[unit].extend(followers[unit].more().expect("readable")),
+            }
+        }
+        (0..UNITS).for_each(|unit| app.logs.ended(unit, app.now));
+        app.compress();
+        for unit in 0..UNITS {
+            while {
+                let more = followers[unit].more().expect("readable");
+                let is_more = !more.is_empty();
+                followed[unit].extend(more);
+                is_more
+            } {}
+            let mut reader = Reader::new(&app.settings.folder, &[&names[unit]], format);
+            let kept = reader.last(usize::MAX - 1).expect("readable");
+            for stream in [Stream::Out, Stream::Err] {
+                let wanted = &printed[unit][stream as usize].lines;
+                for (what, entries) in [("kept", &kept), ("followed", &followed[unit])] {
+                    let mut found = Printed::read(entries, stream);
+                    let mut wanted = wanted.clone();
+                    if format == LogFormat::Plain {
+                        // What was cut is not marked.
+                        (found, wanted) = (vec![found.concat()], vec![wanted.concat()]);
+                    }
+                    let at = wanted.iter().zip(&found).position(|(one, other)| one != other);
+                    assert!(
+                        at.is_none() && wanted.len() == found.len(),
+                        "seed {seed}, {format:?}, {what}: of {} {stream:?}, line {at:?} of {} ({} found): {:?}, and not {:?}",
+                        names[unit],
+                        wanted.len(),
+                        found.len(),
+                        at.map(|at| String::from_utf8_lossy(&found[at])),
+                        at.map(|at| String::from_utf8_lossy(&wanted[at])),
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn whatever_is_printed_each_line_is_there_once_and_in_its_place() {
+    Numbers::seeds().into_iter().for_each(logs_at_random);
 }

@@ -19,6 +19,8 @@ use kitbag_supervisor::supervise::{Bundle, ProgramSpec, ServiceSpec, signal_numb
 
 #[path = "supervise/descent.rs"]
 mod descent;
+#[path = "common/numbers.rs"]
+mod numbers;
 #[path = "supervise/whole.rs"]
 mod whole;
 

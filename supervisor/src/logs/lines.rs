@@ -8,8 +8,9 @@ use memchr::{memchr, memrchr};
 use super::format::Micros;
 use crate::state::Ms;
 
-/// A longer line is cut, as in s6-log(8). What follows is marked as its continuation.
-pub const LONGEST_LINE: usize = 8 * 1024;
+/// A longer line is cut. What follows is marked as its continuation. As long as in journald.conf(5), `LineMax`: programs
+/// that print JSON print long lines.
+pub const LONGEST_LINE: usize = 48 * 1024;
 
 /// One of a unit's two outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,9 +158,9 @@ mod tests {
     #[test]
     fn an_endless_line_is_passed_on_in_parts_and_not_kept() {
         let chunk = [b'x'; 1000];
-        let all = lines(&[&chunk[..]; 100]);
-        assert_eq!(all.iter().flatten().filter(|byte| **byte == b'x').count(), 100_000);
-        assert_eq!(all.iter().filter(|line| line[0] == b'+').count(), 12);
+        let all = lines(&[&chunk[..]; 1000]);
+        assert_eq!(all.iter().flatten().filter(|byte| **byte == b'x').count(), 1_000_000);
+        assert_eq!(all.iter().filter(|line| line[0] == b'+').count(), 1_000_000 / LONGEST_LINE);
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::fs;
 
 use serde_json::{Value, json};
 
+use crate::numbers::Numbers;
+
 use super::{App, Gate, actor, app, merge, ready, sh, task};
 use crate::{alive, eventually, kill, number};
 
@@ -191,22 +193,6 @@ pub fn a_long_row_of_needs_is_restarted_in_a_moment() {
 
 // --- At random ---
 
-/// Numbers that look random, and are the same for the same seed (Marsaglia, "Xorshift RNGs", 2003).
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, most: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 16) as usize % most
-    }
-
-    fn one<'a>(&mut self, all: &[&'a str]) -> &'a str {
-        all[self.below(all.len())]
-    }
-}
-
 const SERVICES: [&str; 5] = ["db", "cache", "web", "proxy", "leaves"];
 
 /// An order, or a crash; what is refused is refused.
@@ -233,7 +219,7 @@ fn something(app: &App, numbers: &mut Numbers) -> String {
 
 /// Whatever was asked before, in whatever order and however fast: what is asked for last comes about.
 fn orders_at_random(seed: u64) {
-    let numbers = &mut Numbers(seed);
+    let numbers = &mut Numbers::new(seed);
     let takes_its_time = |name: &str| {
         format!(
             "trap 'sleep 0.03; exit' TERM; sleep 0.02; echo >&3; exec 3>&-; echo {name}; while :; do sleep 0.01; done"
@@ -312,8 +298,5 @@ fn orders_at_random(seed: u64) {
 }
 
 pub fn whatever_was_asked_before_what_is_asked_last_comes_about() {
-    match std::env::var("KITBAG_TEST_SEED") {
-        Ok(seed) => orders_at_random(seed.parse().expect("a number")),
-        Err(_) => (1..4).for_each(orders_at_random),
-    }
+    Numbers::seeds().into_iter().for_each(orders_at_random);
 }
