@@ -291,7 +291,7 @@ impl Unit {
             (_, State::Stopped) => "it was told to stop".to_owned(),
             (Some(reason), _) => reason.clone(),
             (None, State::Waiting) if !self.waits_for.is_empty() => {
-                format!("it waits for {}", self.waits_for.join(", "))
+                format!("it waits for {}", few(&self.waits_for))
             }
             (None, State::Starting) => {
                 let before = self.last_end.as_ref().filter(|end| !end.well);
@@ -468,12 +468,27 @@ fn moment(value: &Value) -> UnixMs {
     value.as_str().and_then(time::from_rfc3339).unwrap_or(0)
 }
 
+/// The first five names, and how many more there are: for a sentence.
+pub fn few<T: AsRef<str>>(names: &[T]) -> String {
+    const MOST: usize = 5;
+    let shown: Vec<&str> = names.iter().take(MOST).map(AsRef::as_ref).collect();
+    let more = names.len().saturating_sub(MOST);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{more}", shown.join(", "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn unit(name: &str, state: State) -> Unit {
         Unit { name: name.into(), service: name.into(), awaited: true, state, ..Unit::default() }
+    }
+
+    #[test]
+    fn of_many_names_the_first_five_are_told() {
+        assert_eq!(few(&["1", "2", "3", "4", "5"]), "1, 2, 3, 4, 5");
+        assert_eq!(few(&["1", "2", "3", "4", "5", "6", "7"]), "1, 2, 3, 4, 5 and 2 more");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::{Accepted, App, Command, Refused, Surroundings};
 use crate::near::nearest;
 use crate::ports::registry::Published;
 use crate::state::Ms;
-use crate::status::{Kind, Readiness, State, Status, Unit, Unready, time};
+use crate::status::{Kind, Readiness, State, Status, Unit, Unready, few, time};
 use crate::sys::signal;
 
 /// The content type of answers.
@@ -104,7 +104,7 @@ impl Wait {
                     let well = status.named(&self.name).all(has_ended_well);
                     return Some((200, json!({"ended": true, "well": well})));
                 }
-                let what = format!("still there: {}", running.join(", "));
+                let what = format!("still there: {}", few(&running));
                 over.then(|| (503, json!({"ended": false, "error": what, "to_fix": "wait longer"})))
             }
         }
