@@ -193,6 +193,7 @@ const TESTS: &[(&str, fn())] = tests![
     descent::a_daemon_that_its_service_names_is_the_services_process,
     descent::a_successor_takes_its_predecessors_place_when_that_one_ends,
     descent::a_stranger_is_nobodys_main_process,
+    descent::whatever_is_left_behind_ends_with_its_service_alone,
     whole::a_snapshot_of_units_in_many_states_says_what_status_says,
     whole::a_thousand_services_start_and_stop,
     whole::a_service_comes_back_at_once,

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::whole::{self, App, actor, app};
 use super::{alive, eventually, kill, number};
+use crate::numbers::Numbers;
 
 /// True if a program of this name is in `PATH`.
 fn has(program: &str) -> bool {
@@ -249,4 +250,85 @@ pub fn a_stranger_is_nobodys_main_process() {
     kill(leader, "KILL");
     app.comes_to("web", "failed");
     app.stops();
+}
+
+// --- At random ---
+
+/// What a program may leave behind, and do with it.
+const LEAVES: [&str; 8] = [
+    "sleep 1000 &",
+    "(sleep 1000 &)",
+    "setsid sleep 1000 &",
+    "setsid sh -c '(sleep 1000 &); exec sleep 1000' &",
+    "setsid sh -c '(setsid sleep 1000 &); exit' &",
+    "(trap '' TERM; exec sleep 1000) &",
+    "setsid sh -c 'trap \"\" TERM; while :; do sleep 0.02; done' &",
+    "setsid sh -c 'while :; do (setsid sleep 0.05 &); sleep 0.01; done' &",
+];
+
+/// The processes whose environment says that they are of this service.
+fn processes_of(name: &str) -> Vec<i32> {
+    let wanted = format!("KITBAG_TEST_OF={name}");
+    let is_its = |pid: &i32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|one| one == wanted.as_bytes())
+    };
+    let entries = fs::read_dir("/proc").expect("it is mounted").flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(is_its).collect()
+}
+
+/// Whatever services leave behind, and whoever dies meanwhile: what has stopped has left nothing, and took nothing along.
+fn leaves_at_random(seed: u64) {
+    let numbers = &mut Numbers::new(seed);
+    let names: Vec<String> = (0..4).map(|number| format!("s{number}")).collect();
+    let mark = |name: &str| format!("{name}-{}-{seed}", std::process::id());
+    let mut service = |name: &String| {
+        let lines: Vec<&str> = (0..1 + numbers.below(3)).map(|_| numbers.one(&LEAVES)).collect();
+        let end = numbers.one(&["exec sleep 1000", "exec sleep 1000", "sleep 0.2; exit 1"]);
+        let more = json!({
+            "env": {"KITBAG_TEST_OF": mark(name)}, "stop_timeout_ms": 200,
+            "backoff": {"first_ms": 10, "longest_ms": 20, "stable_ms": 10_000},
+        });
+        (name.clone(), sh(&format!("{}\n{end}", lines.join("\n")), more))
+    };
+    let mut services: serde_json::Map<String, Value> = names.iter().map(&mut service).collect();
+    services.insert("steady".into(), with_daemon(DAEMON, json!({"env": {"KITBAG_TEST_OF": mark("steady")}})));
+    let mut app = app(Value::Object(services), json!({}));
+    let steady = daemon(&mut app, "steady");
+    for _ in 0..3 {
+        for _ in 0..numbers.below(12) {
+            let name = &names[numbers.below(names.len())];
+            match numbers.below(4) {
+                0 => app.post(&format!("/v1/services/{name}/restart")),
+                1 => app.post(&format!("/v1/services/{name}/start")),
+                2 => {
+                    let all = processes_of(&mark(name));
+                    if !all.is_empty() {
+                        kill(numbers.one(&all), "KILL");
+                    }
+                }
+                _ => std::thread::sleep(Duration::from_millis(numbers.below(100) as u64)),
+            }
+        }
+        for name in &names {
+            app.post(&format!("/v1/services/{name}/stop"));
+            app.comes_to(name, "stopped");
+            let left = processes_of(&mark(name));
+            assert!(left.is_empty(), "seed {seed}: {name} has stopped, and {left:?} are left");
+        }
+        assert!(alive(steady), "seed {seed}: another's daemon is gone");
+        for name in &names {
+            app.post(&format!("/v1/services/{name}/start"));
+        }
+    }
+    app.stops();
+    for name in names.iter().map(String::as_str).chain(["steady"]) {
+        let left = processes_of(&mark(name));
+        assert!(left.is_empty(), "seed {seed}: all has stopped, and {left:?} of {name} are left");
+    }
+}
+
+pub fn whatever_is_left_behind_ends_with_its_service_alone() {
+    Numbers::seeds().into_iter().for_each(leaves_at_random);
 }
