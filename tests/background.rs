@@ -184,6 +184,19 @@ fn what_is_printed_in_the_background_is_kept_and_shown() {
 }
 
 #[test]
+fn what_is_printed_to_nobodys_standard_output_is_kept_as_long_as_logs_are() {
+    // 6 MB, which is more than what the supervisor itself may say.
+    let more = "restart = \"never\"\n[logs]\nto = \"stdout\"";
+    let bundle = App::service("prints", &["500000"], more).pack();
+    bundle.run(["start"]).exits(0);
+    eventually(PATIENCE, "it has ended", || bundle.sandbox.processes().is_empty());
+    let log = bundle.sandbox.state().join(".kitbag/log/supervisor.log");
+    let log = fs::read_to_string(log).unwrap();
+    let numbers = log.lines().filter_map(|line| line.split("line ").nth(1)?.parse::<u64>().ok());
+    assert!(numbers.eq(1..=500_000), "each line is there");
+}
+
+#[test]
 fn a_bundle_in_the_foreground_is_asked_the_same_way() {
     let bundle = sleeper();
     let running = bundle.command([""; 0]).start();

@@ -113,9 +113,10 @@ fn root_beside_another_users_bundle_is_that_user() {
     if !root("another user") || !tools(&["setpriv", "id"]) {
         return;
     }
-    let bundle = App::service("sleeps", &[], "stop-timeout = \"5s\"").pack();
+    let bundle = App::service("sleeps", &[], "stop-timeout = \"5s\"\noom-score = 500").pack();
     give_to_nobody(&bundle);
     as_nobody(bundle.command(["start"])).run().exits(0);
+    assert_eq!(in_exec(&bundle, "cat /proc/self/oom_score_adj"), "500\n", "which he may set himself");
     let made = bundle.sandbox.home().join("made");
     let script = format!("id -u; id -g; id -G; touch {}", made.display());
     assert_eq!(in_exec(&bundle, &script), "65534\n65534\n65534 54321\n");

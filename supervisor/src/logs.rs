@@ -71,8 +71,8 @@ pub struct Settings {
     pub when_slow: WhenSlow,
     /// Lines go to files as well.
     pub files: Option<files::Settings>,
-    /// In the background: the file that standard output and error are.
-    pub own: Option<PathBuf>,
+    /// In the background: the file that standard output and error are, and how many bytes are enough for it.
+    pub own: Option<(PathBuf, u64)>,
 }
 
 impl Settings {
@@ -176,7 +176,11 @@ impl Logs {
             events,
             prints,
             prints_wanted: true,
-            standard: Standard::new(settings.json, settings.when_slow, settings.own.map(Own::new)),
+            standard: Standard::new(
+                settings.json,
+                settings.when_slow,
+                settings.own.map(|(path, full)| Own::new(path, full)),
+            ),
             is_shown: !settings.quiet && !fd::is_nothing(fd::stdout()),
             sinks: Vec::new(),
             polled: Vec::new(),

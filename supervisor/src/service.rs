@@ -19,7 +19,7 @@ use crate::commands::{Failure, say};
 use crate::control::Control;
 use crate::expand::{Values, is_late};
 use crate::late::{self, Late};
-use crate::logs;
+use crate::logs::{self, own};
 use crate::machine::Machine;
 use crate::open::Own;
 use crate::ports::lease::{Listen, Net};
@@ -112,7 +112,7 @@ fn prepare(own: &Own, setting: &Setting<'_>) -> Result<(Bundle, (StateLock, InUs
     }
     let control = Control::bind(&runtime).map_err(StoreError::io("listen in", &runtime))?;
     if let Setting::Background(report) = setting {
-        report.supervising(&runtime)?;
+        report.supervising(&runtime, own::full(&manifest.logs))?;
     }
     let ports = ports(&facts, &services, &runtime);
     let bundle = Bundle {
@@ -157,7 +157,7 @@ fn log_settings(
         LogTo::Auto | LogTo::Stdout => None,
         LogTo::Files(folder) => Some(PathBuf::from(values.text(folder)?)),
     };
-    let own = behind.then(|| own_log(runtime));
+    let own = behind.then(|| (own_log(runtime), own::full(logs)));
     Ok(logs::Settings { own, ..logs::Settings::of(logs, folder, !behind) })
 }
 

@@ -36,12 +36,12 @@ pub struct Report(OwnedFd);
 
 impl Report {
     /// The services are about to run. Gives the terminal up: the working folder, and the standard files, which
-    /// become `supervisor.log` among the logs of `runtime`.
-    pub fn supervising(&self, runtime: &Path) -> Result<(), StoreError> {
+    /// become `supervisor.log` among the logs of `runtime`, for which so many bytes are enough.
+    pub fn supervising(&self, runtime: &Path, enough: u64) -> Result<(), StoreError> {
         let folder = default_log_folder(runtime);
         make_private(&folder).map_err(StoreError::io("make", &folder))?;
         std::env::set_current_dir("/").map_err(StoreError::io("change to", Path::new("/")))?;
-        own::begin(&own_log(runtime))?;
+        own::begin(&own_log(runtime), enough)?;
         self.tell(SUPERVISING);
         Ok(())
     }

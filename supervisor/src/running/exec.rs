@@ -3,7 +3,7 @@
 //! as that user may. What he may not is said.
 
 use std::ffi::{CString, OsString};
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
@@ -69,12 +69,14 @@ fn run(surroundings: &Json, peer: Identity, command: &[OsString]) -> io::Result<
         command.iter().map(|argument| CString::new(argument.as_bytes())).collect::<Result<Vec<_>, _>>()?;
     let is_roots = peer.uid == 0;
     let who = identity(&surroundings["identity"], peer);
+    // Opened before this process is no longer root's: /proc(5) gives root the files of who was somebody else before.
+    let oom_score = OpenOptions::new().write(true).open("/proc/self/oom_score_adj");
     // What another user's supervisor says is taken with his rights; what root's says, while there still are root's.
     if !is_roots {
         become_it(&who)?;
     }
     take_limits(&surroundings["limits"]);
-    take_weight(surroundings);
+    take_weight(surroundings, oom_score);
     if is_roots {
         become_it(&who)?;
     }
@@ -125,7 +127,7 @@ fn shown(limit: libc::rlim_t) -> String {
 }
 
 /// Takes the service's priority, its place before the out-of-memory killer, and its cgroup.
-fn take_weight(surroundings: &Json) {
+fn take_weight(surroundings: &Json, oom_score: io::Result<File>) {
     let number = |key: &str| surroundings[key].as_i64().and_then(|value| i32::try_from(value).ok());
     if let Some(folder) = surroundings["cgroup"].as_str()
         && let Err(error) = join_cgroup(Path::new(folder))
@@ -143,7 +145,7 @@ fn take_weight(surroundings: &Json) {
     }
     let own = usage::own_oom_score();
     if let Some(wanted) = number("oom_score").filter(|wanted| Some(*wanted) != own)
-        && let Err(error) = std::fs::write("/proc/self/oom_score_adj", wanted.to_string())
+        && let Err(error) = oom_score.and_then(|mut file| file.write_all(wanted.to_string().as_bytes()))
     {
         let has = own.map_or_else(|| "there is no /proc".to_owned(), |own| format!("it has {own}"));
         lacks(&format!("oom score {wanted}"), &error.to_string(), &has);

@@ -59,7 +59,11 @@ pub struct Ports {
     looked: Looked,
     /// There is something to tell.
     pub(super) changed: bool,
-    /// That has failed: when it is tried again.
+    /// Others could not be told the last time.
+    pub(super) untold: bool,
+    /// It could not be written down the last time.
+    pub(super) unwritten: bool,
+    /// When what has failed is tried again.
     pub(super) again: Option<Ms>,
 }
 

@@ -10,6 +10,7 @@ use crate::ports::assignments;
 use crate::ports::lease::Net;
 use crate::ports::registry::{Entry, Published, Registry};
 use crate::state::Ms;
+use crate::sys::{Errno, errno_of};
 
 use super::Supervisor;
 use super::ports::Held;
@@ -23,26 +24,43 @@ impl Supervisor {
     pub(super) fn tell_ports(&mut self) {
         let now = self.now();
         let is_due = self.ports.again.is_some_and(|at| at <= now);
-        if !std::mem::take(&mut self.ports.changed) && !is_due {
+        let has_changed = std::mem::take(&mut self.ports.changed);
+        if !has_changed && !is_due {
             return;
         }
-        // Said once, however often it fails.
-        let is_news = self.ports.again.take().is_none();
-        let entry = self.entry();
-        if let Some(Err(error)) = self.ports.registry.as_mut().map(|registry| registry.publish(&entry)) {
-            self.ports.again = Some(now.saturating_add(AGAIN));
-            if is_news {
-                self.say_unseen(&error);
-            }
+        self.ports.again = None;
+        if has_changed || self.ports.untold {
+            self.tell_others(now);
         }
-        if let Some(folder) = &self.ports.folder
-            && let Err(error) = self.ports.assignments.write(folder)
-        {
+        if has_changed || self.ports.unwritten {
+            self.write_down(now);
+        }
+    }
+
+    /// Where that fails it is said once, and tried again if it may be another time.
+    fn tell_others(&mut self, now: Ms) {
+        let entry = self.entry();
+        let told = self.ports.registry.as_mut().map_or(Ok(()), |registry| registry.publish(&entry));
+        let is_news = !std::mem::replace(&mut self.ports.untold, told.is_err());
+        let Err(error) = told else { return };
+        // There is no folder, or this is more than others read.
+        if ![Errno::ENOTDIR, Errno::EFBIG].contains(&errno_of(&error)) {
             self.ports.again = Some(now.saturating_add(AGAIN));
-            if is_news {
-                let file = folder.join(assignments::NAME);
-                self.logs.say(&format!("the next start may get other ports: {}: {error}", file.display()));
-            }
+        }
+        if is_news {
+            self.say_unseen(&error);
+        }
+    }
+
+    fn write_down(&mut self, now: Ms) {
+        let Some(folder) = &self.ports.folder else { return };
+        let written = self.ports.assignments.write(folder);
+        let is_news = !std::mem::replace(&mut self.ports.unwritten, written.is_err());
+        let Err(error) = written else { return };
+        self.ports.again = Some(now.saturating_add(AGAIN));
+        if is_news {
+            let file = folder.join(assignments::NAME);
+            self.logs.say(&format!("the next start may get other ports: {}: {error}", file.display()));
         }
     }
 

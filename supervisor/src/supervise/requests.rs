@@ -250,26 +250,41 @@ impl Supervisor {
         let Some(part) = ids.first().map(|id| self.units[*id].part) else { return Ok(ids) };
         for need in self.needs_of(part) {
             for id in self.parts[need].units.clone() {
-                self.intend(id, Intent::None);
                 let unit = &self.units[id];
-                if !unit.retired && !unit.service.state.is_good() {
-                    self.start_when_stopped(id);
+                if unit.retired || unit.intent.starts() {
+                    continue;
+                }
+                if unit.service.state.is_good() {
+                    self.intend(id, Intent::None);
+                } else {
+                    self.start_when_it_may(id);
                 }
             }
         }
         for &id in &ids {
-            self.start_when_stopped(id);
+            self.start_when_it_may(id);
         }
         Ok(ids)
     }
 
-    /// Starts a unit. One that is on its way to rest comes to it first, as what it needs may have to be started, too.
-    fn start_when_stopped(&mut self, id: Id) {
-        match self.units[id].service.state {
-            State::Stopping { then: Then::End(_), .. } | State::Killing { then: Then::End(_), .. } => {
-                self.intend(id, Intent::Start);
-            }
-            _ => self.start(id),
+    /// Starts a unit. One that stops comes to rest first, and one whose needs are on their way waits for
+    /// them.
+    fn start_when_it_may(&mut self, id: Id) {
+        let unit = &self.units[id];
+        let state = unit.service.state;
+        if unit.intent.starts() {
+            // It comes by itself.
+        } else if matches!(
+            state,
+            State::Stopping { then: Then::End(_), .. } | State::Killing { then: Then::End(_), .. }
+        ) {
+            self.intend(id, Intent::Start);
+            // If it was failing, that is no end for who waits for it.
+            self.feed(id, Event::Stop);
+        } else if state.is_at_rest() && !self.awaited(unit.part).is_empty() {
+            self.intend(id, Intent::Start);
+        } else {
+            self.start(id);
         }
     }
 
@@ -280,11 +295,11 @@ impl Supervisor {
         needs
     }
 
-    /// What a part needs is wanted still: nothing of it is to stop as soon as it may.
+    /// What a part needs is wanted still: nothing of it is to stop as soon as it may. What is to come back then does.
     fn keep_needs(&mut self, part: Part) {
         for need in self.needs_of(part) {
             for id in self.parts[need].units.clone() {
-                if self.units[id].intent.stops() {
+                if self.units[id].intent == Intent::Stop {
                     self.intend(id, Intent::None);
                 }
             }
@@ -320,9 +335,17 @@ impl Supervisor {
 
     fn restart_ids(&mut self, ids: Vec<Id>) -> Vec<Id> {
         for &id in &ids {
-            self.keep_needs(self.units[id].part);
-            self.intend(id, Intent::None);
-            self.feed(id, Event::Restart);
+            let part = self.units[id].part;
+            self.keep_needs(part);
+            if self.units[id].intent.starts() {
+                // It is restarted by itself.
+            } else if self.awaited(part).is_empty() {
+                self.intend(id, Intent::None);
+                self.feed(id, Event::Restart);
+            } else {
+                self.intend(id, Intent::Start);
+                self.feed(id, Event::Stop);
+            }
         }
         ids
     }
@@ -381,7 +404,7 @@ impl Supervisor {
                 Some(&id) => self.revive(id),
                 None => self.add_unit(part, instance),
             };
-            self.feed(id, Event::Start);
+            self.start_when_it_may(id);
         }
         // Who waits may have to wait for more now, or for less.
         self.touched.push_back(part);
@@ -402,6 +425,7 @@ impl Supervisor {
     }
 
     fn revive(&mut self, id: Id) -> Id {
+        self.intend(id, Intent::None);
         let unit = &mut self.units[id];
         unit.retired = false;
         self.order.revive(unit.part, &unit.service.state);

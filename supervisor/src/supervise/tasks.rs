@@ -10,7 +10,7 @@ use crate::sys::Errno;
 use super::order::Part;
 use super::schedule::{self, Plan, Record};
 use super::spec::{Schedule, When};
-use super::units::Id;
+use super::units::{Id, Intent};
 use super::{Source, Supervisor, readable, unix_ms, words};
 
 impl Supervisor {
@@ -122,7 +122,12 @@ impl Supervisor {
                 self.publish(name, "skipped".to_owned(), "it still runs".to_owned());
             }
             Overlap::Queue => self.units[id].queued = true,
-            Overlap::Replace => self.feed(id, Event::Restart),
+            // It runs again by itself.
+            Overlap::Replace if self.units[id].intent.starts() => {}
+            Overlap::Replace => {
+                self.intend(id, Intent::None);
+                self.feed(id, Event::Restart);
+            }
         }
     }
 

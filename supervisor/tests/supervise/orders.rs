@@ -75,7 +75,7 @@ pub fn two_restarts_of_all_at_once_forget_no_task() {
     let services = json!({"db": gate.held(json!([])), "web": quick(json!(["migrate"]))});
     let mut app = app(services, json!({"migrate": task(&script, json!({"needs": ["db"]}))}));
     app.prints("up");
-    app.comes_to("migrate", "running");
+    eventually("migrate runs", || runs.exists());
     app.post("/v1/restart");
     app.comes_to("migrate", "waiting");
     app.post("/v1/restart");
@@ -100,6 +100,78 @@ pub fn what_ends_by_itself_while_it_waits_to_be_restarted_comes_back_once() {
     stops.open();
     app.prints("up");
     are(&app, &["db", "web"], "ready");
+    app.stops();
+}
+
+pub fn a_start_of_what_is_just_failing_fails_nobody_who_waits_for_it() {
+    let gate = Gate::new();
+    let mark = gate.folder.path().join("second");
+    // The first run is never ready, and takes its time to end; the second one is.
+    let script = format!(
+        "[ -e {0} ] && {{ echo >&3; exec sleep 1000; }}; >{0}; trap '{1}; exit' TERM; while :; do sleep 0.01; done",
+        mark.display(),
+        gate.waits()
+    );
+    let db = json!({"ready": {"when": {"newline": 3}, "timeout_ms": 500, "interval_ms": 20}, "restart": "never",
+                    "stop_timeout_ms": 60_000});
+    let app = app(json!({"db": sh(&script, db), "web": quick(json!(["db"]))}), json!({}));
+    are(&app, &["db"], "stopping");
+    are(&app, &["web"], "waiting");
+    app.post("/v1/services/db/start");
+    gate.open();
+    are(&app, &["db", "web"], "ready");
+    app.stops();
+}
+
+pub fn a_run_of_a_task_that_is_restarted_is_no_second_one() {
+    let [stops, ends] = [Gate::new(), Gate::new()];
+    let script = format!("trap '{}; exit' TERM; echo begins; {}", stops.waits(), ends.waits());
+    let job = task(&script, json!({"overlap": "replace", "stop_timeout_ms": 60_000}));
+    let mut app = app(json!({"web": quick(json!([]))}), json!({"job": job}));
+    app.prints("begins");
+    app.post("/v1/restart");
+    are(&app, &["job"], "stopping");
+    app.post("/v1/tasks/job/run");
+    stops.open();
+    app.prints("begins");
+    ends.open();
+    are(&app, &["job"], "done");
+    assert_eq!(app.unit("job")["restarts"], 2, "it has run twice");
+    app.stops();
+}
+
+pub fn what_is_restarted_with_all_is_restarted_whatever_is_asked_for_beside_it() {
+    for order in ["/v1/services/web/restart", "/v1/services/web/scale?instances=3", "/v1/services/web/start"]
+    {
+        let gate = Gate::new();
+        let mut app = app(json!({"db": quick(json!([])), "web": gate.held(json!(["db"]))}), json!({}));
+        app.prints("up");
+        let pid = app.unit("db")["pid"].clone();
+        app.post("/v1/restart");
+        are(&app, &["web"], "stopping");
+        app.post(order);
+        gate.open();
+        let said = app.ask("GET", "/v1/wait?ready=1&timeout=20");
+        assert!(said.is_good(), "{order}: {said:?}");
+        assert_ne!(app.unit("db")["pid"], pid, "{order}: db was to be restarted, too");
+        app.stops();
+    }
+}
+
+pub fn who_is_wanted_again_is_not_stopped_by_an_earlier_stop() {
+    let gates = [Gate::new(), Gate::new()];
+    let web = merge(gates[0].held(json!([])), json!({"instances": 2}));
+    let mut app = app(json!({"web": web, "proxy": gates[1].held(json!(["web"]))}), json!({}));
+    (0..3).for_each(|_| _ = app.prints("up"));
+    app.post("/v1/services/web/scale?instances=1");
+    are(&app, &["web.1"], "stopping");
+    app.post("/v1/services/web/stop");
+    are(&app, &["proxy"], "stopping");
+    app.post("/v1/services/web/scale?instances=2");
+    gates[1].open();
+    are(&app, &["proxy"], "stopped");
+    gates[0].open();
+    are(&app, &["web.1"], "ready");
     app.stops();
 }
 
