@@ -184,6 +184,24 @@ fn what_is_printed_in_the_background_is_kept_and_shown() {
 }
 
 #[test]
+fn a_stop_of_what_has_ended_returns_when_what_needs_it_has() {
+    let more = "stop-timeout = \"1s\"\nneeds = [\"db\"]\n[services.db]\nargv = [\"bin/crashes-after\", \"300\"]\nrestart = \"never\"";
+    let bundle = App::service("ignores-term", &[], more).helper("crashes-after").pack();
+    let _ = bundle.run(["start"]);
+    let states = || {
+        let status: Value =
+            serde_json::from_str(&bundle.run(["status", "--json"]).text()).expect("JSON");
+        let units = status["units"].as_array().expect("units").clone();
+        units.iter().map(|unit| unit["state"].as_str().expect("a state").to_owned()).collect::<Vec<_>>()
+    };
+    eventually(PATIENCE, "db has crashed beside web", || states() == ["failed", "ready"]);
+    bundle.run(["stop", "db"]).exits(0);
+    assert_eq!(states()[1], "stopped");
+    bundle.run(["stop"]).exits(0);
+    is_gone(&bundle);
+}
+
+#[test]
 fn what_is_printed_to_nobodys_standard_output_is_kept_as_long_as_logs_are() {
     // 6 MB, which is more than what the supervisor itself may say.
     let more = "restart = \"never\"\n[logs]\nto = \"stdout\"";

@@ -667,7 +667,15 @@ impl Running {
         let before = self.status()?;
         let units = self.order_each(names, "stop")?;
         let mut stopping = Vec::new();
-        for name in names {
+        // What needs them stops, too, and first, unless nothing of them ran.
+        let is_other = |unit: &&Unit| {
+            units.contains(&unit.name)
+                && !names.iter().any(|name| *name == unit.name || *name == unit.service)
+        };
+        let mut others: Vec<&String> =
+            before.units.iter().filter(is_other).map(|unit| &unit.service).collect();
+        others.dedup();
+        for name in names.iter().chain(others) {
             self.wait("ended", name, STOP_LOOK, &mut |_| self.started_since(name, &before, &mut stopping))?;
         }
         print(format!("stopped: {}\n", units.join(", ")).as_bytes())

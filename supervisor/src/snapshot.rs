@@ -107,6 +107,8 @@ pub struct Unit {
     pub intent: Intent,
     /// A task that runs again when it has ended.
     pub queued: bool,
+    /// A task that its schedule does not start.
+    pub held: bool,
     /// When its state came to be: on the wall clock, and on ours.
     pub since: (UnixMs, Ms),
     /// Why it stands where it stands.

@@ -678,6 +678,7 @@ impl Supervisor {
 
     /// Starts a unit now.
     fn start(&mut self, id: Id) {
+        self.units[id].held = false;
         self.intend(id, Intent::None);
         self.feed(id, Event::Start);
     }

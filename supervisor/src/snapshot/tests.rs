@@ -146,6 +146,7 @@ fn unit(service: Service) -> Unit {
         reaped: false,
         intent: Intent::Restart,
         queued: true,
+        held: true,
         since: (-5, 7),
         reason: Some("\"quoted\" \u{1b} ü\n{\"}".into()),
         says: Some(String::new()),

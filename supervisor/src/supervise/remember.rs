@@ -66,6 +66,7 @@ impl Supervisor {
             reaped: run.is_some() && unit.leader.is_none(),
             intent: unit.intent,
             queued: unit.queued,
+            held: unit.held,
             since: unit.since,
             reason: unit.reason.clone(),
             says: unit.says.as_deref().map(str::to_owned),

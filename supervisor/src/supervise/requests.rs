@@ -46,7 +46,7 @@ impl App for Supervisor {
             Command::Start(name) => self.start_named(name)?,
             Command::Stop(name) => self.stop_named(name)?,
             Command::Restart(None) => self.restart_all(),
-            Command::Restart(Some(name)) => self.restart_ids(self.some_named(name)?),
+            Command::Restart(Some(name)) => self.restart_named(name)?,
             Command::Signal(name, number) => self.signal_named(name, *number)?,
             Command::Scale(name, count) => self.scale(name, *count)?,
             Command::RunTask(name) => self.run_task(name)?,
@@ -192,6 +192,7 @@ impl Supervisor {
                 }
         };
         let ids: Vec<Id> = (0..self.units.len()).filter(restarts).collect();
+        self.units.iter_mut().for_each(|unit| unit.held = false);
         for &id in &ids {
             self.doom(id);
             self.intend(id, if self.units[id].intent.stops() { Intent::Restart } else { Intent::Start });
@@ -316,6 +317,11 @@ impl Supervisor {
             }
             return Ok(ids);
         };
+        if self.parts[part].spec.schedule.is_some() && self.order.is_at_rest(part) {
+            self.hold(part);
+            return Ok(ids);
+        }
+        self.hold(part);
         let parts = self.order.with_dependents(part);
         let mut concerned = Vec::new();
         for &one in &parts {
@@ -333,8 +339,27 @@ impl Supervisor {
         Ok(concerned)
     }
 
-    fn restart_ids(&mut self, ids: Vec<Id>) -> Vec<Id> {
+    /// The schedule of a task that was told to stop starts it no more.
+    fn hold(&mut self, part: Part) {
+        if !self.repeated.contains(&part) {
+            return;
+        }
+        for id in self.parts[part].units.clone() {
+            let was_held = std::mem::replace(&mut self.units[id].held, true);
+            if !was_held && self.order.is_at_rest(part) {
+                self.tell_state(id, status::State::Stopped);
+            }
+        }
+    }
+
+    /// Restarts units alone. What does not run is started, as [`Self::start_named`] does it.
+    fn restart_named(&mut self, name: &str) -> Result<Vec<Id>, Refused> {
+        let ids = self.some_named(name)?;
+        if ids.iter().all(|id| self.units[*id].service.state.run().is_none()) {
+            return self.start_named(name);
+        }
         for &id in &ids {
+            self.units[id].held = false;
             let part = self.units[id].part;
             self.keep_needs(part);
             if self.units[id].intent.starts() {
@@ -347,7 +372,7 @@ impl Supervisor {
                 self.feed(id, Event::Stop);
             }
         }
-        ids
+        Ok(ids)
     }
 
     fn signal_named(&mut self, name: &str, number: i32) -> Result<Vec<Id>, Refused> {
@@ -377,7 +402,14 @@ impl Supervisor {
 
     /// Lets so many instances run: retires those of the highest index, or makes new ones.
     fn scale(&mut self, name: &str, count: u32) -> Result<Vec<Id>, Refused> {
-        let part = self.part(name).ok_or(Refused::Unknown)?;
+        let Some(part) = self.part(name) else {
+            let unit = self.named(name)?.first().map(|id| &self.units[*id]);
+            let service = unit.map_or("", |unit| self.parts[unit.part].spec.name.as_str());
+            return Err(Refused::Unfit {
+                what: format!("{name} is one instance of {service}"),
+                to_fix: format!("`scale {service}=N` says how many of them there are"),
+            });
+        };
         if self.parts[part].spec.schedule.is_some() {
             return Err(Refused::Unfit {
                 what: format!("{name} is a task; only services have instances"),
@@ -450,8 +482,10 @@ impl Supervisor {
         if overlaps && skips {
             return Err(Refused::Conflict(format!("{name} runs already")));
         }
+        let ids = self.parts[part].units.clone();
+        ids.iter().for_each(|id| self.units[*id].held = false);
         self.due(part);
-        Ok(self.parts[part].units.clone())
+        Ok(ids)
     }
 
     // --- Status ---
@@ -464,7 +498,7 @@ impl Supervisor {
         let state = unit.service.state;
         let retry = match state {
             State::Waiting { until } => Some(until.saturating_sub(now)),
-            _ if state.is_at_rest() => members.plan.in_ms(now, wall),
+            _ if state.is_at_rest() && !unit.held => members.plan.in_ms(now, wall),
             _ => None,
         };
         let returns = unit.intent.starts() && state.is_at_rest();
@@ -489,7 +523,9 @@ impl Supervisor {
             restarts: u64::from(schedule.map_or(unit.service.restarts, |_| members.plan.runs)),
             last_end: self.last_end(unit, now, wall),
             retry_in_ms: retry,
-            due_at: schedule.filter(|_| state.is_at_rest()).and_then(|it| members.plan.due_at(it, now, wall)),
+            due_at: schedule
+                .filter(|_| state.is_at_rest() && !unit.held)
+                .and_then(|it| members.plan.due_at(it, now, wall)),
             limited: self.is_limited(unit.part),
             waits_for,
             reason: unit.reason.clone(),
@@ -502,6 +538,7 @@ impl Supervisor {
         let schedule = self.parts[unit.part].spec.schedule.as_ref();
         match words::state(&unit.service.state, schedule.is_some()) {
             _ if unit.intent.starts() && unit.service.state.is_at_rest() => status::State::Waiting,
+            _ if unit.held && unit.service.state.is_at_rest() => status::State::Stopped,
             status::State::Done if schedule.is_some_and(|it| !matches!(it.when, When::Start)) => {
                 status::State::Idle
             }

@@ -97,7 +97,8 @@ impl Supervisor {
         for part in self.repeated.clone() {
             let members = &mut self.parts[part];
             let Some(schedule) = &members.spec.schedule else { continue };
-            if members.plan.look(schedule, now, time) {
+            let is_held = members.units.first().is_some_and(|id| self.units[*id].held);
+            if members.plan.look(schedule, now, time) && !is_held {
                 self.due(part);
             }
         }

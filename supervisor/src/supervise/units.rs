@@ -104,6 +104,8 @@ pub struct Unit {
     pub retired: bool,
     /// A task that was due while it ran, and runs again when it has ended.
     pub queued: bool,
+    /// A task that was told to stop: its schedule does not start it, until somebody does.
+    pub held: bool,
     /// When its state came to be: on the wall clock, and on ours.
     pub since: (UnixMs, Ms),
     /// The time under which it is in [`Timers`].
@@ -146,6 +148,7 @@ impl Unit {
             intent: Intent::None,
             retired: false,
             queued: false,
+            held: false,
             since,
             timer: None,
             reason: None,
