@@ -189,8 +189,7 @@ fn a_stop_of_what_has_ended_returns_when_what_needs_it_has() {
     let bundle = App::service("ignores-term", &[], more).helper("crashes-after").pack();
     let _ = bundle.run(["start"]);
     let states = || {
-        let status: Value =
-            serde_json::from_str(&bundle.run(["status", "--json"]).text()).expect("JSON");
+        let status: Value = serde_json::from_str(&bundle.run(["status", "--json"]).text()).expect("JSON");
         let units = status["units"].as_array().expect("units").clone();
         units.iter().map(|unit| unit["state"].as_str().expect("a state").to_owned()).collect::<Vec<_>>()
     };

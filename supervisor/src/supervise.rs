@@ -38,6 +38,7 @@ mod children;
 mod descent;
 mod launch;
 pub mod order;
+mod orders;
 mod outside;
 pub mod ports;
 mod published;
@@ -58,7 +59,7 @@ use order::{Needs, Order, Part};
 pub use ports::Ports;
 use schedule::Plan;
 pub use spec::{PortSpec, ProgramSpec, Question, Schedule, ServiceSpec, What, When, Where, Wish};
-use units::{Id, Intent, Members, Pids, Timers, Unit};
+use units::{Id, Members, Pids, Timers, Unit};
 
 /// What is supervised.
 #[derive(Default)]
@@ -669,40 +670,6 @@ impl Supervisor {
         }
     }
 
-    /// Remembers what a unit is to do when it can, in place of what it was to do.
-    fn intend(&mut self, id: Id, intent: Intent) {
-        let before = std::mem::replace(&mut self.units[id].intent, intent);
-        self.rested |= before != intent;
-        self.returning |= intent.starts();
-    }
-
-    /// Starts a unit now.
-    fn start(&mut self, id: Id) {
-        self.units[id].held = false;
-        self.intend(id, Intent::None);
-        self.feed(id, Event::Start);
-    }
-
-    /// Wants a unit to stop, after all that needs it.
-    fn doom(&mut self, id: Id) {
-        let unit = &mut self.units[id];
-        unit.queued = false;
-        let is_at_rest = unit.service.state.is_at_rest();
-        self.intend(id, if is_at_rest { Intent::None } else { Intent::Stop });
-    }
-
-    /// Stops a part's units that are to be stopped, if nothing active needs them, or nothing of them runs.
-    fn stop_doomed(&mut self, part: Part) {
-        let free = self.order.is_free(part);
-        for id in self.parts[part].units.clone() {
-            let unit = &self.units[id];
-            if unit.intent.stops() && (free || unit.service.state.run().is_none()) {
-                self.intend(id, unit.intent.after_the_stop());
-                self.feed(id, Event::Stop);
-            }
-        }
-    }
-
     /// Starts every service, and the tasks that belong to the start.
     fn start_all(&mut self) {
         self.begin_ports();
@@ -714,22 +681,6 @@ impl Supervisor {
                     self.feed(id, Event::Start);
                 }
             }
-        }
-    }
-
-    fn stop_all(&mut self) {
-        for id in 0..self.units.len() {
-            self.doom(id);
-        }
-        for part in 0..self.parts.len() {
-            self.stop_doomed(part);
-        }
-    }
-
-    fn kill_all(&mut self) {
-        for id in 0..self.units.len() {
-            self.intend(id, Intent::None);
-            self.feed(id, Event::Kill);
         }
     }
 
