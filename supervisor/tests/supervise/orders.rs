@@ -316,11 +316,12 @@ pub fn a_long_row_of_needs_is_restarted_in_a_moment() {
 
 // --- At random ---
 
-const SERVICES: [&str; 5] = ["db", "cache", "web", "proxy", "leaves"];
+const SERVICES: [&str; 7] = ["db", "cache", "web", "proxy", "leaves", "fails", "victim"];
 
 /// An order, or a crash; what is refused is refused.
 fn something(app: &App, numbers: &mut Numbers) -> String {
-    let name = numbers.one(&["db", "cache", "web", "web.0", "web.1", "proxy", "leaves", "migrate"]);
+    let name = numbers
+        .one(&["db", "cache", "web", "web.0", "web.1", "proxy", "leaves", "migrate", "fails", "victim"]);
     let target = match numbers.below(9) {
         0 | 1 => format!("/v1/services/{name}/start"),
         2 | 3 => format!("/v1/services/{name}/stop"),
@@ -362,6 +363,8 @@ fn orders_at_random(seed: u64) {
         "web": merge(service("web", json!(["cache", "migrate"])), json!({"instances": 2})),
         "proxy": service("proxy", json!(["web"])),
         "leaves": leaves,
+        "fails": sh("sleep 0.05; exit 1", merge(ready(json!({"newline": 3})), json!({"restart": "never"}))),
+        "victim": quick(json!(["cache", "fails"])),
     });
     let app = app(services, json!({"migrate": task("sleep 0.05", json!({"needs": ["db"]}))}));
     let mut told = Vec::new();
@@ -405,6 +408,7 @@ fn orders_at_random(seed: u64) {
         if round % 2 == 0 {
             app.post("/v1/restart");
             come(&told, "a restart of all", all);
+            come(&told, "a restart of all", &[("fails", &["failed"]), ("victim", &["failed"])]);
         } else {
             let name = numbers.one(&["db", "web"]);
             app.post(&format!("/v1/services/{name}/stop"));
