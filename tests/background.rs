@@ -74,6 +74,46 @@ fn the_process_in_the_background_holds_nothing_of_its_starter() {
     is_gone(&bundle);
 }
 
+/// What its caller has closed of the standard files.
+const NO_FILES: [&str; 3] = ["-c", "exec \"$@\" <&- >&- 2>&-", "sh"];
+
+/// The numbers 0 to 2 of the process that a bundle's lock file names are `/dev/null` or `others`, and the file holds
+/// nothing but that.
+#[track_caller]
+fn keeps_its_numbers(bundle: &Bundle, others: &str) {
+    let lock = bundle.sandbox.state().join(".kitbag.lock");
+    let pid = status(bundle)["pid"].to_string();
+    assert_eq!(fs::read_to_string(lock).unwrap(), format!("{pid}\n"));
+    for (number, expected) in ["/dev/null", others, others].iter().enumerate() {
+        let found = fs::read_link(format!("/proc/{pid}/fd/{number}")).unwrap();
+        assert!(found.to_str().unwrap().ends_with(expected), "{number} is {}", found.display());
+    }
+}
+
+#[test]
+fn what_its_caller_has_closed_becomes_no_other_file() {
+    let bundle = sleeper();
+    bundle.command(["start"]).behind("sh", NO_FILES).run().exits(0);
+    keeps_its_numbers(&bundle, "/.kitbag/log/supervisor.log");
+    let seen = bundle.sandbox.path().join("seen");
+    let file = |number: u8| format!("\"$(readlink /proc/$$/fd/{number})\"");
+    let list =
+        format!("set -- {} {} {}; printf '%s\\n' \"$@\" > {}", file(0), file(1), file(2), seen.display());
+    let list = ["exec", "web", "--", "/bin/sh", "-c", &list];
+    bundle.command(list).behind("sh", NO_FILES).run().exits(0);
+    assert_eq!(fs::read_to_string(seen).unwrap(), "/dev/null\n".repeat(3));
+    bundle.command(["stop"]).behind("sh", NO_FILES).run().exits(0);
+    is_gone(&bundle);
+
+    // In front it says there what it has to say.
+    let running = bundle.command([""; 0]).behind("sh", NO_FILES).start();
+    eventually(PATIENCE, "it runs", || bundle.run(["status"]).status.success());
+    keeps_its_numbers(&bundle, "/dev/null");
+    bundle.run(["stop"]).exits(0);
+    running.ended().exits(0);
+    is_gone(&bundle);
+}
+
 #[test]
 fn a_start_that_fails_says_so_where_it_was_typed() {
     let more = "restart = \"never\"\nready = { up-for = \"1s\" }";

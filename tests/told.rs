@@ -1,9 +1,11 @@
 //! What people are told: of whom, of which run, by which name, and in which terminal.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use kitbag_tests::{App, Bundle, Outcome, eventually, mounts, tools};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 /// How long anything may take.
@@ -109,18 +111,44 @@ fn the_supervisors_own_log_has_its_beginning_and_its_end() {
     bundle.run(["logs", "-n", "1", "_kitbag"]).exits(0).prints(&ends);
     // One that ended is not missed, and one that was killed is.
     bundle.run(["start"]).exits(0);
-    bundle.run(["logs", "_kitbag"]).exits(0).prints_no("did not end by itself");
+    bundle.run(["logs", "_kitbag"]).exits(0).prints_no("has noted no end");
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(supervisor(&bundle)), nix::sys::signal::SIGKILL)
         .unwrap();
     eventually(PATIENCE, "all is gone", || bundle.sandbox.processes().is_empty());
     bundle.run(["start"]).exits(0);
-    bundle.run(["logs", "_kitbag"]).exits(0).prints("did not end by itself: it was killed");
+    bundle.run(["logs", "_kitbag"]).exits(0).prints("has noted no end: it was killed");
     stops(&bundle);
 }
 
 fn supervisor(bundle: &Bundle) -> i32 {
     let pid = json(bundle.run(["status", "--json"]).exits(0))["pid"].as_i64();
     pid.and_then(|pid| i32::try_from(pid).ok()).expect("it runs")
+}
+
+#[test]
+fn a_state_folder_that_is_removed_while_it_is_used_is_made_again_for_its_user_alone_and_said_once() {
+    let manifest = "[services.web]\nargv = [\"bin/sleeps\"]\n[tasks.often]\nargv = [\"bin/exits-zero\"]\n\
+                    every = \"1s\"\n[logs]\nto = { files = \"${state}/log\" }\n";
+    let bundle = App::new(manifest).helper("sleeps").helper("exits-zero").pack();
+    let mut running = bundle.command([""; 0]).start();
+    eventually(PATIENCE, "it runs", || bundle.run(["status"]).status.success());
+    let state = bundle.sandbox.state();
+    fs::remove_dir_all(&state).unwrap();
+    let record = state.join(".kitbag/tasks/often");
+    eventually(PATIENCE, "a run is remembered again", || record.exists());
+    running.wait_say("is gone, removed while this runs");
+    // Two more runs say nothing more.
+    for _ in 0..2 {
+        fs::remove_file(&record).unwrap();
+        eventually(PATIENCE, "another run is remembered", || record.exists());
+    }
+    for folder in [state.clone(), state.join(".kitbag")] {
+        let mode = fs::metadata(&folder).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700, "{}", folder.display());
+    }
+    running.signal(Signal::SIGTERM);
+    let outcome = running.ended().exits(0);
+    assert_eq!(outcome.said().matches("removed while this runs").count(), 1, "{outcome}");
 }
 
 #[test]
@@ -223,7 +251,7 @@ fn logs_of_more_units_than_files_may_be_open_are_shown() {
     follows.wait_print("| line of 99\n");
     bundle.run(["stop"]).exits(0);
     follows.wait_print("ends, process ");
-    follows.signal(nix::sys::signal::Signal::SIGTERM);
+    follows.signal(Signal::SIGTERM);
     follows.ended();
     assert_eq!(bundle.sandbox.processes(), [0; 0], "left running");
 }

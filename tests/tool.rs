@@ -200,6 +200,15 @@ fn the_program_finds_signals_as_its_caller_left_them() {
 }
 
 #[test]
+fn the_program_finds_closed_what_its_caller_has_closed() {
+    let bundle = App::tool().pack();
+    for start in ["first", "later"] {
+        let closed = bundle.command(["--cat"]).behind("sh", ["-c", "exec \"$@\" <&-", "sh"]).run();
+        closed.exits(111).says("hello: read: Bad file descriptor").check(true, start);
+    }
+}
+
+#[test]
 fn a_store_named_with_a_slash_at_its_end_serves_later_starts_as_quickly() {
     if !tools(&["strace"]) {
         return;

@@ -35,6 +35,7 @@ fn main() {
     let compress = args.get(3).is_some();
     let files = Files {
         folder: args[0].clone().into(),
+        state: None,
         guarded: false,
         format,
         max_size: 16 << 20,

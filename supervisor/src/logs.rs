@@ -82,6 +82,7 @@ impl Settings {
     pub fn of(logs: &kitbag_format::service::Logs, folder: Option<PathBuf>, is_foreground: bool) -> Self {
         let files = folder.map(|folder| files::Settings {
             folder,
+            state: None,
             guarded: false,
             format: logs.format,
             max_size: logs.max_size,

@@ -106,7 +106,8 @@ fn prepare(own: &Own, setting: &Setting<'_>) -> Result<(Bundle, (StateLock, InUs
             .map_err(StoreError::io("keep logs in", &files.folder))?;
         files.guarded = true;
     }
-    if let Some(files) = &logs.files {
+    if let Some(files) = &mut logs.files {
+        files.state = Some(state.clone()).filter(|state| files.folder.starts_with(state));
         note_log_folder(&runtime, &files.folder)
             .map_err(StoreError::io("note the log folder in", &runtime))?;
     }

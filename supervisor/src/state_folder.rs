@@ -111,6 +111,23 @@ pub fn runtime(state: &Path) -> Result<PathBuf, StoreError> {
     Ok(folder)
 }
 
+/// Makes both again where somebody has removed them while they are used: for their user alone, as at the start.
+///
+/// # Errors
+/// Of mkdir(2).
+pub fn make_again(state: &Path) -> io::Result<()> {
+    let runtime = runtime_in(state);
+    if runtime.is_dir() { Ok(()) } else { make_private(&runtime) }
+}
+
+/// Makes a folder and those above it that are missing, for this user alone.
+///
+/// # Errors
+/// Of mkdir(2).
+pub fn make_private(folder: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
 /// Where [`runtime`] makes it.
 pub fn runtime_in(state: &Path) -> PathBuf {
     state.join(RUNTIME)

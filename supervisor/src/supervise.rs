@@ -47,6 +47,7 @@ mod requests;
 pub mod schedule;
 mod shared;
 pub mod spec;
+mod state_loss;
 mod tail;
 mod tasks;
 mod texts;
@@ -170,6 +171,8 @@ struct Supervisor {
     bundle: String,
     version: String,
     state_folder: PathBuf,
+    /// Of that folder, as it was at the start; `None` when it has been said that it is not that any more.
+    state_identity: Option<state_loss::Identity>,
     /// Other users than this one write there.
     is_shared: bool,
     log_folder: Option<PathBuf>,
@@ -275,6 +278,7 @@ impl Supervisor {
         let mut supervisor = Self {
             bundle: bundle.name,
             version: bundle.version,
+            state_identity: state_loss::identity(&bundle.state_folder),
             state_folder: bundle.state_folder,
             is_shared,
             log_folder: bundle.log_folder,
@@ -395,8 +399,8 @@ impl Supervisor {
             self.state_folder.display()
         );
         if self.logs.last_noted().is_some_and(|last| !words::is_ending(&last)) {
-            text +=
-                "; the supervisor before it did not end by itself: it was killed, or the machine went down";
+            text += "; the supervisor before it has noted no end: it was killed, the machine went down, or its state folder was \
+                 removed while it ran, which it may do still";
         }
         self.logs.note(&text);
     }

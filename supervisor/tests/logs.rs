@@ -44,6 +44,7 @@ impl App {
         let folder = tempfile::tempdir().expect("a folder");
         let mut settings = Files {
             folder: folder.path().join("log"),
+            state: None,
             guarded: false,
             format,
             max_size: 1 << 30,
@@ -174,6 +175,21 @@ fn a_line_has_its_time_and_its_stream() {
     let marks: Vec<&str> = log.lines().map(|line| &line[27..]).collect();
     assert_eq!(marks, [" | hello", " ! oops"], "{log}");
     assert!(log.lines().all(|line| line[..27].ends_with('Z') && line.starts_with("20")), "{log}");
+}
+
+#[test]
+fn a_state_folder_that_is_gone_is_made_again_for_its_user_alone() {
+    let mut app = App::new(LogFormat::Plain, |files| {
+        let state = files.folder.join("state");
+        files.folder = state.join("log");
+        files.state = Some(state);
+    });
+    app.print("hello\n");
+    assert_eq!(app.current(), "hello\n");
+    let state = app.settings.state.clone().expect("set above");
+    for folder in [state.clone(), state.join(".kitbag")] {
+        assert_eq!(fs::metadata(&folder).expect("it is made").mode() & 0o777, 0o700, "{}", folder.display());
+    }
 }
 
 #[test]

@@ -174,6 +174,17 @@ const fn join<const N: usize>(parts: &[&[Key]]) -> [Key; N] {
     all
 }
 
+/// `[logs]` go to what is none of these names.
+fn unknown_log_to(text: &Text, names: &[(&'static str, bool)]) -> Diagnostic {
+    let names = names.iter().map(|(name, _)| *name);
+    let error = Diagnostic::new(format!("unknown `to` `{}`", text.get_ref()))
+        .at(text.span(), "expected `auto`, `stdout` or a table `{ files = \"…\" }`");
+    match near_miss(text.get_ref(), names) {
+        Some(near) => error.near(Some(near)),
+        None => error.help("for a folder with files, write `to = { files = \"${state}/log\" }`"),
+    }
+}
+
 impl Reader<'_> {
     /// Reports tables that mean nothing where nothing is supervised.
     pub(super) fn need_services(&mut self, top: &Section<'_>) {
@@ -455,9 +466,12 @@ impl Reader<'_> {
         const NAMES: &[(&str, bool)] = &[("auto", true), ("stdout", false)];
         let value = logs.get("to")?;
         let Some(table) = value.get_ref().as_table() else {
-            if value.get_ref().is_str() {
-                let auto = self.choice(logs, "to", NAMES)?;
-                return Some(if auto { LogTo::Auto } else { LogTo::Stdout });
+            if let Some(text) = self.text_of(value) {
+                let found = NAMES.iter().find(|(name, _)| name == text.get_ref());
+                if found.is_none() {
+                    self.errors.push(unknown_log_to(&text, NAMES));
+                }
+                return found.map(|(_, auto)| if *auto { LogTo::Auto } else { LogTo::Stdout });
             }
             self.wrong_type(logs, "to", value, "`\"auto\"`, `\"stdout\"` or a table");
             return None;

@@ -24,6 +24,7 @@ use super::reader::Reader;
 use super::sink::Sink;
 use super::{OWN_NAME, archive};
 use crate::state::Ms;
+use crate::state_folder;
 use crate::store::owned::{self, Refusal};
 use crate::sys::worker;
 use crate::sys::{Errno, Pid, errno_of};
@@ -46,6 +47,8 @@ const PIECE: usize = 128 * 1024;
 pub struct Settings {
     /// Holds a folder for each unit; made when it is needed.
     pub folder: PathBuf,
+    /// The state folder that it is in, if it is: made again, for this user alone, where it is gone.
+    pub state: Option<PathBuf>,
     /// Units have other users: the folders are ours alone, or nothing is written to them.
     pub guarded: bool,
     /// How a line is written.
@@ -439,6 +442,7 @@ impl Lost {
 impl Unit {
     /// Makes its folder.
     fn make_folder(&self, settings: &Settings) -> io::Result<()> {
+        settings.state.as_deref().map_or(Ok(()), state_folder::make_again)?;
         if !settings.guarded {
             return DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(&self.folder);
         }

@@ -55,14 +55,24 @@ pub enum LimitError {
     Unknown(String),
     /// More than this user may have: the resource, what was asked for and the most there is. `None`: no limit.
     AboveHard(String, Option<u64>, u64),
+    /// More open files than the kernel allows root too: what was asked for, and `fs.nr_open`.
+    AboveKernel(Option<u64>, u64),
 }
 
 impl fmt::Display for LimitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unknown(name) => write!(f, "there is no limit `{name}`; getrlimit(2) lists them"),
+            Self::AboveKernel(wanted, most) => {
+                let wanted = shown(*wanted);
+                write!(
+                    f,
+                    "limit nofile = {wanted} is above {most}, which is the most that the kernel lets anybody have, root \
+                     too (/proc/sys/fs/nr_open); ask for less, or raise that: `sysctl fs.nr_open=NUMBER`"
+                )
+            }
             Self::AboveHard(name, wanted, hard) => {
-                let wanted = wanted.map_or("unlimited".to_owned(), |wanted| wanted.to_string());
+                let wanted = shown(*wanted);
                 write!(
                     f,
                     "limit {name} = {wanted} is above the hard limit {hard} that this was started with, which only \
@@ -76,6 +86,10 @@ impl fmt::Display for LimitError {
 
 impl std::error::Error for LimitError {}
 
+fn shown(limit: Option<u64>) -> String {
+    limit.map_or_else(|| "unlimited".to_owned(), |limit| limit.to_string())
+}
+
 /// The limits of a manifest as numbers; its value is the soft and the hard limit, `None` no limit.
 pub fn resolve(limits: &BTreeMap<String, Option<u64>>) -> Result<Vec<Limit>, LimitError> {
     limits.iter().map(|(name, value)| one(name, *value)).collect()
@@ -85,10 +99,43 @@ fn one(name: &str, value: Option<u64>) -> Result<Limit, LimitError> {
     let known = NAMES.iter().find(|(known, _)| *known == name);
     let Some(&(_, resource)) = known else { return Err(LimitError::Unknown(name.to_owned())) };
     let most = value.unwrap_or(libc::RLIM_INFINITY);
-    match sys::limit(resource).map(|limit| limit.rlim_max) {
-        Some(hard) if most > hard && !nix::unistd::geteuid().is_root() => {
-            Err(LimitError::AboveHard(name.to_owned(), value, hard))
-        }
+    let hard = sys::limit(resource).map_or(libc::RLIM_INFINITY, |limit| limit.rlim_max);
+    if most > hard && !nix::unistd::geteuid().is_root() {
+        return Err(LimitError::AboveHard(name.to_owned(), value, hard));
+    }
+    match (resource == libc::RLIMIT_NOFILE).then(most_open_files).flatten() {
+        Some(open) if most > open => Err(LimitError::AboveKernel(value, open)),
         _ => Ok(Limit { resource, soft: most, hard: most }),
+    }
+}
+
+/// What no limit on open files can be above (proc_sys_fs(5), `nr_open`); `None` where there is no /proc.
+fn most_open_files() -> Option<u64> {
+    std::fs::read_to_string("/proc/sys/fs/nr_open").ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_open_files_than_the_kernel_allows_anybody_are_refused_with_its_bound() {
+        let most = most_open_files().expect("a /proc");
+        for wanted in [Some(most + 1), Some(2_000_000_000_000), None] {
+            let error = one("nofile", wanted).expect_err("beyond what there can be");
+            if !nix::unistd::geteuid().is_root() {
+                // The own bound is nearer, and names what to do.
+                assert!(matches!(error, LimitError::AboveHard(..)), "{error}");
+                continue;
+            }
+            assert_eq!(error, LimitError::AboveKernel(wanted, most));
+            let asked = wanted.map_or("unlimited".to_owned(), |wanted| wanted.to_string());
+            assert!(
+                error.to_string().starts_with(&format!("limit nofile = {asked} is above {most}, ")),
+                "{error}"
+            );
+        }
+        let own = sys::limit(libc::RLIMIT_NOFILE).expect("a limit").rlim_cur;
+        assert!(one("nofile", Some(own)).is_ok());
     }
 }

@@ -54,6 +54,7 @@ impl Supervisor {
     fn launch(&mut self, id: Id) -> Result<Process, Fault> {
         let pipes = |errno| spawn::fault(Stage::Pipes, errno);
         self.units[id].trouble = None;
+        self.look_at_state();
         self.is_fit(id)?;
         self.read_env_files(id)?;
         self.take_ports(id)?;

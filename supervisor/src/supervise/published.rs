@@ -53,6 +53,7 @@ impl Supervisor {
     }
 
     fn write_down(&mut self, now: Ms) {
+        self.look_at_state();
         let Some(folder) = &self.ports.folder else { return };
         let written = self.ports.assignments.write(folder);
         let is_news = !std::mem::replace(&mut self.ports.unwritten, written.is_err());

@@ -185,7 +185,7 @@ pub fn write_known(folder: &Path, task: &str, time: Seconds) -> io::Result<()> {
 
 /// Writes a task's file: whole, or not at all. A few bytes, so that the loop can wait for it.
 fn write(folder: &Path, task: &str, text: &str) -> io::Result<()> {
-    fs::create_dir_all(folder)?;
+    state_folder::make_private(folder)?;
     let part = folder.join(format!(".{task}.part"));
     state_folder::create(&part)?.write_all(text.as_bytes())?;
     fs::rename(&part, folder.join(task))
@@ -319,6 +319,18 @@ mod tests {
         assert_eq!(read(), (Some(record), Some(morning)));
         fs::write(folder.path().join("backup"), "known=soon\n").expect("it can be written");
         assert_eq!(read(), (None, None), "what makes no sense says nothing");
+    }
+
+    #[test]
+    fn folders_that_are_made_again_for_a_record_are_its_users_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("a folder");
+        let state = folder.path().join("state");
+        write_known(&state.join(".kitbag/tasks"), "backup", 5).expect("it can be written");
+        for made in [&state, &state.join(".kitbag")] {
+            let mode = fs::metadata(made).expect("it is there").permissions().mode();
+            assert_eq!(mode & 0o777, 0o700, "{}", made.display());
+        }
     }
 
     #[test]

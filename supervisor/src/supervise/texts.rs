@@ -83,6 +83,9 @@ impl Supervisor {
     /// Makes a file with the rights of the unit's user, who may have put something in its way; root's where nobody can have.
     fn make_with_its_rights(&self, id: Id, to: &Path, content: &OsString) -> io::Result<()> {
         let ids = self.parts[self.units[id].part].spec.setup.ids.as_ref();
+        if to.starts_with(&self.state_folder) {
+            state_folder::make_again(&self.state_folder)?;
+        }
         if let Some(ids) = ids.filter(|ids| self.is_shared && ids.uid != 0) {
             let _rights = rights::borrow(ids)?;
             share::his_folders(&self.state_folder, to, ids.uid)?;

@@ -12,19 +12,42 @@ use super::{Errno, attempt, check};
 /// What POLLOUT promises to take without blocking (pipe(7)).
 const PIPE_BUF: usize = 4096;
 
-/// Fills the standard descriptors that are closed, so that no later file gets their numbers; and marks all
-/// inherited ones beyond them close-on-exec, so that no service gets them.
+/// Fills the standard descriptors that are closed, so that no later file gets their numbers: with `/dev/null`, 0 to read
+/// and the others to write, as daemon(3) does it. To be called before anything else is opened, and again where `/dev` may
+/// have come since.
+///
+/// Where there is no `/dev/null`, they stand for a mere place (open(2), `O_PATH`), where each read and write fails with
+/// EBADF as before. With `for_us` a program that this process becomes finds them closed, as its caller left them.
+pub fn fill_standard(for_us: bool) {
+    let kept = if for_us { libc::O_CLOEXEC } else { 0 };
+    for wanted in 0..=2 {
+        // SAFETY: F_GETFL takes a number and touches no memory.
+        let flags = unsafe { libc::fcntl(wanted, libc::F_GETFL) };
+        if flags >= 0 && (for_us || flags & libc::O_PATH == 0) {
+            continue;
+        }
+        let way = if wanted == 0 { libc::O_RDONLY } else { libc::O_WRONLY };
+        // SAFETY: open(2) reads paths that end with a NUL. dup2(2) and close(2) take numbers: `wanted` is closed or a mere
+        // place, `opened` is known here alone. Descriptors are given lowest first, so a closed one is `wanted` already.
+        unsafe {
+            let opened = libc::open(c"/dev/null".as_ptr(), way | libc::O_NOCTTY | kept);
+            if opened >= 0 && opened != wanted {
+                libc::dup3(opened, wanted, kept);
+                libc::close(opened);
+            }
+            if opened < 0 && flags < 0 {
+                libc::open(c"/".as_ptr(), libc::O_PATH | libc::O_CLOEXEC);
+            }
+        }
+    }
+}
+
+/// Makes sure of the standard descriptors, and marks all inherited ones beyond them close-on-exec, so that no service
+/// gets them.
 pub fn sanitise() {
     /// Linux before 5.11 has to be told of each; how far is enough.
     const ENOUGH: RawFd = 1024;
-    for wanted in 0..=2 {
-        // SAFETY: F_GETFD takes a number and touches no memory.
-        let open = unsafe { libc::fcntl(wanted, libc::F_GETFD) } >= 0;
-        if !open && let Ok(file) = nothing() {
-            // Descriptors are given lowest first, so it has got the wanted number already. It stays open.
-            let _ = std::os::fd::IntoRawFd::into_raw_fd(file);
-        }
-    }
+    fill_standard(false);
     if close_on_exec_from(3).is_err() {
         for number in 3..ENOUGH {
             // SAFETY: F_SETFD takes numbers; on a closed descriptor it answers EBADF.
@@ -280,10 +303,10 @@ impl Target {
     }
 }
 
-/// One of the three standard descriptors, which [`sanitise`] has made sure of and nobody closes.
+/// One of the three standard descriptors, which [`fill_standard`] has made sure of and nobody closes.
 fn borrow(number: RawFd) -> BorrowedFd<'static> {
     debug_assert!((0..=2).contains(&number));
-    // SAFETY: numbers 0 to 2 are open from `sanitise` to the end of the process; std never closes them either.
+    // SAFETY: numbers 0 to 2 are open from `fill_standard` to the end of the process; std never closes them either.
     unsafe { BorrowedFd::borrow_raw(number) }
 }
 

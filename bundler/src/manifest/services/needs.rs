@@ -29,7 +29,7 @@ pub struct Unit {
     pub needs: Vec<Text>,
 }
 
-/// Adds to `errors` what makes an order impossible: two units of one name, unknown needs, needs that are never
+/// Adds to `errors` what makes an order impossible: two units of one name, or one's for another's instance, unknown needs, needs that are never
 /// fulfilled, circles.
 pub fn check(units: &[Unit], errors: &mut Vec<Diagnostic>) {
     let mut known: BTreeMap<&str, usize> = BTreeMap::new();
@@ -38,6 +38,7 @@ pub fn check(units: &[Unit], errors: &mut Vec<Diagnostic>) {
             errors.push(one_name(&units[first], unit));
         }
     }
+    errors.extend(units.iter().filter_map(|unit| of_instance(unit, units)));
     let find = |need: &Text| known.get(need.get_ref().as_str()).copied();
     for unit in units {
         errors.extend(unit.needs.iter().filter_map(|need| match find(need) {
@@ -55,6 +56,23 @@ fn one_name(service: &Unit, task: &Unit) -> Diagnostic {
         .at(task.name.span(), "the task")
         .with(service.name.span(), "the service")
         .help("give one of them another name: `needs` and commands know both by it")
+}
+
+/// A name such as `web.1` beside a service `web`, however many instances of that there are.
+fn of_instance(unit: &Unit, units: &[Unit]) -> Option<Diagnostic> {
+    let name = unit.name.get_ref();
+    let (service, index) = name.rsplit_once('.')?;
+    let is_index = !index.is_empty() && index.bytes().all(|byte| byte.is_ascii_digit());
+    let is_service = |unit: &&Unit| matches!(unit.kind, Kind::Service) && unit.name.get_ref() == service;
+    let service = units.iter().find(is_service).filter(|_| is_index)?;
+    let error = Diagnostic::new(format!(
+        "`{name}` stands for an instance of the service `{}`",
+        service.name.get_ref()
+    ))
+    .at(unit.name.span(), format!("as `{0}.0` and so on do, however many run", service.name.get_ref()))
+    .with(service.name.span(), "the service")
+    .help(format!("rename one of them, such as `{}`", name.replace('.', "-")));
+    Some(error)
 }
 
 fn unknown(unit: &Unit, need: &Text, known: &BTreeMap<&str, usize>) -> Diagnostic {

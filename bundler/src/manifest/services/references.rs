@@ -190,15 +190,27 @@ impl<'a> Known<'a> {
             return Err(wrong.label("only services have ports"));
         }
         let wrong = Wrong::new(format!("there is no service `{unit}`"));
-        let names = || self.services.keys().copied();
-        Err(match near_miss(unit, names()) {
-            Some(near) => wrong.meant(&shown(Reference { unit: Some(near.to_owned()), ..reference.clone() })),
-            None => {
-                let with_bundle = shown(Reference { bundle: Some("BUNDLE".to_owned()), ..reference.clone() });
-                let wrong = wrong.label(format!("expected {}", alternatives(names().take(20))));
-                wrong.help(format!("another bundle's is `{with_bundle}`"))
-            }
-        })
+        let with_port = |has: &dyn Fn(&BTreeMap<String, Port>) -> bool| {
+            near_miss(unit, self.services.iter().filter(|(_, offer)| has(offer.ports)).map(|(name, _)| *name))
+        };
+        let wanted = reference.port.as_str();
+        // Of what is named, the service alone may be wrong, or both; what is proposed is there.
+        let near = with_port(&|ports| ports.contains_key(wanted)).map(|near| (near, wanted)).or_else(|| {
+            let near = with_port(&|ports| !ports.is_empty())?;
+            Some((near, near_miss(wanted, self.services[near].ports.keys().map(String::as_str))?))
+        });
+        if let Some((unit, port)) = near {
+            let (unit, port) = (Some(unit.to_owned()), port.to_owned());
+            return Err(wrong.meant(&shown(Reference { unit, port, ..reference.clone() })));
+        }
+        let with_bundle = shown(Reference { bundle: Some("BUNDLE".to_owned()), ..reference.clone() });
+        let names = self.services.iter().filter(|(_, offer)| !offer.ports.is_empty()).map(|(name, _)| *name);
+        let names: Vec<&str> = names.take(20).collect();
+        let wrong = match names[..] {
+            [] => wrong.label("no service declares a port"),
+            _ => wrong.label(format!("expected {}", alternatives(names.into_iter()))),
+        };
+        Err(wrong.help(format!("another bundle's is `{with_bundle}`")))
     }
 
     fn port(

@@ -314,6 +314,29 @@ fn wrong_tasks_are_told_why() {
 }
 
 #[test]
+fn a_name_that_stands_for_an_instance_is_shown_with_the_service() {
+    assert_errors(
+        "[services.web]\nargv = [\"a\"]\n[services.\"web.1\"]\nargv = [\"a\"]\n",
+        "
+error: `web.1` stands for an instance of the service `web`
+ --> kitbag.toml:3:11
+  |
+1 | [services.web]
+  |           --- the service
+2 | argv = [\"a\"]
+3 | [services.\"web.1\"]
+  |           ^^^^^^^ as `web.0` and so on do, however many run
+  |
+  = help: rename one of them, such as `web-1`",
+    );
+    let beside = |other: &str| format!("[services.web]\nargv = [\"a\"]\n{other}\nargv = [\"a\"]\n");
+    assert!(
+        errors(&beside("[tasks.\"web.12\"]"))
+            .contains("`web.12` stands for an instance of the service `web`")
+    );
+}
+
+#[test]
 fn an_unknown_need_is_shown_with_the_one_that_was_meant() {
     assert_errors(
         "[services.web]\nargv = [\"a\"]\nneeds = [\"databse\", \"cache\"]\n[services.database]\nargv = [\"a\"]\n",
@@ -433,6 +456,8 @@ fn wrong_logs_are_told_why() {
         |lines| errors(&format!("[services.a]\nargv = [\"a\"]\n[logs]\n{lines}\n")),
         &[
             ("to = \"stdot\"", "did you mean `stdout`?"),
+            ("to = \"stdot\"", "expected `auto`, `stdout` or a table `{ files = \"…\" }`"),
+            ("to = \"file\"", "write `to = { files = \"${state}/log\" }`"),
             ("to = 1", "expected `\"auto\"`, `\"stdout\"` or a table"),
             ("to = {}", "`[logs.to]` has no `files`"),
             ("to = { files = \"log\" }", "an absolute path, or one that begins with `${state}/`"),

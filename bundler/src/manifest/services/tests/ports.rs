@@ -357,7 +357,7 @@ fn references_lead_to_ports_that_are_declared() {
             ("${ports.cache.mian:host}", "did you mean `${ports.cache.main:host}`?"),
             ("${ports.cahce.main}", "did you mean `${ports.cache.main}`?"),
             ("${ports.cache.http}", "`cache` declares no port `http`"),
-            ("${ports.redis.main}", "expected `cache`, `node`, `quiet` or `web`"),
+            ("${ports.redis.main}", "expected `cache`, `node` or `web`"),
             ("${ports.redis.main}", "another bundle's is `${ports.BUNDLE/redis.main}`"),
             ("${ports.quiet.http}", "write `[services.quiet.ports]` and below it `http = \"any\"`"),
             ("${ports.migrate.http}", "`migrate` is a task"),
@@ -450,6 +450,21 @@ fn a_sandbox_limits_ports_and_files() {
         "[services.a]\nargv = [\"a\"]\nports.p = 1\n[tasks.t]\nargv = [\"b\"]\nsandbox.connect = [\"a.p\"]\n";
     let sandbox = &supervised(task).tasks[0].1.task.process.sandbox;
     assert_eq!((sandbox.bind, sandbox.connect.clone()), (Bind::Any, Some(vec!["a.p".to_owned()])));
+}
+
+#[test]
+fn no_port_is_proposed_that_is_not_there() {
+    let of = |ports: &str, entry: &str| {
+        errors(&format!(
+            "[services.a]\nargv = [\"a\"]\nsandbox = {{ connect = [\"{entry}\"] }}\n[services.a.ports]\n{ports}"
+        ))
+    };
+    let text = of("", "x.y");
+    assert!(!text.contains("did you mean") && text.contains("no service declares a port"), "{text}");
+    let text = of("http = \"any\"", "x.y");
+    assert!(!text.contains("did you mean") && text.contains("expected `a`"), "{text}");
+    let text = of("http = \"any\"", "x.htp");
+    assert!(text.contains("did you mean `a.http`?"), "{text}");
 }
 
 #[test]
