@@ -17,7 +17,7 @@ pub fn called() -> String {
         &crate::sys::executed_path().map_or_else(|| "FILE".to_owned(), |path| quoted(path.as_os_str())),
     );
     // As `main` reads it, before there is an open bundle.
-    if kitbag_entry::head()[16] & 1 == 1 {
+    if kitbag_entry::is_tool() {
         text.push_str(" --kitbag");
     }
     text

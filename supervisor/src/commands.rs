@@ -284,7 +284,7 @@ pub fn main(arguments: Vec<OsString>) -> u8 {
     let own = match open::own() {
         Ok(own) => own,
         Err(error) => {
-            let tool = kitbag_entry::head()[16] & 1 == 1 && !ours;
+            let tool = kitbag_entry::is_tool() && !ours;
             return report_failure(&Failure::Bundle(error), tool);
         }
     };

@@ -21,7 +21,7 @@ use std::os::unix::ffi::OsStrExt;
 #[unsafe(no_mangle)]
 extern "C" fn main(count: c_int, arguments: *const *const c_char) -> c_int {
     // Before any other file is opened. A tool's program finds closed what its caller has closed.
-    kitbag_supervisor::sys::fd::fill_standard(kitbag_entry::head()[16] & 1 == 1);
+    kitbag_supervisor::sys::fd::fill_standard(kitbag_entry::is_tool());
     let argument = |number: c_int| -> OsString {
         // SAFETY: the C standard (5.1.2.2.1): `arguments` has `count` texts that end with a zero.
         let text = unsafe { CStr::from_ptr(*arguments.add(number as usize)) };

@@ -69,6 +69,11 @@ pub fn head() -> [u8; HEAD_LEN] {
     first()
 }
 
+/// True if a tool was packed into the running file, as its head says: for who asks before the bundle was looked at.
+pub fn is_tool() -> bool {
+    first::<{ PREFIX_LEN }>()[16] & HINT_TOOL as u8 != 0
+}
+
 /// The part of the head that a start record repeats.
 #[cfg(any(test, all(target_arch = "x86_64", target_os = "linux", target_pointer_width = "64")))]
 pub(crate) fn prefix() -> Prefix {

@@ -31,7 +31,7 @@ pub mod record;
 #[cfg(all(target_arch = "x86_64", target_os = "linux", target_pointer_width = "64"))]
 mod sys;
 
-pub use head::head;
+pub use head::{head, is_tool};
 
 /// True where `a` and `b` hold the same bytes. Slice comparison would call libc's `memcmp`.
 #[inline(always)]
