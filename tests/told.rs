@@ -78,6 +78,50 @@ fn status_is_of_those_who_are_named() {
     stops(&bundle);
 }
 
+/// The lines below `next:`, as they are typed, without what they are for.
+fn advised(status: &Outcome) -> Vec<String> {
+    let text = status.text();
+    let lines = text.lines().skip_while(|line| *line != "next:").skip(1);
+    lines.map(|line| line.trim().split("   ").next().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn what_is_advised_is_about_the_cause_and_mends_it_when_it_is_typed() {
+    let text = "case $1 in
+        again) exit 3 ;;
+        migrate) test -e \"$STATE/mended\" || { echo no table; exit 4; } ;;
+        *) exec sleep 1000 ;;
+    esac";
+    let more = "needs = [\"dep\"]
+        [services.dep]
+        argv = [\"bin/web\"]
+        needs = [\"migrate\"]
+        [services.again]
+        argv = [\"bin/web\", \"again\"]
+        restart-delay = { first = \"1h\", longest = \"1h\" }
+        [tasks.migrate]
+        argv = [\"bin/web\", \"migrate\"]
+        env = { STATE = \"${state}\" }";
+    let bundle = script(text, more);
+    bundle.run(["start"]).exits(7);
+    let status = bundle.run(["status"]).exits(7);
+    let file = bundle.file.display();
+    let typed = ["logs -n 50 migrate", "run-task migrate --wait", "start dep web"];
+    let called = format!("KITBAG_STATE={} {file}", bundle.sandbox.state().display());
+    assert_eq!(advised(&status), typed.map(|line| format!("{called} {line}")), "{status}");
+    // Of one that is named, its cause is not shown, and all the same the cause.
+    let one = bundle.run(["status", "web"]).exits(7).prints_no("  migrate ");
+    assert_eq!(advised(&one)[..2], advised(&status)[..2], "{one}");
+    fs::write(bundle.sandbox.state().join("mended"), "").unwrap();
+    let shell = |line: &String| bundle.sandbox.command("/bin/sh").args(["-c", line]).run().exits(0);
+    let said: Vec<Outcome> = advised(&status).iter().map(shell).collect();
+    assert!(said[0].text().contains("no table"), "{}", said[0]);
+    let status = bundle.run(["status"]).exits(0).prints("web      ready").prints("dep      ready");
+    // Now it is the one that is tried again.
+    assert_eq!(advised(&status)[0], format!("{called} logs -n 50 again"), "{status}");
+    stops(&bundle);
+}
+
 #[test]
 fn what_is_said_last_is_of_this_run() {
     let text = "test -e \"$STATE/quiet\" || echo an earlier run; exit 3";

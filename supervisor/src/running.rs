@@ -314,12 +314,12 @@ pub fn status(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
     let mut value = good(answer)?;
     let mut status = Status::from_json(&value);
     running.must_know(&line.names, &status)?;
-    choose(&line.names, &mut value, &mut status);
+    let others = choose(&line.names, &mut value, &mut status);
     if line.has("json") {
         print(kitbag_format::report::json_text(&value).as_bytes())?;
     } else {
         let coloured = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        let look = Look { coloured, width: crate::sys::background::columns() };
+        let look = Look { coloured, width: crate::sys::background::columns(), others: &others };
         let extras = extras(&status, peer == Some(status.pid), running.format);
         let mut text = table::render(&status, &extras, look, &called());
         if let Some(other) = running.differs(&status) {
@@ -331,17 +331,20 @@ pub fn status(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
     if failed { Err(Failure::Found(exit::SERVICE_FAILED)) } else { Ok(()) }
 }
 
-/// Leaves the units of these names alone in a status; with none, all.
-fn choose(names: &[String], value: &mut Value, status: &mut Status) {
+/// Leaves the units of these names alone in a status; with none, all. Returns the others.
+fn choose(names: &[String], value: &mut Value, status: &mut Status) -> Vec<Unit> {
     if names.is_empty() {
-        return;
+        return Vec::new();
     }
     let chosen: Vec<String> =
         names.iter().flat_map(|name| status.named(name)).map(|unit| unit.name.clone()).collect();
-    status.units.retain(|unit| chosen.contains(&unit.name));
     if let Some(units) = value["units"].as_array_mut() {
         units.retain(|unit| unit["name"].as_str().is_some_and(|name| chosen.iter().any(|it| it == name)));
     }
+    let (shown, others) =
+        std::mem::take(&mut status.units).into_iter().partition(|it| chosen.contains(&it.name));
+    status.units = shown;
+    others
 }
 
 /// What the supervisor leaves to its clients: a look at whole sessions, if its processes have the same numbers here; last
