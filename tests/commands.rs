@@ -185,6 +185,38 @@ fn a_service_that_is_scaled_to_nothing_is_still_known() {
     is_gone(&bundle);
 }
 
+// --- Help ---
+
+#[test]
+fn each_command_says_what_it_means() {
+    let bundle = shop();
+    let all = bundle.run(["help"]).exits(0).text();
+    let usages: Vec<&str> = all.lines().filter_map(|line| line.strip_prefix("  FILE ")).collect();
+    assert!(usages.len() > 15 && usages[0] == "[run]", "{all}");
+    for usage in &usages[1..] {
+        let name = usage.split(' ').next().unwrap();
+        for asked in [&[name, "--help"][..], &[name, "-h"]] {
+            let outcome = bundle.run(asked).exits(0).is_quiet().prints(&format!("FILE {usage}\n    "));
+            assert_eq!(outcome.text().lines().count(), 2, "{outcome}");
+        }
+    }
+    bundle.run(["run", "--help"]).exits(0).prints("FILE [run]\n");
+    bundle.run(["status", "web", "--json", "--help"]).exits(0).prints("FILE status ");
+    bundle.run(["stats", "--help"]).exits(2).says("did you mean `status`?");
+    // What is started is asked itself.
+    bundle.run(["start"]).exits(0);
+    for words in [&["exec", "web", "--"][..], &["exec", "web"]] {
+        let ask = words.iter().chain(&["/bin/sh", "-c", "echo asked $1", "sh", "--help"]);
+        bundle.run(ask).exits(0).prints("asked --help\n");
+    }
+    bundle.run(["stop"]).exits(0);
+    is_gone(&bundle);
+    let tool = App::tool().pack();
+    tool.run(["--kitbag", "verify", "--help"]).exits(0).prints("FILE --kitbag verify [--unpacked]\n    ");
+    tool.run(["--kitbag", "status", "--help"]).exits(2).says("is for bundles of services");
+    tool.run(["--help"]).succeeds().prints("argv[1] --help");
+}
+
 // --- A file that is not there any more ---
 
 #[test]
