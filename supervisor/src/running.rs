@@ -16,6 +16,7 @@ use crate::called::called;
 use crate::commands::{Failure, pass_on, print};
 use crate::control::client::{self, Answer, PATIENCE};
 use crate::control::http::encoded;
+use crate::control::socket;
 use crate::open::Own;
 use crate::state::Ms;
 use crate::state_folder::{self, Found};
@@ -211,16 +212,30 @@ impl Running {
             None => (String::new(), "PID".to_owned()),
         };
         let late = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+        let folder = self.folder();
         let why = match error.kind() {
             _ if late => "no answer in time".to_owned(),
             io::ErrorKind::UnexpectedEof => "its answer broke off".to_owned(),
+            io::ErrorKind::NotFound => {
+                return Failure::Running(format!(
+                    "{} runs{process}, and cannot be asked: its socket {} is gone\n  to fix  if somebody has removed it, \
+                     `kill {pid}` stops what runs, then `{} start`; a start that copies much into its state has none yet",
+                    self.name,
+                    folder.join(socket::NAME).display(),
+                    called()
+                ));
+            }
             _ => error.to_string(),
         };
+        let to_fix = if late {
+            format!("`kill -CONT {pid}` wakes it if it was stopped")
+        } else {
+            format!("`kill {pid}` stops it")
+        };
         let text = format!(
-            "{} runs{process}, and does not answer at {}: {why}\n  to fix  see what holds it up; \
-             `kill -CONT {pid}` wakes it if it was stopped",
+            "{} runs{process}, and does not answer at {}: {why}\n  to fix  see what holds it up; {to_fix}",
             self.name,
-            self.folder().display()
+            folder.display()
         );
         if late && all_that_is_left { Failure::Late(text) } else { Failure::Running(text) }
     }
@@ -764,7 +779,6 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::control::socket;
 
     /// A bundle that is asked, and the listener of who answers in its place.
     fn asked(folder: &Path) -> (Running, UnixListener) {
