@@ -163,6 +163,18 @@ fn a_wait_is_over_when_its_time_is_and_says_who_is_not_ready() {
 }
 
 #[test]
+fn who_does_not_wait_longer_for_a_task_is_told_what_to_type() {
+    let bundle = shop();
+    bundle.run(["start"]).exits(0);
+    let waited = bundle.run(["run-task", "tidy", "--wait", "--timeout", "300ms"]).exits(10);
+    waited.says("task tidy still runs").says(" status tidy`").says(" logs -f tidy`").says(" stop tidy`");
+    bundle.run(["status", "tidy"]).exits(0).prints("running");
+    bundle.run(["stop", "tidy"]).exits(0);
+    bundle.run(["stop"]).exits(0);
+    is_gone(&bundle);
+}
+
+#[test]
 fn a_service_that_is_scaled_to_nothing_is_still_known() {
     let bundle = shop();
     bundle.run(["start"]).exits(0);

@@ -476,7 +476,10 @@ pub fn run_task(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
     if !line.has("wait") {
         return Ok(());
     }
-    let answer = running.wait("ended", name, SILENT, &mut |_| Ok(()))?;
+    let answer = match running.wait("ended", name, SILENT, &mut |_| Ok(())) {
+        Err(Failure::NotReady { .. }) => return Err(still_runs(name)),
+        other => other?,
+    };
     if answer["well"] == true {
         return Ok(());
     }
@@ -485,6 +488,15 @@ pub fn run_task(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
     tell(&format!("task {name} did not end well: {how}"));
     running.tell_last_lines(&status, name);
     Err(Failure::Found(exit::SERVICE_FAILED))
+}
+
+/// The time of whoever waits for a task is over, not that of the task.
+fn still_runs(name: &str) -> Failure {
+    let called = called();
+    Failure::Late(format!(
+        "task {name} still runs, and goes on\n  to fix  `{called} status {name}` says more, `{called} logs -f {name}` goes on \
+         with what it prints, `{called} stop {name}` ends it"
+    ))
 }
 
 /// `wait --ready [--timeout T] [SVC…]`
