@@ -109,6 +109,15 @@ fn what_makes_no_sense_is_wrong_use_with_one_way_to_fix_it() {
         (&["status", "web", "wbe"], "did you mean `web`?"),
         (&["restart", "web.4"], "there is no web.4: web has one instance, web.0"),
         (&["restart", "web.4"], "`scale web=5`"),
+        (&["logs", "-n", "abc"], "-n: `abc` is not a number of lines, as in `logs -n 50`"),
+        (&["status", ""], "a name is empty"),
+        (&["wait", "--ready", ""], "a name is empty"),
+        (&["logs", ""], "a name is empty"),
+        (&["stop", ""], "a name is empty"),
+        (&["stop", "web", ""], "a name is empty"),
+        (&["restart", ""], "a name is empty"),
+        (&["run-task", ""], "a name is empty"),
+        (&["exec", "", "true"], "a name is empty"),
     ] {
         let outcome = bundle.run(command).exits(2).says(said);
         assert_eq!(outcome.said().matches("to fix").count(), 1, "{outcome}");

@@ -1,5 +1,6 @@
 //! A bundle's commands about its running self: each finds it by the state folder, and asks it through its socket.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
@@ -289,7 +290,7 @@ impl Line {
         let mut line = Self::default();
         while let Some(argument) = parser.next()? {
             match argument {
-                Value(name) => line.names.push(name.string()?),
+                Value(name) => line.names.push(named(name)?),
                 Long("timeout") if timed => line.timeout = Some(span(&parser.value()?.string()?)?),
                 Long(name) => match flags.iter().find(|flag| **flag == name) {
                     Some(flag) => line.flags.push(flag),
@@ -311,6 +312,15 @@ impl Line {
             None => Ok(()),
         }
     }
+}
+
+/// A name on the command line. An empty one, as of a variable that is not set, does not mean all.
+fn named(argument: OsString) -> Result<String, Failure> {
+    let name = argument.string()?;
+    if name.is_empty() {
+        return Err(Failure::Usage("a name is empty: there is no service or task ``".to_owned()));
+    }
+    Ok(name)
 }
 
 fn span(text: &str) -> Result<Ms, Failure> {

@@ -12,7 +12,7 @@ use kitbag_format::sort;
 use lexopt::prelude::*;
 use serde_json::{Value as Json, json};
 
-use super::{Running, closed, log_folder};
+use super::{Running, closed, log_folder, named};
 use crate::commands::{Failure, pass_on};
 use crate::logs::files::CURRENT;
 use crate::logs::format::{Micros, visible};
@@ -36,8 +36,8 @@ pub fn logs(own: &Own, mut parser: lexopt::Parser) -> Result<(), Failure> {
     while let Some(argument) = parser.next()? {
         match argument {
             Short('f') | Long("follow") => follow = true,
-            Short('n') | Long("lines") => count = parser.value()?.parse()?,
-            Value(name) => names.push(name.string()?),
+            Short('n') | Long("lines") => count = count_of(&parser.value()?.string()?)?,
+            Value(name) => names.push(named(name)?),
             other => return Err(other.unexpected().into()),
         }
     }
@@ -77,6 +77,12 @@ pub fn logs(own: &Own, mut parser: lexopt::Parser) -> Result<(), Failure> {
         open = show(&units, &reader.more().map_err(failed)?)?;
     }
     Ok(())
+}
+
+/// The value of `-n`.
+fn count_of(text: &str) -> Result<usize, Failure> {
+    let wrong = |_| Failure::Usage(format!("-n: `{text}` is not a number of lines, as in `logs -n 50`"));
+    text.parse().map_err(wrong)
 }
 
 /// Refuses names that neither a unit with logs has, nor a service or task of the bundle.
