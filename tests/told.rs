@@ -191,6 +191,44 @@ fn a_terminal_obeys_no_service() {
 }
 
 #[test]
+fn logs_of_what_runs_in_the_foreground_are_said_to_be_from_before() {
+    let bundle = script("echo hello; exec sleep 1000", "");
+    let mut shown = bundle.command([""; 0]).start();
+    shown.wait_print("hello");
+    let says =
+        format!("app runs in the foreground, as process {}, and what it prints goes there; ", shown.id());
+    bundle.run(["logs"]).exits(0).says(&format!("{says}nothing is kept here\n"));
+    bundle.run(["stop"]).exits(0);
+    shown.ended();
+    bundle.run(["start"]).exits(0);
+    eventually(PATIENCE, "it prints", || bundle.run(["logs", "web"]).text().contains("hello"));
+    let quiet = bundle.run(["logs", "web"]).exits(0);
+    assert!(!quiet.said().contains("foreground"), "{quiet}");
+    stops(&bundle);
+    let mut shown = bundle.command([""; 0]).start();
+    shown.wait_print("hello");
+    let says =
+        format!("as process {}, and what it prints goes there; the lines here are from before\n", shown.id());
+    bundle.run(["logs", "web"]).exits(0).prints("hello").says(&says);
+    let mut follows = bundle.command(["logs", "-f", "web"]).start();
+    follows.wait_say(&says);
+    drop(follows);
+    bundle.run(["stop"]).exits(0);
+    shown.ended();
+}
+
+#[test]
+fn where_the_manifest_wants_logs_on_standard_output_they_are_looked_for_there() {
+    let bundle = script("echo hello; exec sleep 1000", "[logs]\nto = \"stdout\"");
+    bundle.run(["start"]).exits(0);
+    let log = bundle.sandbox.state().join(".kitbag/log/supervisor.log");
+    let says = format!("goes to its standard output, in the background to {}; ", log.display());
+    bundle.run(["logs"]).exits(0).says(&says);
+    eventually(PATIENCE, "it is there", || fs::read_to_string(&log).unwrap().contains("hello"));
+    stops(&bundle);
+}
+
+#[test]
 fn json_lines_stay_json_with_several_units() {
     let logs = "[services.other]\nargv = [\"bin/web\"]\n[logs]\nformat = \"json\"";
     let bundle = script("echo hello; exec sleep 1000", logs);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use kitbag_format::exit;
 use kitbag_format::manifest::Run;
-use kitbag_format::service::{LogFormat, ReadyWhen};
+use kitbag_format::service::{LogFormat, LogTo, ReadyWhen};
 use kitbag_format::{Bundle, Digest};
 use lexopt::prelude::*;
 use serde_json::Value;
@@ -66,6 +66,8 @@ pub struct Running {
     state: PathBuf,
     /// How its logs are written.
     format: LogFormat,
+    /// Where the manifest wants them.
+    to: LogTo,
     /// Its services and tasks.
     parts: Vec<String>,
     /// Services that are ready because they run.
@@ -109,6 +111,7 @@ impl Running {
             name,
             state,
             format: manifest.logs.format,
+            to: manifest.logs.to.clone(),
             version: manifest.version.clone(),
             digest: own.bundle.digest(),
             until: None,
@@ -808,6 +811,7 @@ mod tests {
             name: "shop".to_owned(),
             state: folder.to_owned(),
             format: LogFormat::Plain,
+            to: LogTo::Auto,
             parts: Vec::new(),
             unproven: Vec::new(),
             version: String::new(),
