@@ -24,9 +24,13 @@ pub fn next(status: &Status, extras: &[Extra], others: &[Unit], file: &str) -> V
         line("start".to_owned(), "waits until it has stopped, and starts it again");
     } else if let Some(unit) = foremost(&status.units, &all) {
         of_unwell(unit, &mut line);
-        let victims = victims_of(unit, &status.units, &all);
-        if !victims.is_empty() {
-            line(format!("start {}", victims.join(" ")), &format!("then this, which needs {}", unit.service));
+        let starts = starts_after(unit, &status.units, &all);
+        if !starts.is_empty() {
+            let about = match unit.failed_need() {
+                Some(need) => format!("{need} had failed, and this has not been started since"),
+                None => format!("then this, which needs {}", unit.service),
+            };
+            line(format!("start {}", starts.join(" ")), &about);
         }
     } else if let Some((unit, _)) =
         status.units.iter().zip(extras).find(|(_, extra)| extra.session.halted.is_some())
@@ -46,49 +50,55 @@ fn foremost<'a>(shown: &'a [Unit], all: &[&'a Unit]) -> Option<&'a Unit> {
     let failed = |unit: &&Unit| unit.state == State::Failed;
     let by_itself = |unit: &&Unit| unit.state == State::Failed && unit.failed_need().is_none();
     let slow = |unit: &&Unit| unit.state == State::Starting && unit.for_ms > SLOW;
-    let victim = || shown.iter().find(failed).map(|unit| cause_of(unit, all).0);
+    let victim = || shown.iter().find(failed).map(|unit| cause_of(unit, all));
     let retrying = || shown.iter().find(|unit| unit.state == State::Retrying);
     shown.iter().find(by_itself).or_else(victim).or_else(retrying).or_else(|| shown.iter().find(slow))
 }
 
-/// The unit that keeps this one from starting, and over how many others. It is this one itself if nothing does any more.
-fn cause_of<'a>(unit: &'a Unit, all: &[&'a Unit]) -> (&'a Unit, usize) {
-    let mut found = (unit, 0);
-    while found.1 < all.len()
-        && let Some(name) = found.0.failed_need()
+/// This unit, what keeps it from starting, what keeps that, and so on: the cause is the last one, and may be the only one.
+fn chain<'a>(unit: &'a Unit, all: &[&'a Unit]) -> Vec<&'a Unit> {
+    let (mut chain, mut last) = (vec![unit], unit);
+    while chain.len() <= all.len()
+        && let Some(name) = last.failed_need()
         && let Some(need) = all.iter().find(|it| it.name == name || it.service == name)
         && !need.is_ready()
     {
-        found = (need, found.1 + 1);
+        chain.push(need);
+        last = need;
     }
-    found
+    chain
 }
 
-/// The services that this unit alone keeps from starting, in the order in which they can be started.
-fn victims_of(cause: &Unit, shown: &[Unit], all: &[&Unit]) -> Vec<String> {
-    let mut found = Vec::new();
+fn cause_of<'a>(unit: &'a Unit, all: &[&'a Unit]) -> &'a Unit {
+    chain(unit, all).last().copied().unwrap_or(unit)
+}
+
+/// The services to be started once the cause is mended, in the order in which that can be: those that it keeps from
+/// starting, up to those that are shown, and itself if something did that to it which is well again.
+fn starts_after(cause: &Unit, shown: &[Unit], all: &[&Unit]) -> Vec<String> {
+    let from = usize::from(cause.failed_need().is_none());
+    let mut found: Vec<(usize, &str)> = Vec::new();
     for unit in shown.iter().filter(|unit| unit.state == State::Failed) {
-        let (its_cause, distance) = cause_of(unit, all);
-        if distance > 0 && its_cause.name == cause.name {
-            found.push((distance, unit.service.clone()));
+        let chain = chain(unit, all);
+        if chain.last().is_some_and(|last| last.name == cause.name) {
+            found.extend(chain.iter().rev().map(|unit| unit.service.as_str()).enumerate().skip(from));
         }
     }
     sort::by(&mut found, &|one, other| one.0.cmp(&other.0));
-    let mut names: Vec<String> = found.into_iter().map(|(_, name)| name).collect();
-    names.dedup();
+    let mut names: Vec<String> = Vec::new();
+    for (_, name) in found {
+        if !names.iter().any(|known| known == name) {
+            names.push(name.to_owned());
+        }
+    }
     names
 }
 
 fn of_unwell(unit: &Unit, line: &mut dyn FnMut(String, &str)) {
     let name = &unit.name;
-    if let Some(need) = unit.failed_need() {
-        // It was not started, so it has printed nothing.
-        return line(
-            format!("start {name}"),
-            &format!("{need} had failed, and this has not been started since"),
-        );
-    }
     match unit.state {
+        // It was not started, so it has printed nothing.
+        State::Failed if unit.failed_need().is_some() => return,
         State::Failed | State::Retrying => {}
         State::Starting if unit.for_ms > SLOW => {}
         State::Stopped => return of_stopped(unit, line),
@@ -164,11 +174,14 @@ mod tests {
         // Who asks for the last of them alone.
         let mut others = chain();
         let app = others.remove(0);
-        assert_eq!(advised(vec![app], &others), "logs -n 50 migrate\nrun-task migrate --wait\nstart app\n");
+        assert_eq!(
+            advised(vec![app], &others),
+            "logs -n 50 migrate\nrun-task migrate --wait\nstart web app\n"
+        );
         // The cause is gone, and they have not been started again.
         let mut units = chain();
         units[2] = task("migrate", State::Done, "");
-        assert_eq!(advised(units.clone(), &[]), "start web\nstart app\n");
+        assert_eq!(advised(units.clone(), &[]), "start web app\n");
         units[2] = task("migrate", State::Stopped, "");
         assert_eq!(advised(units, &[]), "start migrate\nstart web app\n");
     }
@@ -194,7 +207,7 @@ mod tests {
         let db = Unit { service: "db".into(), ..unit("db.1", State::Failed, "exited with status 3") };
         let units = vec![db, instance(0), instance(1)];
         assert_eq!(advised(units, &[]), "logs -n 50 db.1\nrestart db.1\nstart web\n");
-        assert_eq!(advised(vec![instance(1)], &[]), "start web.1\n");
+        assert_eq!(advised(vec![instance(1)], &[]), "start web\n");
         // A circle has an end.
         let circle = [
             unit("a", State::Failed, "it needs b, which x"),
