@@ -92,8 +92,8 @@ fn what_is_advised_is_about_the_cause_and_mends_it_when_it_is_typed() {
         migrate) test -e \"$STATE/mended\" || { echo no table; exit 4; } ;;
         *) exec sleep 1000 ;;
     esac";
-    let more = "needs = [\"dep\"]
-        [services.dep]
+    let more = "needs = [\"migrate\", \"zone\"]
+        [services.zone]
         argv = [\"bin/web\"]
         needs = [\"migrate\"]
         [services.again]
@@ -106,7 +106,7 @@ fn what_is_advised_is_about_the_cause_and_mends_it_when_it_is_typed() {
     bundle.run(["start"]).exits(7);
     let status = bundle.run(["status"]).exits(7);
     let file = bundle.file.display();
-    let typed = ["logs -n 50 migrate", "run-task migrate --wait", "start dep web"];
+    let typed = ["logs -n 50 migrate", "run-task migrate --wait", "start zone web"];
     let called = format!("KITBAG_STATE={} {file}", bundle.sandbox.state().display());
     assert_eq!(advised(&status), typed.map(|line| format!("{called} {line}")), "{status}");
     // Of one that is named, its cause is not shown, and all the same the cause.
@@ -116,7 +116,7 @@ fn what_is_advised_is_about_the_cause_and_mends_it_when_it_is_typed() {
     let shell = |line: &String| bundle.sandbox.command("/bin/sh").args(["-c", line]).run().exits(0);
     let said: Vec<Outcome> = advised(&status).iter().map(shell).collect();
     assert!(said[0].text().contains("no table"), "{}", said[0]);
-    let status = bundle.run(["status"]).exits(0).prints("web      ready").prints("dep      ready");
+    let status = bundle.run(["status"]).exits(0).prints("web      ready").prints("zone     ready");
     // Now it is the one that is tried again.
     assert_eq!(advised(&status)[0], format!("{called} logs -n 50 again"), "{status}");
     stops(&bundle);

@@ -70,6 +70,8 @@ pub struct Running {
     to: LogTo,
     /// Its services and tasks.
     parts: Vec<String>,
+    /// What they need.
+    needs: Vec<(String, Vec<String>)>,
     /// Services that are ready because they run.
     unproven: Vec<String>,
     version: String,
@@ -95,18 +97,21 @@ impl Running {
             }
             Err((path, error)) => return Err(closed(&path, &error)),
         };
-        let (mut parts, mut unproven) = (Vec::new(), Vec::new());
+        let (mut parts, mut needs, mut unproven) = (Vec::new(), Vec::new(), Vec::new());
         if let Run::Services(services) = &manifest.run {
             for (name, service) in services {
                 parts.push(name.clone());
+                needs.push((name.clone(), service.more.needs.clone()));
                 if service.more.ready.when == ReadyWhen::UpFor(0) {
                     unproven.push(name.clone());
                 }
             }
         }
         parts.extend(manifest.tasks.keys().cloned());
+        needs.extend(manifest.tasks.iter().map(|(name, task)| (name.clone(), task.needs.clone())));
         Ok(Self {
             parts,
+            needs,
             unproven,
             name,
             state,
@@ -347,7 +352,12 @@ pub fn status(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
         print(kitbag_format::report::json_text(&value).as_bytes())?;
     } else {
         let coloured = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        let look = Look { coloured, width: crate::sys::background::columns(), others: &others };
+        let look = Look {
+            coloured,
+            width: crate::sys::background::columns(),
+            others: &others,
+            needs: &running.needs,
+        };
         let extras = extras(&status, peer == Some(status.pid), running.format);
         let mut text = table::render(&status, &extras, look, &called());
         if let Some(other) = running.differs(&status) {
@@ -813,6 +823,7 @@ mod tests {
             format: LogFormat::Plain,
             to: LogTo::Auto,
             parts: Vec::new(),
+            needs: Vec::new(),
             unproven: Vec::new(),
             version: String::new(),
             digest: Digest([0; 32]),

@@ -16,6 +16,8 @@ pub struct Look<'a> {
     pub width: Option<usize>,
     /// Units that are not shown, one of which may be why another has failed.
     pub others: &'a [Unit],
+    /// What services and tasks need, by name.
+    pub needs: &'a [(String, Vec<String>)],
 }
 
 /// What the client adds to a unit's status.
@@ -44,7 +46,7 @@ pub fn render(status: &Status, extras: &[Extra], look: Look<'_>, file: &str) -> 
         lines.push(columns(row, &widths, look.coloured.then(|| colour(unit))));
         lines.extend(notes(unit, extras.get(at)));
     }
-    lines.extend(advice::next(status, extras, look.others, file));
+    lines.extend(advice::next(status, extras, look, file));
     lines.iter().map(|line| cut(line, look.width) + "\n").collect()
 }
 

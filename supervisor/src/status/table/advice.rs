@@ -2,7 +2,7 @@
 
 use kitbag_format::sort;
 
-use super::Extra;
+use super::{Extra, Look};
 use crate::state::Ms;
 use crate::status::{Kind, State, Status, Unit};
 
@@ -14,10 +14,9 @@ const SLOW: Ms = 10_000;
 /// Commands, with what they are for.
 type Lines = Vec<(String, String)>;
 
-/// What to type next, for the unit that is not well and that others wait for, or else for the first one. `others` are not
-/// shown, but may be why one that is shown has failed. `file` is what the bundle is called by.
-pub fn next(status: &Status, extras: &[Extra], others: &[Unit], file: &str) -> Vec<String> {
-    let all: Vec<&Unit> = status.units.iter().chain(others).collect();
+/// What to type next, for the unit that is not well and that others wait for, or else for the first one. `file` is what the bundle is called by.
+pub fn next(status: &Status, extras: &[Extra], look: Look<'_>, file: &str) -> Vec<String> {
+    let all: Vec<&Unit> = status.units.iter().chain(look.others).collect();
     let mut lines = Lines::new();
     let mut line = |command: String, about: &str| lines.push((format!("{file} {command}"), about.to_owned()));
     if status.stopping {
@@ -25,6 +24,7 @@ pub fn next(status: &Status, extras: &[Extra], others: &[Unit], file: &str) -> V
     } else if let Some(unit) = foremost(&status.units, &all) {
         of_unwell(unit, &mut line);
         let starts = starts_after(unit, &status.units, &all);
+        let starts = needs_first(with_needs(starts, look.needs, &all), look.needs);
         if !starts.is_empty() {
             let about = match unit.failed_need() {
                 Some(need) => format!("{need} had failed, and this has not been started since"),
@@ -73,7 +73,7 @@ fn cause_of<'a>(unit: &'a Unit, all: &[&'a Unit]) -> &'a Unit {
     chain(unit, all).last().copied().unwrap_or(unit)
 }
 
-/// The services to be started once the cause is mended, in the order in which that can be: those that it keeps from
+/// The services to be started once the cause is mended, the nearest first: those that it keeps from
 /// starting, up to those that are shown, and itself if something did that to it which is well again.
 fn starts_after(cause: &Unit, shown: &[Unit], all: &[&Unit]) -> Vec<String> {
     let from = usize::from(cause.failed_need().is_none());
@@ -92,6 +92,39 @@ fn starts_after(cause: &Unit, shown: &[Unit], all: &[&Unit]) -> Vec<String> {
         }
     }
     names
+}
+
+/// What this service or task needs.
+fn needs_of<'a>(name: &str, needs: &'a [(String, Vec<String>)]) -> &'a [String] {
+    needs.iter().find(|(known, _)| known == name).map_or(&[], |(_, needs)| needs)
+}
+
+/// The names, and those of what they need that was not started either: a unit says one need that has failed, and may have
+/// more.
+fn with_needs(mut names: Vec<String>, needs: &[(String, Vec<String>)], all: &[&Unit]) -> Vec<String> {
+    let is_victim = |name: &String| all.iter().any(|it| it.service == *name && it.failed_need().is_some());
+    let mut at = 0;
+    while let Some(name) = names.get(at) {
+        for need in needs_of(name, needs) {
+            if is_victim(need) && !names.contains(need) {
+                names.push(need.clone());
+            }
+        }
+        at += 1;
+    }
+    names
+}
+
+/// The names in an order in which they can be started.
+fn needs_first(mut names: Vec<String>, needs: &[(String, Vec<String>)]) -> Vec<String> {
+    let mut order = Vec::new();
+    while !names.is_empty() {
+        let is_next = |name: &String| !needs_of(name, needs).iter().any(|need| names.contains(need));
+        // The others are a circle, which no bundle has that was packed.
+        let next = names.iter().position(is_next).unwrap_or(0);
+        order.push(names.remove(next));
+    }
+    order
 }
 
 fn of_unwell(unit: &Unit, line: &mut dyn FnMut(String, &str)) {
@@ -150,7 +183,10 @@ mod tests {
     fn advised(units: Vec<Unit>, others: &[Unit]) -> String {
         let status = Status { units, ..Status::default() };
         let extras = vec![Extra::default(); status.units.len()];
-        let lines = next(&status, &extras, others, "./shop");
+        let web = vec!["migrate".to_owned()];
+        let app = vec!["migrate".to_owned(), "web".to_owned()];
+        let needs = [("app".to_owned(), app), ("web".to_owned(), web)];
+        let lines = next(&status, &extras, Look { others, needs: &needs, ..Look::default() }, "./shop");
         let commands = lines.iter().skip(1).map(|line| line.trim().split("   ").next().unwrap_or_default());
         commands.map(|command| command.strip_prefix("./shop ").expect("the file").to_owned() + "\n").collect()
     }
@@ -171,6 +207,12 @@ mod tests {
         };
         let expected = "logs -n 50 migrate\nrun-task migrate --wait\nstart web app\n";
         assert_eq!(advised(chain(), &[]), expected);
+        // It needs both, and says one.
+        let mut both = chain();
+        both[0] = unit("app", State::Failed, "it needs migrate, which exited with status 4");
+        assert_eq!(advised(both.clone(), &[]), expected);
+        let app = both.remove(0);
+        assert_eq!(advised(vec![app], &both), expected);
         // Who asks for the last of them alone.
         let mut others = chain();
         let app = others.remove(0);
