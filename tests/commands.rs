@@ -109,6 +109,15 @@ fn what_makes_no_sense_is_wrong_use_with_one_way_to_fix_it() {
         (&["status", "web", "wbe"], "did you mean `web`?"),
         (&["restart", "web.4"], "there is no web.4: web has one instance, web.0"),
         (&["restart", "web.4"], "`scale web=5`"),
+        (&["logs", "-n", "abc"], "-n: `abc` is not a number of lines, as in `logs -n 50`"),
+        (&["status", ""], "a name is empty"),
+        (&["wait", "--ready", ""], "a name is empty"),
+        (&["logs", ""], "a name is empty"),
+        (&["stop", ""], "a name is empty"),
+        (&["stop", "web", ""], "a name is empty"),
+        (&["restart", ""], "a name is empty"),
+        (&["run-task", ""], "a name is empty"),
+        (&["exec", "", "true"], "a name is empty"),
     ] {
         let outcome = bundle.run(command).exits(2).says(said);
         assert_eq!(outcome.said().matches("to fix").count(), 1, "{outcome}");
@@ -163,6 +172,18 @@ fn a_wait_is_over_when_its_time_is_and_says_who_is_not_ready() {
 }
 
 #[test]
+fn who_does_not_wait_longer_for_a_task_is_told_what_to_type() {
+    let bundle = shop();
+    bundle.run(["start"]).exits(0);
+    let waited = bundle.run(["run-task", "tidy", "--wait", "--timeout", "300ms"]).exits(10);
+    waited.says("task tidy still runs").says(" status tidy`").says(" logs -f tidy`").says(" stop tidy`");
+    bundle.run(["status", "tidy"]).exits(0).prints("running");
+    bundle.run(["stop", "tidy"]).exits(0);
+    bundle.run(["stop"]).exits(0);
+    is_gone(&bundle);
+}
+
+#[test]
 fn a_service_that_is_scaled_to_nothing_is_still_known() {
     let bundle = shop();
     bundle.run(["start"]).exits(0);
@@ -183,6 +204,38 @@ fn a_service_that_is_scaled_to_nothing_is_still_known() {
     assert_eq!((state(&bundle, "web"), state(&bundle, "web.1")), ("ready".into(), "ready".into()));
     bundle.run(["stop"]).exits(0);
     is_gone(&bundle);
+}
+
+// --- Help ---
+
+#[test]
+fn each_command_says_what_it_means() {
+    let bundle = shop();
+    let all = bundle.run(["help"]).exits(0).text();
+    let usages: Vec<&str> = all.lines().filter_map(|line| line.strip_prefix("  FILE ")).collect();
+    assert!(usages.len() > 15 && usages[0] == "[run]", "{all}");
+    for usage in &usages[1..] {
+        let name = usage.split(' ').next().unwrap();
+        for asked in [&[name, "--help"][..], &[name, "-h"]] {
+            let outcome = bundle.run(asked).exits(0).is_quiet().prints(&format!("FILE {usage}\n    "));
+            assert_eq!(outcome.text().lines().count(), 2, "{outcome}");
+        }
+    }
+    bundle.run(["run", "--help"]).exits(0).prints("FILE [run]\n");
+    bundle.run(["status", "web", "--json", "--help"]).exits(0).prints("FILE status ");
+    bundle.run(["stats", "--help"]).exits(2).says("did you mean `status`?");
+    // What is started is asked itself.
+    bundle.run(["start"]).exits(0);
+    for words in [&["exec", "web", "--"][..], &["exec", "web"]] {
+        let ask = words.iter().chain(&["/bin/sh", "-c", "echo asked $1", "sh", "--help"]);
+        bundle.run(ask).exits(0).prints("asked --help\n");
+    }
+    bundle.run(["stop"]).exits(0);
+    is_gone(&bundle);
+    let tool = App::tool().pack();
+    tool.run(["--kitbag", "verify", "--help"]).exits(0).prints("FILE --kitbag verify [--unpacked]\n    ");
+    tool.run(["--kitbag", "status", "--help"]).exits(2).says("is for bundles of services");
+    tool.run(["--help"]).succeeds().prints("argv[1] --help");
 }
 
 // --- A file that is not there any more ---

@@ -150,7 +150,9 @@ fn a_migration_that_fails_keeps_web_and_worker_from_starting_and_says_why() {
     status
         .prints("migrate  failed")
         .prints("web      failed")
-        .prints("it needs migrate, which exited with status 1");
+        .prints("it needs migrate, which exited with status 1")
+        .prints("run-task migrate --wait ")
+        .prints("start web worker ");
     // Not once: the second line in its log would be of this start.
     let log = book.run(["logs", "web"]).text();
     assert_eq!(log.matches("listening").count(), 1, "{log}");

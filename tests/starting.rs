@@ -276,6 +276,24 @@ fn a_supervisor_that_does_not_answer_keeps_no_wait_longer_than_its_time() {
     is_gone(&bundle);
 }
 
+#[test]
+fn a_socket_that_somebody_has_removed_is_said_with_what_ends_what_runs() {
+    let bundle = App::service("sleeps", &[], "").pack();
+    bundle.run(["start"]).exits(0);
+    let pid = supervisor(&bundle);
+    let socket = bundle.sandbox.state().join(".kitbag/control");
+    fs::remove_file(&socket).unwrap();
+    let outcome = bundle.run(["stop", "--timeout", "1s"]).exits(1);
+    let outcome = outcome.says(&format!("its socket {} is gone", socket.display()));
+    let outcome = outcome.says(&format!("`kill {pid}` stops what runs, then `"));
+    assert!(!outcome.said().contains("CONT"), "{outcome}");
+    send(pid, Signal::SIGTERM);
+    eventually(PATIENCE, "it has ended", || bundle.run(["status"]).status.code() == Some(9));
+    bundle.run(["start"]).exits(0);
+    bundle.run(["stop"]).exits(0);
+    is_gone(&bundle);
+}
+
 // --- Where it may not look, or write ---
 
 /// Runs it as a user who is not root.

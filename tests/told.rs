@@ -80,6 +80,50 @@ fn status_is_of_those_who_are_named() {
     stops(&bundle);
 }
 
+/// The lines below `next:`, as they are typed, without what they are for.
+fn advised(status: &Outcome) -> Vec<String> {
+    let text = status.text();
+    let lines = text.lines().skip_while(|line| *line != "next:").skip(1);
+    lines.map(|line| line.trim().split("   ").next().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn what_is_advised_is_about_the_cause_and_mends_it_when_it_is_typed() {
+    let text = "case $1 in
+        again) exit 3 ;;
+        migrate) test -e \"$STATE/mended\" || { echo no table; exit 4; } ;;
+        *) exec sleep 1000 ;;
+    esac";
+    let more = "needs = [\"migrate\", \"zone\"]
+        [services.zone]
+        argv = [\"bin/web\"]
+        needs = [\"migrate\"]
+        [services.again]
+        argv = [\"bin/web\", \"again\"]
+        restart-delay = { first = \"1h\", longest = \"1h\" }
+        [tasks.migrate]
+        argv = [\"bin/web\", \"migrate\"]
+        env = { STATE = \"${state}\" }";
+    let bundle = script(text, more);
+    bundle.run(["start"]).exits(7);
+    let status = bundle.run(["status"]).exits(7);
+    let file = bundle.file.display();
+    let typed = ["logs -n 50 migrate", "run-task migrate --wait", "start zone web"];
+    let called = format!("KITBAG_STATE={} {file}", bundle.sandbox.state().display());
+    assert_eq!(advised(&status), typed.map(|line| format!("{called} {line}")), "{status}");
+    // Of one that is named, its cause is not shown, and all the same the cause.
+    let one = bundle.run(["status", "web"]).exits(7).prints_no("  migrate ");
+    assert_eq!(advised(&one), advised(&status), "{one}");
+    fs::write(bundle.sandbox.state().join("mended"), "").unwrap();
+    let shell = |line: &String| bundle.sandbox.command("/bin/sh").args(["-c", line]).run().exits(0);
+    let said: Vec<Outcome> = advised(&status).iter().map(shell).collect();
+    assert!(said[0].text().contains("no table"), "{}", said[0]);
+    let status = bundle.run(["status"]).exits(0).prints("web      ready").prints("zone     ready");
+    // Now it is the one that is tried again.
+    assert_eq!(advised(&status)[0], format!("{called} logs -n 50 again"), "{status}");
+    stops(&bundle);
+}
+
 #[test]
 fn what_is_said_last_is_of_this_run() {
     let text = "test -e \"$STATE/quiet\" || echo an earlier run; exit 3";
@@ -172,6 +216,44 @@ fn a_terminal_obeys_no_service() {
     shown.wait_print("^[[2J^[]0;title^G\x1b[31mred\x1b[0m");
     bundle.run(["stop"]).exits(0);
     shown.ended();
+}
+
+#[test]
+fn logs_of_what_runs_in_the_foreground_are_said_to_be_from_before() {
+    let bundle = script("echo hello; exec sleep 1000", "");
+    let mut shown = bundle.command([""; 0]).start();
+    shown.wait_print("hello");
+    let says =
+        format!("app runs in the foreground, as process {}, and what it prints goes there; ", shown.id());
+    bundle.run(["logs"]).exits(0).says(&format!("{says}nothing is kept here\n"));
+    bundle.run(["stop"]).exits(0);
+    shown.ended();
+    bundle.run(["start"]).exits(0);
+    eventually(PATIENCE, "it prints", || bundle.run(["logs", "web"]).text().contains("hello"));
+    let quiet = bundle.run(["logs", "web"]).exits(0);
+    assert!(!quiet.said().contains("foreground"), "{quiet}");
+    stops(&bundle);
+    let mut shown = bundle.command([""; 0]).start();
+    shown.wait_print("hello");
+    let says =
+        format!("as process {}, and what it prints goes there; the lines here are from before\n", shown.id());
+    bundle.run(["logs", "web"]).exits(0).prints("hello").says(&says);
+    let mut follows = bundle.command(["logs", "-f", "web"]).start();
+    follows.wait_say(&says);
+    drop(follows);
+    bundle.run(["stop"]).exits(0);
+    shown.ended();
+}
+
+#[test]
+fn where_the_manifest_wants_logs_on_standard_output_they_are_looked_for_there() {
+    let bundle = script("echo hello; exec sleep 1000", "[logs]\nto = \"stdout\"");
+    bundle.run(["start"]).exits(0);
+    let log = bundle.sandbox.state().join(".kitbag/log/supervisor.log");
+    let says = format!("goes to its standard output, in the background to {}; ", log.display());
+    bundle.run(["logs"]).exits(0).says(&says);
+    eventually(PATIENCE, "it is there", || fs::read_to_string(&log).unwrap().contains("hello"));
+    stops(&bundle);
 }
 
 #[test]

@@ -711,7 +711,9 @@ fn a_full_disk_at_the_first_start_is_said_and_the_next_start_works_when_there_is
     let start = || bundle.command([""; 0]).env("KITBAG_STORE", disk.path().join("store")).run();
     let ballast = disk.path().join("ballast");
     fs::write(&ballast, vec![1; 6_000_000]).unwrap();
-    start().exits(125).prints_no(RAN).says("needs");
+    let full = start().exits(125).prints_no(RAN).says("needs 8.");
+    full.says(&format!("make room on the disk of {} (8.", disk.path().join("store").display()))
+        .says("or set KITBAG_STORE to a folder of your own, on a disk that has it and allows exec");
     fs::remove_file(&ballast).unwrap();
     start().succeeds().prints(RAN);
     let work = disk.path().join("store/v1/work");

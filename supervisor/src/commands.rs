@@ -308,6 +308,12 @@ pub fn report_failure(failure: &Failure, starting_tool: bool) -> u8 {
 fn dispatch(own: &Own, arguments: &[OsString]) -> Result<u8, Failure> {
     let name = arguments.first().map(|name| name.to_string_lossy()).unwrap_or_default();
     let rest = lexopt::Parser::from_args(arguments.iter().skip(1).cloned());
+    if asks_for_help(&name, arguments)
+        && let Some(text) = help_of(&name, own.bundle.is_tool())
+    {
+        print(text.as_bytes())?;
+        return Ok(exit::OK);
+    }
     match name.as_ref() {
         "" | "run" if !own.bundle.is_tool() => {
             nothing_more(rest)?;
@@ -385,6 +391,24 @@ fn help(own: &Own) -> Result<String, Failure> {
          7 a service failed, 9 not running, 10 not ready in time, 125 the tool's program could not be started\n",
     );
     Ok(text)
+}
+
+/// True if a command's arguments ask what it means. What follows `--`, and what `exec` starts, is not for us.
+fn asks_for_help(name: &str, arguments: &[OsString]) -> bool {
+    let most = if name == "exec" { 1 } else { arguments.len() };
+    let mut own = arguments.iter().skip(1).take(most).take_while(|argument| *argument != "--");
+    own.any(|argument| argument == "--help" || argument == "-h")
+}
+
+/// A command's line of usage, and what it means; `None` if such a bundle has no such command.
+fn help_of(name: &str, is_tool: bool) -> Option<String> {
+    if name == "run" && !is_tool {
+        return Some("FILE [run]\n    run here until stopped\n".to_owned());
+    }
+    let has = |command: &&Command| command.name == name && (command.whose == For::All || !is_tool);
+    let Command { arguments, about, .. } = COMMANDS.iter().find(has)?;
+    let file = if is_tool { "FILE --kitbag" } else { "FILE" };
+    Some(format!("{file} {name} {arguments}\n    {about}\n"))
 }
 
 fn nothing_more(mut parser: lexopt::Parser) -> Result<(), Failure> {

@@ -1,5 +1,6 @@
 //! A bundle's commands about its running self: each finds it by the state folder, and asks it through its socket.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use kitbag_format::exit;
 use kitbag_format::manifest::Run;
-use kitbag_format::service::{LogFormat, ReadyWhen};
+use kitbag_format::service::{LogFormat, LogTo, ReadyWhen};
 use kitbag_format::{Bundle, Digest};
 use lexopt::prelude::*;
 use serde_json::Value;
@@ -16,6 +17,7 @@ use crate::called::called;
 use crate::commands::{Failure, pass_on, print};
 use crate::control::client::{self, Answer, PATIENCE};
 use crate::control::http::encoded;
+use crate::control::socket;
 use crate::open::Own;
 use crate::state::Ms;
 use crate::state_folder::{self, Found};
@@ -64,8 +66,12 @@ pub struct Running {
     state: PathBuf,
     /// How its logs are written.
     format: LogFormat,
+    /// Where the manifest wants them.
+    to: LogTo,
     /// Its services and tasks.
     parts: Vec<String>,
+    /// What they need.
+    needs: Vec<(String, Vec<String>)>,
     /// Services that are ready because they run.
     unproven: Vec<String>,
     version: String,
@@ -91,22 +97,26 @@ impl Running {
             }
             Err((path, error)) => return Err(closed(&path, &error)),
         };
-        let (mut parts, mut unproven) = (Vec::new(), Vec::new());
+        let (mut parts, mut needs, mut unproven) = (Vec::new(), Vec::new(), Vec::new());
         if let Run::Services(services) = &manifest.run {
             for (name, service) in services {
                 parts.push(name.clone());
+                needs.push((name.clone(), service.more.needs.clone()));
                 if service.more.ready.when == ReadyWhen::UpFor(0) {
                     unproven.push(name.clone());
                 }
             }
         }
         parts.extend(manifest.tasks.keys().cloned());
+        needs.extend(manifest.tasks.iter().map(|(name, task)| (name.clone(), task.needs.clone())));
         Ok(Self {
             parts,
+            needs,
             unproven,
             name,
             state,
             format: manifest.logs.format,
+            to: manifest.logs.to.clone(),
             version: manifest.version.clone(),
             digest: own.bundle.digest(),
             until: None,
@@ -211,16 +221,30 @@ impl Running {
             None => (String::new(), "PID".to_owned()),
         };
         let late = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+        let folder = self.folder();
         let why = match error.kind() {
             _ if late => "no answer in time".to_owned(),
             io::ErrorKind::UnexpectedEof => "its answer broke off".to_owned(),
+            io::ErrorKind::NotFound => {
+                return Failure::Running(format!(
+                    "{} runs{process}, and cannot be asked: its socket {} is gone\n  to fix  if somebody has removed it, \
+                     `kill {pid}` stops what runs, then `{} start`; a start that copies much into its state has none yet",
+                    self.name,
+                    folder.join(socket::NAME).display(),
+                    called()
+                ));
+            }
             _ => error.to_string(),
         };
+        let to_fix = if late {
+            format!("`kill -CONT {pid}` wakes it if it was stopped")
+        } else {
+            format!("`kill {pid}` stops it")
+        };
         let text = format!(
-            "{} runs{process}, and does not answer at {}: {why}\n  to fix  see what holds it up; \
-             `kill -CONT {pid}` wakes it if it was stopped",
+            "{} runs{process}, and does not answer at {}: {why}\n  to fix  see what holds it up; {to_fix}",
             self.name,
-            self.folder().display()
+            folder.display()
         );
         if late && all_that_is_left { Failure::Late(text) } else { Failure::Running(text) }
     }
@@ -274,7 +298,7 @@ impl Line {
         let mut line = Self::default();
         while let Some(argument) = parser.next()? {
             match argument {
-                Value(name) => line.names.push(name.string()?),
+                Value(name) => line.names.push(named(name)?),
                 Long("timeout") if timed => line.timeout = Some(span(&parser.value()?.string()?)?),
                 Long(name) => match flags.iter().find(|flag| **flag == name) {
                     Some(flag) => line.flags.push(flag),
@@ -298,6 +322,15 @@ impl Line {
     }
 }
 
+/// A name on the command line. An empty one, as of a variable that is not set, does not mean all.
+fn named(argument: OsString) -> Result<String, Failure> {
+    let name = argument.string()?;
+    if name.is_empty() {
+        return Err(Failure::Usage("a name is empty: there is no service or task ``".to_owned()));
+    }
+    Ok(name)
+}
+
 fn span(text: &str) -> Result<Ms, Failure> {
     let wrong = || Failure::Usage(format!("`{text}` is not a time: `500ms`, `30s`, `5m`, `1h`"));
     time::parse_span(text).filter(|span| *span <= WITHOUT_END).ok_or_else(wrong)
@@ -314,12 +347,17 @@ pub fn status(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
     let mut value = good(answer)?;
     let mut status = Status::from_json(&value);
     running.must_know(&line.names, &status)?;
-    choose(&line.names, &mut value, &mut status);
+    let others = choose(&line.names, &mut value, &mut status);
     if line.has("json") {
         print(kitbag_format::report::json_text(&value).as_bytes())?;
     } else {
         let coloured = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        let look = Look { coloured, width: crate::sys::background::columns() };
+        let look = Look {
+            coloured,
+            width: crate::sys::background::columns(),
+            others: &others,
+            needs: &running.needs,
+        };
         let extras = extras(&status, peer == Some(status.pid), running.format);
         let mut text = table::render(&status, &extras, look, &called());
         if let Some(other) = running.differs(&status) {
@@ -331,17 +369,20 @@ pub fn status(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
     if failed { Err(Failure::Found(exit::SERVICE_FAILED)) } else { Ok(()) }
 }
 
-/// Leaves the units of these names alone in a status; with none, all.
-fn choose(names: &[String], value: &mut Value, status: &mut Status) {
+/// Leaves the units of these names alone in a status; with none, all. Returns the others.
+fn choose(names: &[String], value: &mut Value, status: &mut Status) -> Vec<Unit> {
     if names.is_empty() {
-        return;
+        return Vec::new();
     }
     let chosen: Vec<String> =
         names.iter().flat_map(|name| status.named(name)).map(|unit| unit.name.clone()).collect();
-    status.units.retain(|unit| chosen.contains(&unit.name));
     if let Some(units) = value["units"].as_array_mut() {
         units.retain(|unit| unit["name"].as_str().is_some_and(|name| chosen.iter().any(|it| it == name)));
     }
+    let (shown, others) =
+        std::mem::take(&mut status.units).into_iter().partition(|it| chosen.contains(&it.name));
+    status.units = shown;
+    others
 }
 
 /// What the supervisor leaves to its clients: a look at whole sessions, if its processes have the same numbers here; last
@@ -458,7 +499,10 @@ pub fn run_task(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
     if !line.has("wait") {
         return Ok(());
     }
-    let answer = running.wait("ended", name, SILENT, &mut |_| Ok(()))?;
+    let answer = match running.wait("ended", name, SILENT, &mut |_| Ok(())) {
+        Err(Failure::NotReady { .. }) => return Err(still_runs(name)),
+        other => other?,
+    };
     if answer["well"] == true {
         return Ok(());
     }
@@ -467,6 +511,15 @@ pub fn run_task(own: &Own, parser: lexopt::Parser) -> Result<(), Failure> {
     tell(&format!("task {name} did not end well: {how}"));
     running.tell_last_lines(&status, name);
     Err(Failure::Found(exit::SERVICE_FAILED))
+}
+
+/// The time of whoever waits for a task is over, not that of the task.
+fn still_runs(name: &str) -> Failure {
+    let called = called();
+    Failure::Late(format!(
+        "task {name} still runs, and goes on\n  to fix  `{called} status {name}` says more, `{called} logs -f {name}` goes on \
+         with what it prints, `{called} stop {name}` ends it"
+    ))
 }
 
 /// `wait --ready [--timeout T] [SVC…]`
@@ -668,10 +721,9 @@ impl Running {
         let units = self.order_each(names, "stop")?;
         let mut stopping = Vec::new();
         // What needs them stops, too, and first, unless nothing of them ran.
-        let is_other = |unit: &&Unit| {
-            units.contains(&unit.name)
-                && !names.iter().any(|name| *name == unit.name || *name == unit.service)
-        };
+        let own: Vec<&Unit> = names.iter().flat_map(|name| before.named(name)).collect();
+        let is_other =
+            |unit: &&Unit| units.contains(&unit.name) && !own.iter().any(|own| own.service == unit.service);
         let mut others: Vec<&String> =
             before.units.iter().filter(is_other).map(|unit| &unit.service).collect();
         others.dedup();
@@ -769,7 +821,6 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::control::socket;
 
     /// A bundle that is asked, and the listener of who answers in its place.
     fn asked(folder: &Path) -> (Running, UnixListener) {
@@ -777,7 +828,9 @@ mod tests {
             name: "shop".to_owned(),
             state: folder.to_owned(),
             format: LogFormat::Plain,
+            to: LogTo::Auto,
             parts: Vec::new(),
+            needs: Vec::new(),
             unproven: Vec::new(),
             version: String::new(),
             digest: Digest([0; 32]),

@@ -274,6 +274,13 @@ impl Unit {
         self.kind == Kind::Service && self.state == State::Stopped && !self.awaited
     }
 
+    /// The name of the unit, or of its service, that has failed and that this one needs, if that is why it was not
+    /// started. The reason says so in the supervisor's words: `it needs db, which exited with status 3`.
+    pub fn failed_need(&self) -> Option<&str> {
+        let reason = self.reason.as_deref().filter(|_| self.state == State::Failed)?;
+        Some(reason.strip_prefix("it needs ")?.split_once(", which ")?.0)
+    }
+
     /// When the run began that it is not ready in, or the last one if it does not run; `None`: it had none, or is ready.
     pub fn began(&self) -> Option<UnixMs> {
         match self.state {

@@ -125,9 +125,17 @@ impl fmt::Display for StoreError {
             Self::NoPlace(candidates) => {
                 f.write_str("no folder can be used to unpack in")?;
                 list(f, candidates)?;
-                f.write_str(
-                    "\n  to fix  set KITBAG_STORE to a folder of your own, on a disk that allows exec",
-                )
+                f.write_str("\n  to fix  ")?;
+                // The one that was chosen, or the one that comes first.
+                let lacks = candidates.iter().find_map(|one| Some((one.path.as_ref()?, one.lacks()?)));
+                if let Some((path, room)) = lacks {
+                    write!(f, "make room on the disk of {} ({room} are needed), or ", path.display())?;
+                    f.write_str(
+                        "set KITBAG_STORE to a folder of your own, on a disk that has it and allows exec",
+                    )
+                } else {
+                    f.write_str("set KITBAG_STORE to a folder of your own, on a disk that allows exec")
+                }
             }
             Self::NoState(candidates) => {
                 f.write_str("no folder can be used for state")?;

@@ -16,7 +16,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 use nix::unistd::{Gid, execve, getegid, geteuid, getgid, getgroups, getuid};
 use serde_json::Value as Json;
 
-use super::{PATIENCE, Running, good};
+use super::{PATIENCE, Running, good, named};
 use crate::commands::{Failure, say};
 use crate::control::Identity;
 use crate::control::http::encoded;
@@ -41,7 +41,7 @@ pub fn exec(own: &Own, mut parser: lexopt::Parser) -> Result<(), Failure> {
         return Err(usage());
     }
     let running = Running::of(own)?;
-    let target = format!("/v1/services/{}/environment", encoded(&name.string()?));
+    let target = format!("/v1/services/{}/environment", encoded(&named(name)?));
     let answer = running.ask("GET", &target, PATIENCE)?;
     let peer = answer.identity.clone();
     let surroundings = good(answer)?;

@@ -7,13 +7,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use kitbag_format::Error;
-use kitbag_format::service::LogFormat;
+use kitbag_format::service::{LogFormat, LogTo};
 use kitbag_format::sort;
 use lexopt::prelude::*;
 use serde_json::{Value as Json, json};
 
-use super::{Running, closed, log_folder};
+use super::background::own_log;
+use super::{Running, SHORTEST, closed, good, log_folder, named};
 use crate::commands::{Failure, pass_on};
+use crate::control::client;
 use crate::logs::files::CURRENT;
 use crate::logs::format::{Micros, visible};
 use crate::logs::reader::{Entry, Reader};
@@ -36,8 +38,8 @@ pub fn logs(own: &Own, mut parser: lexopt::Parser) -> Result<(), Failure> {
     while let Some(argument) = parser.next()? {
         match argument {
             Short('f') | Long("follow") => follow = true,
-            Short('n') | Long("lines") => count = parser.value()?.parse()?,
-            Value(name) => names.push(name.string()?),
+            Short('n') | Long("lines") => count = count_of(&parser.value()?.string()?)?,
+            Value(name) => names.push(named(name)?),
             other => return Err(other.unexpected().into()),
         }
     }
@@ -47,7 +49,10 @@ pub fn logs(own: &Own, mut parser: lexopt::Parser) -> Result<(), Failure> {
     let folder = log_folder(&running)?;
     check(&running, &folder, &names)?;
     let mut units = chosen(&folder, &names)?;
-    if units.is_empty() && names.is_empty() {
+    if let Some(elsewhere) = shown_elsewhere(&running) {
+        let here = if units.is_empty() { "nothing is kept here" } else { "the lines here are from before" };
+        super::tell(&format!("{elsewhere}; {here}"));
+    } else if units.is_empty() && names.is_empty() {
         super::tell(&format!(
             "nothing is in {} yet; in the foreground, lines are shown alone",
             folder.display()
@@ -77,6 +82,31 @@ pub fn logs(own: &Own, mut parser: lexopt::Parser) -> Result<(), Failure> {
         open = show(&units, &reader.more().map_err(failed)?)?;
     }
     Ok(())
+}
+
+/// The value of `-n`.
+fn count_of(text: &str) -> Result<usize, Failure> {
+    let wrong = |_| Failure::Usage(format!("-n: `{text}` is not a number of lines, as in `logs -n 50`"));
+    text.parse().map_err(wrong)
+}
+
+/// Where a bundle that runs shows what is printed, if it keeps none of it in files: a sentence. A supervisor that does not
+/// answer soon is no obstacle.
+fn shown_elsewhere(running: &Running) -> Option<String> {
+    let answer = client::ask(&running.folder(), "GET", "/v1/status", SHORTEST).ok()?;
+    let status = Status::from_json(&good(answer).ok()?);
+    let (name, pid) = (&running.name, status.pid);
+    if status.log_folder.is_some() || pid == 0 {
+        return None;
+    }
+    let log = own_log(&running.folder());
+    Some(match running.to {
+        LogTo::Stdout => format!(
+            "{name} runs as process {pid}, and what it prints goes to its standard output, in the background to {}",
+            log.display()
+        ),
+        _ => format!("{name} runs in the foreground, as process {pid}, and what it prints goes there"),
+    })
 }
 
 /// Refuses names that neither a unit with logs has, nor a service or task of the bundle.

@@ -3,19 +3,21 @@
 use super::time::{rfc3339, span};
 use super::usage::Session;
 use super::{Kind, State, Status, Unit};
-use crate::state::Ms;
 use crate::store::owned::Size;
 
-/// A run that ends badly in this time may have been refused something by its sandbox.
-const SOON: Ms = 3_000;
+mod advice;
 
 /// How it is shown.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Look {
+pub struct Look<'a> {
     /// With colours.
     pub coloured: bool,
     /// Lines are cut to this many letters; `None`: they are as long as they are.
     pub width: Option<usize>,
+    /// Units that are not shown, one of which may be why another has failed.
+    pub others: &'a [Unit],
+    /// What services and tasks need, by name.
+    pub needs: &'a [(String, Vec<String>)],
 }
 
 /// What the client adds to a unit's status.
@@ -28,7 +30,7 @@ pub struct Extra {
 }
 
 /// The status as text. `extras` are the units' in the same order; `file` is what the bundle is called by.
-pub fn render(status: &Status, extras: &[Extra], look: Look, file: &str) -> String {
+pub fn render(status: &Status, extras: &[Extra], look: Look<'_>, file: &str) -> String {
     let mut lines = vec![headline(status)];
     let rows: Vec<[String; 6]> = status
         .units
@@ -44,7 +46,7 @@ pub fn render(status: &Status, extras: &[Extra], look: Look, file: &str) -> Stri
         lines.push(columns(row, &widths, look.coloured.then(|| colour(unit))));
         lines.extend(notes(unit, extras.get(at)));
     }
-    lines.extend(advice(status, extras, file));
+    lines.extend(advice::next(status, extras, look, file));
     lines.iter().map(|line| cut(line, look.width) + "\n").collect()
 }
 
@@ -146,49 +148,6 @@ fn notes(unit: &Unit, extra: Option<&Extra>) -> Vec<String> {
 /// What services say goes to a terminal: control characters do not.
 fn printable(text: &str) -> String {
     text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
-}
-
-/// What to type next, for the first unit that is not well.
-fn advice(status: &Status, extras: &[Extra], file: &str) -> Vec<String> {
-    let unwell = |unit: &&Unit| matches!(unit.state, State::Failed | State::Retrying);
-    let slow = |unit: &&Unit| unit.state == State::Starting && unit.for_ms > 10_000;
-    let mut lines = Vec::new();
-    let mut line = |command: String, about: &str| lines.push((command, about.to_owned()));
-    if status.stopping {
-        line(format!("{file} start"), "waits until it has stopped, and starts it again");
-    } else if let Some(unit) = status.units.iter().find(unwell).or_else(|| status.units.iter().find(slow)) {
-        line(format!("{file} logs -n 50 {}", unit.name), "what it printed before");
-        match unit.kind {
-            Kind::Service => line(format!("{file} restart {}", unit.name), "try now, with a clean slate"),
-            Kind::Task => line(format!("{file} run-task {} --wait", unit.name), "try again"),
-        }
-        if unit.limited && ends_at_once(unit) {
-            let about = format!(
-                "what is started so is not limited by [{}s.{}.sandbox], which may have refused something: docs/sandbox.md",
-                unit.kind.name(),
-                unit.service
-            );
-            line(format!("{file} exec {} -- COMMAND", unit.name), &about);
-        }
-    } else if let Some((unit, _)) =
-        status.units.iter().zip(extras).find(|(_, extra)| extra.session.halted.is_some())
-    {
-        line(format!("{file} signal CONT {}", unit.name), "lets it run on; with `health` this is noticed");
-    } else if let Some(unit) = status.units.iter().find(|unit| unit.state == State::Stopped) {
-        if unit.has_no_instance() {
-            line(format!("{file} scale {}=1", unit.service), "it was scaled to 0 instances");
-        } else {
-            line(format!("{file} start {}", unit.name), "it was told to stop; this starts it");
-        }
-    }
-    let width = lines.iter().map(|(command, _)| command.len()).max().unwrap_or(0);
-    let shown = lines.iter().map(|(command, about)| format!("  {command:width$}   {about}"));
-    if lines.is_empty() { Vec::new() } else { std::iter::once("next:".to_owned()).chain(shown).collect() }
-}
-
-/// True for a bad end soon after the start, as of a program that was refused something that it needs.
-fn ends_at_once(unit: &Unit) -> bool {
-    unit.last_end.as_ref().is_some_and(|end| !end.well && end.ran_ms < SOON)
 }
 
 /// A line cut to a width in letters; escapes take none.
@@ -325,7 +284,8 @@ next:
     #[test]
     fn a_narrow_terminal_gets_short_lines_and_whole_escapes() {
         let (status, extras) = night();
-        let text = render(&status, &extras, Look { coloured: true, width: Some(24) }, "./shop");
+        let text =
+            render(&status, &extras, Look { coloured: true, width: Some(24), ..Look::default() }, "./shop");
         assert!(text.contains("\x1b[31mretrying\x1b[0m"), "{text:?}");
         for line in text.lines() {
             let bare = line.replace("\x1b[32m", "").replace("\x1b[31m", "").replace("\x1b[0m", "");

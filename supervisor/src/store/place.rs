@@ -14,7 +14,7 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{AccessFlags, access};
 
 use crate::store::closure;
-use crate::store::owned::{self, Refusal};
+use crate::store::owned::{self, Refusal, Size};
 use crate::store::record::path_of;
 use crate::store::share::Sharing;
 use crate::store::{Store, StoreError};
@@ -67,6 +67,17 @@ pub struct Candidate {
     pub why: &'static str,
     /// Whether it can be used.
     pub verdict: Result<(), Refusal>,
+}
+
+impl Candidate {
+    /// The room that is needed, if that is what it has not.
+    pub fn lacks(&self) -> Option<String> {
+        match self.verdict {
+            Err(Refusal::Space(needs, _)) => Some(Size(needs).to_string()),
+            Err(Refusal::Inodes(needs, _)) => Some(format!("{needs} files")),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Candidate {
