@@ -113,6 +113,8 @@ pub struct Unit {
     pub since: (UnixMs, Ms),
     /// Why it stands where it stands.
     pub reason: Option<String>,
+    /// The number of the unit that it needs and that had failed, as long as it was not started for that.
+    pub failed_need: Option<usize>,
     /// What it says of itself.
     pub says: Option<String>,
     /// The program that asks how it is, and when that has taken too long.

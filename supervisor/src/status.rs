@@ -156,6 +156,8 @@ pub struct Unit {
     pub limited: bool,
     /// What it waits for.
     pub waits_for: Vec<String>,
+    /// The unit, or the service, that has failed and that this one needs, if it was not started for that.
+    pub failed_need: Option<String>,
     /// Why it stands where it stands, as a clause: `/healthz answered 503 three times`.
     pub reason: Option<String>,
     /// What it says of itself: sd_notify(3) `STATUS=`.
@@ -272,13 +274,6 @@ impl Unit {
     /// True if it stands for a service that was scaled to 0 instances.
     pub fn has_no_instance(&self) -> bool {
         self.kind == Kind::Service && self.state == State::Stopped && !self.awaited
-    }
-
-    /// The name of the unit, or of its service, that has failed and that this one needs, if that is why it was not
-    /// started. The reason says so in the supervisor's words: `it needs db, which exited with status 3`.
-    pub fn failed_need(&self) -> Option<&str> {
-        let reason = self.reason.as_deref().filter(|_| self.state == State::Failed)?;
-        Some(reason.strip_prefix("it needs ")?.split_once(", which ")?.0)
     }
 
     /// When the run began that it is not ready in, or the last one if it does not run; `None`: it had none, or is ready.
@@ -408,6 +403,7 @@ impl Unit {
             "due_at": self.due_at,
             "limited": self.limited,
             "waits_for": self.waits_for,
+            "failed_need": self.failed_need,
             "reason": self.reason,
             "says": self.says,
         })
@@ -431,6 +427,7 @@ impl Unit {
             due_at: value["due_at"].as_str().map(str::to_owned),
             limited: value["limited"] == true,
             waits_for: waits_for.iter().map(text).collect(),
+            failed_need: value["failed_need"].as_str().map(str::to_owned),
             reason: value["reason"].as_str().map(str::to_owned),
             says: value["says"].as_str().map(str::to_owned),
         }
@@ -510,6 +507,7 @@ mod tests {
         web.due_at = Some("2026-11-30T03:00:00+01:00".into());
         web.limited = true;
         web.waits_for = vec!["db".into()];
+        web.failed_need = Some("db.1".into());
         web.reason = Some("\"quoted\"\n".into());
         web.last_end =
             Some(Ended { how: "exited with status 3".into(), at: 5, ago_ms: 1, ran_ms: 2, well: false });

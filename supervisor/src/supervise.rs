@@ -667,7 +667,9 @@ impl Supervisor {
         for id in self.parts[part].units.clone() {
             if self.units[id].service.state == State::Needing {
                 if let Needs::Failed(need) = self.order.needs(part) {
-                    self.units[id].reason = Some(self.failed_need(need));
+                    let (need, why) = self.failed_need(need);
+                    let unit = &mut self.units[id];
+                    (unit.failed_need, unit.reason) = (need, Some(why));
                 }
                 self.feed(id, event);
             }

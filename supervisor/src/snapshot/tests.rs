@@ -148,6 +148,7 @@ fn unit(service: Service) -> Unit {
         queued: true,
         held: true,
         since: (-5, 7),
+        failed_need: Some(4),
         reason: Some("\"quoted\" \u{1b} ü\n{\"}".into()),
         says: Some(String::new()),
         helper: Some((Process { pid: 5, start: None }, 9)),

@@ -69,6 +69,7 @@ impl Supervisor {
             held: unit.held,
             since: unit.since,
             reason: unit.reason.clone(),
+            failed_need: unit.failed_need,
             says: unit.says.as_deref().map(str::to_owned),
             helper: unit
                 .helper

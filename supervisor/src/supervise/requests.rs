@@ -213,6 +213,10 @@ impl Supervisor {
                 .and_then(|it| members.plan.due_at(it, now, wall)),
             limited: self.is_limited(unit.part),
             waits_for,
+            failed_need: unit
+                .failed_need
+                .filter(|_| state == State::Ended(Outcome::NeedFailed))
+                .map(|need| self.units[need].name.clone()),
             reason: unit.reason.clone(),
             says: unit.says.as_deref().map(str::to_owned),
         }
@@ -272,17 +276,19 @@ impl Supervisor {
         self.parts[part].spec.name.clone()
     }
 
-    /// Why what needs this part is not started.
-    pub(super) fn failed_need(&self, need: Part) -> String {
+    /// The unit of this part that has failed, and why what needs the part is not started.
+    pub(super) fn failed_need(&self, need: Part) -> (Option<Id>, String) {
         let members = &self.parts[need];
-        let failed = |id: &&Id| self.units[**id].service.state.has_failed();
-        let unit = members.units.iter().find(failed).map(|id| &self.units[*id]);
+        let failed = |id: &Id| self.units[*id].service.state.has_failed();
+        let id = members.units.iter().copied().find(failed);
+        let unit = id.map(|id| &self.units[id]);
         let name = unit.map_or(members.spec.name.as_str(), |unit| unit.name.as_str());
         let given_up = unit.is_some_and(|unit| unit.service.state == State::Ended(Outcome::NeedFailed));
-        match unit.and_then(|unit| unit.reason.as_deref()) {
+        let why = match unit.and_then(|unit| unit.reason.as_deref()) {
             Some(reason) if given_up => format!("it needs {name}, which was not started: {reason}"),
             Some(reason) => format!("it needs {name}, which {reason}"),
             None => format!("it needs {name}, which has failed"),
-        }
+        };
+        (id, why)
     }
 }

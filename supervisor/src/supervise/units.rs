@@ -112,6 +112,8 @@ pub struct Unit {
     pub timer: Option<Ms>,
     /// Why it stands where it stands.
     pub reason: Option<String>,
+    /// The unit that it needs and that had failed, as long as it was not started for that.
+    pub failed_need: Option<Id>,
     /// What was wrong with its user, ports or files when it was to be started.
     pub trouble: Option<Box<str>>,
     /// What its env files said at its last start, as the environment of its process tells too.
@@ -152,6 +154,7 @@ impl Unit {
             since,
             timer: None,
             reason: None,
+            failed_need: None,
             trouble: None,
             from_files: Box::default(),
             ports: Vec::new(),

@@ -26,7 +26,7 @@ pub fn next(status: &Status, extras: &[Extra], look: Look<'_>, file: &str) -> Ve
         let starts = starts_after(unit, &status.units, &all);
         let starts = needs_first(with_needs(starts, look.needs, &all), look.needs);
         if !starts.is_empty() {
-            let about = match unit.failed_need() {
+            let about = match unit.failed_need.as_deref() {
                 Some(need) => format!("{need} had failed, and this has not been started since"),
                 None => format!("then this, which needs {}", unit.service),
             };
@@ -48,7 +48,7 @@ pub fn next(status: &Status, extras: &[Extra], look: Look<'_>, file: &str) -> Ve
 /// for good before what is tried again.
 fn foremost<'a>(shown: &'a [Unit], all: &[&'a Unit]) -> Option<&'a Unit> {
     let failed = |unit: &&Unit| unit.state == State::Failed;
-    let by_itself = |unit: &&Unit| unit.state == State::Failed && unit.failed_need().is_none();
+    let by_itself = |unit: &&Unit| unit.state == State::Failed && unit.failed_need.is_none();
     let slow = |unit: &&Unit| unit.state == State::Starting && unit.for_ms > SLOW;
     let victim = || shown.iter().find(failed).map(|unit| cause_of(unit, all));
     let retrying = || shown.iter().find(|unit| unit.state == State::Retrying);
@@ -59,7 +59,7 @@ fn foremost<'a>(shown: &'a [Unit], all: &[&'a Unit]) -> Option<&'a Unit> {
 fn chain<'a>(unit: &'a Unit, all: &[&'a Unit]) -> Vec<&'a Unit> {
     let (mut chain, mut last) = (vec![unit], unit);
     while chain.len() <= all.len()
-        && let Some(name) = last.failed_need()
+        && let Some(name) = last.failed_need.as_deref()
         && let Some(need) = all.iter().find(|it| it.name == name || it.service == name)
         && !need.is_ready()
     {
@@ -76,7 +76,7 @@ fn cause_of<'a>(unit: &'a Unit, all: &[&'a Unit]) -> &'a Unit {
 /// The services to be started once the cause is mended, the nearest first: those that it keeps from
 /// starting, up to those that are shown, and itself if something did that to it which is well again.
 fn starts_after(cause: &Unit, shown: &[Unit], all: &[&Unit]) -> Vec<String> {
-    let from = usize::from(cause.failed_need().is_none());
+    let from = usize::from(cause.failed_need.is_none());
     let mut found: Vec<(usize, &str)> = Vec::new();
     for unit in shown.iter().filter(|unit| unit.state == State::Failed) {
         let chain = chain(unit, all);
@@ -102,7 +102,7 @@ fn needs_of<'a>(name: &str, needs: &'a [(String, Vec<String>)]) -> &'a [String] 
 /// The names, and those of what they need that was not started either: a unit says one need that has failed, and may have
 /// more.
 fn with_needs(mut names: Vec<String>, needs: &[(String, Vec<String>)], all: &[&Unit]) -> Vec<String> {
-    let is_victim = |name: &String| all.iter().any(|it| it.service == *name && it.failed_need().is_some());
+    let is_victim = |name: &String| all.iter().any(|it| it.service == *name && it.failed_need.is_some());
     let mut at = 0;
     while let Some(name) = names.get(at) {
         for need in needs_of(name, needs) {
@@ -131,7 +131,7 @@ fn of_unwell(unit: &Unit, line: &mut dyn FnMut(String, &str)) {
     let name = &unit.name;
     match unit.state {
         // It was not started, so it has printed nothing.
-        State::Failed if unit.failed_need().is_some() => return,
+        State::Failed if unit.failed_need.is_some() => return,
         State::Failed | State::Retrying => {}
         State::Starting if unit.for_ms > SLOW => {}
         State::Stopped => return of_stopped(unit, line),
@@ -171,8 +171,11 @@ mod tests {
     use super::*;
 
     fn unit(name: &str, state: State, reason: &str) -> Unit {
+        let need = reason.strip_prefix("it needs ").and_then(|rest| rest.split(',').next());
+        let failed_need = need.map(str::to_owned);
         let reason = Some(reason.to_owned()).filter(|reason| !reason.is_empty());
-        Unit { name: name.into(), service: name.into(), awaited: true, state, reason, ..Unit::default() }
+        let service = name.to_owned();
+        Unit { name: name.into(), service, awaited: true, state, reason, failed_need, ..Unit::default() }
     }
 
     fn task(name: &str, state: State, reason: &str) -> Unit {
