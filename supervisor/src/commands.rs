@@ -162,6 +162,14 @@ struct Command {
     run: fn(&Own, lexopt::Parser) -> Result<(), Failure>,
 }
 
+impl Command {
+    /// How it is typed, `FILE` for the bundle.
+    fn usage(&self, is_tool: bool) -> String {
+        let file = if is_tool { "FILE --kitbag" } else { "FILE" };
+        format!("{file} {} {}", self.name, self.arguments)
+    }
+}
+
 const COMMANDS: &[Command] = &[
     Command {
         whose: For::Services,
@@ -354,6 +362,11 @@ fn unknown(name: &str) -> String {
     }
 }
 
+/// The commands that such a bundle has.
+fn commands_of(is_tool: bool) -> impl Iterator<Item = &'static Command> {
+    COMMANDS.iter().filter(move |command| command.whose == For::All || !is_tool)
+}
+
 fn help(own: &Own) -> Result<String, Failure> {
     let manifest = own.bundle.manifest()?;
     let tool = manifest.is_tool();
@@ -362,7 +375,6 @@ fn help(own: &Own) -> Result<String, Failure> {
         text.push_str(&format!(": {}", manifest.description));
     }
     text.push_str("\n\nOne file with all it needs, packed by kitbag.\n\nUsage:\n");
-    let prefix = if tool { "FILE --kitbag" } else { "FILE" };
     match &manifest.run {
         Run::Command(_) => text.push_str("  FILE [ARGUMENTS]   run the program; all arguments are its own\n"),
         Run::Services(services) => {
@@ -370,11 +382,8 @@ fn help(own: &Own) -> Result<String, Failure> {
             text.push_str(&format!("  FILE [run]\n      run here until stopped: {}\n", names.join(", ")));
         }
     }
-    for command in COMMANDS.iter().filter(|command| command.whose == For::All || !tool) {
-        text.push_str(&format!(
-            "  {prefix} {} {}\n      {}\n",
-            command.name, command.arguments, command.about
-        ));
+    for command in commands_of(tool) {
+        text.push_str(&format!("  {}\n      {}\n", command.usage(tool), command.about));
     }
     text.push_str(
         "\nEnvironment:\n  KITBAG_STORE   folder to unpack in\n  KITBAG_STATE   folder of this app's state\n",
@@ -405,10 +414,8 @@ fn help_of(name: &str, is_tool: bool) -> Option<String> {
     if name == "run" && !is_tool {
         return Some("FILE [run]\n    run here until stopped\n".to_owned());
     }
-    let has = |command: &&Command| command.name == name && (command.whose == For::All || !is_tool);
-    let Command { arguments, about, .. } = COMMANDS.iter().find(has)?;
-    let file = if is_tool { "FILE --kitbag" } else { "FILE" };
-    Some(format!("{file} {name} {arguments}\n    {about}\n"))
+    let command = commands_of(is_tool).find(|command| command.name == name)?;
+    Some(format!("{}\n    {}\n", command.usage(is_tool), command.about))
 }
 
 fn nothing_more(mut parser: lexopt::Parser) -> Result<(), Failure> {

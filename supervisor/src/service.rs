@@ -112,8 +112,8 @@ fn prepare(own: &Own, setting: &Setting<'_>) -> Result<(Bundle, (StateLock, InUs
             .map_err(StoreError::io("note the log folder in", &runtime))?;
     }
     let control = Control::bind(&runtime).map_err(StoreError::io("listen in", &runtime))?;
-    if let Setting::Background(report) = setting {
-        report.supervising(&runtime, own::full(&manifest.logs))?;
+    if let (Setting::Background(report), Some((log, enough))) = (setting, &logs.own) {
+        report.supervising(log, *enough)?;
     }
     let ports = ports(&facts, &services, &runtime);
     let bundle = Bundle {

@@ -71,7 +71,7 @@ pub fn head() -> [u8; HEAD_LEN] {
 
 /// True if a tool was packed into the running file, as its head says: for who asks before the bundle was looked at.
 pub fn is_tool() -> bool {
-    first::<{ PREFIX_LEN }>()[16] & HINT_TOOL as u8 != 0
+    Prefix(first()).hints() & HINT_TOOL != 0
 }
 
 /// The part of the head that a start record repeats.
@@ -91,7 +91,13 @@ impl Prefix {
         crate::equal(self.part::<0, 8>(), &HEAD_MAGIC)
             && u32::from_le_bytes(*self.part::<8, 4>()) == FORMAT_VERSION
             && u32::from_le_bytes(*self.part::<12, 4>()) == 0
-            && u32::from_le_bytes(*self.part::<16, 4>()) & HINT_TOOL != 0
+            && self.hints() & HINT_TOOL != 0
+    }
+
+    /// What the packer has noted for who reads no further.
+    #[inline(always)]
+    fn hints(&self) -> u32 {
+        u32::from_le_bytes(*self.part::<16, 4>())
     }
 
     /// The length of the bundle's file in bytes.

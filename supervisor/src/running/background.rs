@@ -20,6 +20,7 @@ use crate::logs::own;
 use crate::open::Own;
 use crate::service::{self, Setting};
 use crate::state::Ms;
+use crate::state_folder;
 use crate::status::{Status, time};
 use crate::store::StoreError;
 use crate::sys::background::{self, Side};
@@ -36,12 +37,12 @@ pub struct Report(OwnedFd);
 
 impl Report {
     /// The services are about to run. Gives the terminal up: the working folder, and the standard files, which
-    /// become `supervisor.log` among the logs of `runtime`, for which so many bytes are enough.
-    pub fn supervising(&self, runtime: &Path, enough: u64) -> Result<(), StoreError> {
-        let folder = default_log_folder(runtime);
-        make_private(&folder).map_err(StoreError::io("make", &folder))?;
+    /// become `log`, as [`own_log`] names it, for which so many bytes are enough.
+    pub fn supervising(&self, log: &Path, enough: u64) -> Result<(), StoreError> {
+        let folder = log.parent().unwrap_or(Path::new("/"));
+        state_folder::make_private(folder).map_err(StoreError::io("make", folder))?;
         std::env::set_current_dir("/").map_err(StoreError::io("change to", Path::new("/")))?;
-        own::begin(&own_log(runtime), enough)?;
+        own::begin(log, enough)?;
         self.tell(SUPERVISING);
         Ok(())
     }
@@ -49,14 +50,6 @@ impl Report {
     fn tell(&self, byte: u8) {
         // Nobody may be left to hear it.
         let _ = nix::unistd::write(&self.0, &[byte]);
-    }
-}
-
-fn make_private(folder: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    match fs::DirBuilder::new().mode(0o700).create(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(()),
     }
 }
 

@@ -158,7 +158,7 @@ impl Order {
                 if !self.is_free(need) {
                     continue;
                 }
-                // Most need nothing themselves.
+                // Who needs nothing needs no table.
                 seen.resize(self.nodes.len(), false);
                 if !std::mem::replace(&mut seen[need], true) {
                     freed.push(need);

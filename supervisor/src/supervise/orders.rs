@@ -30,12 +30,17 @@ impl Supervisor {
         self.feed(id, Event::Start);
     }
 
-    /// Wants a unit to stop, after all that needs it.
-    pub(super) fn doom(&mut self, id: Id) {
+    /// Wants a unit to stop, after all that needs it, and then to come back or not.
+    fn doom(&mut self, id: Id, comes_back: bool) {
         let unit = &mut self.units[id];
         unit.queued = false;
-        let is_at_rest = unit.service.state.is_at_rest();
-        self.intend(id, if is_at_rest { Intent::None } else { Intent::Stop });
+        let intent = match (unit.service.state.is_at_rest(), comes_back) {
+            (true, false) => Intent::None,
+            (true, true) => Intent::Start,
+            (false, false) => Intent::Stop,
+            (false, true) => Intent::Restart,
+        };
+        self.intend(id, intent);
     }
 
     /// Stops a part's units that are to be stopped, if nothing active needs them, or nothing of them runs.
@@ -52,7 +57,7 @@ impl Supervisor {
 
     pub(super) fn stop_all(&mut self) {
         for id in 0..self.units.len() {
-            self.doom(id);
+            self.doom(id, false);
         }
         for part in 0..self.parts.len() {
             self.stop_doomed(part);
@@ -86,8 +91,7 @@ impl Supervisor {
         let ids: Vec<Id> = (0..self.units.len()).filter(restarts).collect();
         self.units.iter_mut().for_each(|unit| unit.held = false);
         for &id in &ids {
-            self.doom(id);
-            self.intend(id, if self.units[id].intent.stops() { Intent::Restart } else { Intent::Start });
+            self.doom(id, true);
         }
         for part in 0..self.parts.len() {
             self.stop_doomed(part);
@@ -132,7 +136,7 @@ impl Supervisor {
         let is_awaited = |need: &Part| self.is_on_its_way(*need);
         let direct: Vec<Part> = self.order.needs_of(part).iter().copied().filter(is_awaited).collect();
         if direct.is_empty() {
-            return self.needs_of(part).into_iter().rev().find(is_awaited).into_iter().collect();
+            return self.all_needs_of(part).into_iter().rev().find(is_awaited).into_iter().collect();
         }
         direct
     }
@@ -141,7 +145,7 @@ impl Supervisor {
     pub(super) fn start_named(&mut self, name: &str) -> Result<Vec<Id>, Refused> {
         let ids = self.some_named(name)?;
         let Some(part) = ids.first().map(|id| self.units[*id].part) else { return Ok(ids) };
-        for need in self.needs_of(part) {
+        for need in self.all_needs_of(part) {
             for id in self.parts[need].units.clone() {
                 let unit = &self.units[id];
                 if unit.retired || unit.intent.starts() {
@@ -160,8 +164,7 @@ impl Supervisor {
         Ok(ids)
     }
 
-    /// Starts a unit. One that stops comes to rest first, and one whose needs are on their way waits for
-    /// them.
+    /// Starts a unit. One that stops comes to rest first, and one whose needs are on their way waits for them.
     fn start_when_it_may(&mut self, id: Id) {
         let unit = &self.units[id];
         let state = unit.service.state;
@@ -182,7 +185,7 @@ impl Supervisor {
     }
 
     /// What a part needs, directly or not; what is needed stands before what needs it.
-    fn needs_of(&self, part: Part) -> Vec<Part> {
+    fn all_needs_of(&self, part: Part) -> Vec<Part> {
         let mut needs = self.order.needs_first([part]);
         needs.pop();
         needs
@@ -190,7 +193,7 @@ impl Supervisor {
 
     /// What a part needs is wanted still: nothing of it is to stop as soon as it may. What is to come back then does.
     fn keep_needs(&mut self, part: Part) {
-        for need in self.needs_of(part) {
+        for need in self.all_needs_of(part) {
             for id in self.parts[need].units.clone() {
                 if self.units[id].intent == Intent::Stop {
                     self.intend(id, Intent::None);
@@ -209,11 +212,11 @@ impl Supervisor {
             }
             return Ok(ids);
         };
+        self.hold(part);
         if self.parts[part].spec.schedule.is_some() && self.order.is_at_rest(part) {
-            self.hold(part);
+            // Nothing of it is left to stop, and nobody loses it.
             return Ok(ids);
         }
-        self.hold(part);
         let parts = self.order.with_dependents(part);
         let mut concerned = Vec::new();
         for &one in &parts {
@@ -222,7 +225,7 @@ impl Supervisor {
                 if (one == part && !unit.retired) || !unit.service.state.is_at_rest() {
                     concerned.push(id);
                 }
-                self.doom(id);
+                self.doom(id, false);
             }
         }
         for one in parts {

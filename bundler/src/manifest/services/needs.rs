@@ -29,8 +29,8 @@ pub struct Unit {
     pub needs: Vec<Text>,
 }
 
-/// Adds to `errors` what makes an order impossible: two units of one name, or one's for another's instance, unknown needs, needs that are never
-/// fulfilled, circles.
+/// Adds to `errors` what makes an order impossible: two units of one name, or one's for another's instance, unknown needs,
+/// needs that are never fulfilled, circles.
 pub fn check(units: &[Unit], errors: &mut Vec<Diagnostic>) {
     let mut known: BTreeMap<&str, usize> = BTreeMap::new();
     for (number, unit) in units.iter().enumerate() {

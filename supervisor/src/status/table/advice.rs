@@ -14,7 +14,8 @@ const SLOW: Ms = 10_000;
 /// Commands, with what they are for.
 type Lines = Vec<(String, String)>;
 
-/// What to type next, for the unit that is not well and that others wait for, or else for the first one. `file` is what the bundle is called by.
+/// What to type next, for the unit that is not well and that others wait for, or else for the first one. `file` is what the
+/// bundle is called by.
 pub fn next(status: &Status, extras: &[Extra], look: Look<'_>, file: &str) -> Vec<String> {
     let all: Vec<&Unit> = status.units.iter().chain(look.others).collect();
     let mut lines = Lines::new();
