@@ -652,6 +652,9 @@ impl Running {
                 let ended_ill = unit.last_end.as_ref().is_some_and(|end| !end.well);
                 if unit.state == State::Ready {
                     left = left.max(SETTLED.saturating_sub(unit.for_ms));
+                } else if matches!(unit.state, State::Stopping | State::Starting) {
+                    // Its process has ended, and the rest of it is on its way out; or it starts once more.
+                    left = SETTLED;
                 } else if unit.state == State::Failed || (unit.state == State::Retrying && ended_ill) {
                     self.tell_one(Some(&status), &unit.name, unit.state.name(), &unit.why());
                     has_failed = true;
